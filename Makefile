@@ -1,0 +1,49 @@
+# Everything runs inside $(VENV), which is made on first use; a stamp file keeps later runs quick.
+# Needs Python 3.10 or newer, make and git.
+#
+# PyPI's torch for Linux brings GPU libraries. To choose another build, pass pip's own flags:
+#   make test PIP_FLAGS='--extra-index-url <index of CPU builds>'
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+PIP_FLAGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c $(CONSTRAINTS)
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /' | awk -F': ' '{printf "make %-9s %s\n", $$1, $$2}'
+
+install: $(STAMP)  ## make the virtual environment and install the package with its tools
+
+demo: $(STAMP)  ## replay dialogues with full, dropped and compressed history; writes demo.html
+	$(BIN)/sonic-kv demo
+
+test: lint  ## lint, types and the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff (rules and format) and mypy, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff mend and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the virtual environments and caches
+	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.html
+
+# torch first and alone, so that its pinned build is settled before anything else is resolved.
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { echo "make: $(PYTHON) -m venv failed: install your system's python3-venv package" >&2; exit 1; }
+	@echo "installing into $(VENV) (a few minutes the first time)" >&2
+	@$(PIP) torch
+	@$(PIP) -e '.[dev]'
+	@touch $@

@@ -19,15 +19,16 @@ LEVELS: dict[str, int] = {
     "config": 0,
     "files": 1,
     "flags": 1,
+    "human": 1,
     "segments": 1,
     "budget": 1,
     "layout": 1,
     "adapter": 2,
     "cache": 2,
     "attention": 2,
-    "importance": 2,
     "losses": 2,
     "model": 3,
+    "importance": 3,
     "compressor": 3,
     "generate": 3,
     "session": 3,
@@ -38,11 +39,14 @@ LEVELS: dict[str, int] = {
     "server": 5,
     "cli": 5,
     "demo": 5,
+    "demo_page": 5,
+    "inspection": 5,
+    "repl": 5,
 }
 # Modules that may know about transformers and PEFT. Only the first group touches their internals:
 # it subclasses, patches or registers; the others call public entry points.
 INTERNALS = {"adapter", "cache", "attention"}
-CALLERS = {"model", "train", "generate", "session", "segments", "eval", "server"}
+CALLERS = {"model", "train", "generate", "session", "segments", "eval", "server", "cli"}
 
 
 def modules() -> dict[str, Path]:

@@ -1,0 +1,295 @@
+"""The `sonic-kv` command: parse, call, print.
+
+Results go to standard output; prompts, logs, progress and errors to standard error. What a command
+needs is imported when it runs, so that `--help` never loads torch.
+"""
+
+import gzip
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+
+from sonic_kv import __version__
+from sonic_kv.config import Budget, SamplingConfig, SessionConfig, SynthConfig, option
+from sonic_kv.demo import DemoOptions
+from sonic_kv.errors import ConfigError, FileError, SonicError
+from sonic_kv.flags import Given, Parser, add_flags, build, given_flags, nearest, read_toml
+
+if TYPE_CHECKING:
+    from sonic_kv.model import SonicModel
+
+Options = TypeVar("Options")
+INTERRUPTED = 130  # what shells report for Ctrl-C
+BROKEN_PIPE = 141  # and for a reader that has gone
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and where it runs."""
+
+    model: str | None = option(None, "base model: path or hub id; none: the default model")
+    adapter: str | None = option(None, "adapter: path or hub id; none: the one beside the model, if any")
+    device: str = option("cpu", "torch device")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(
+        None, "of the weights; none: as stored, on a CPU float32"
+    )
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """The dialogue."""
+
+    system: str | None = option(None, "system prompt")
+    load: str | None = option(None, "go on with this saved session: it brings its system prompt and settings")
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the result goes."""
+
+    out: str | None = option(None, "file to write, compressed if it ends in .gz; none: standard output")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One command as it was called."""
+
+    sections: Mapping[str, type]
+    sources: tuple[Given, ...]  # the TOML file's options, then the flags
+    json: bool
+    target: str | None
+
+    def options(self, cls: type[Options], base: Options | None = None) -> Options:
+        """The options of one section of this command, over those of `base` if given."""
+        section = self._section(cls)
+        sources = self.sources if base is None else ({section: vars(base)}, *self.sources)
+        return build(cls, section, *sources, exclusive=cls is Budget)
+
+    def given(self, cls: type) -> dict[str, Any]:
+        """The options of one section that were given at all, by field name."""
+        section = self._section(cls)
+        return {name: value for source in self.sources for name, value in source.get(section, {}).items()}
+
+    def _section(self, cls: type) -> str:
+        return next(name for name, section in self.sections.items() if section is cls)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand. A name of two words is a group and its member."""
+
+    name: str
+    help: str
+    run: Callable[[Call], None]
+    sections: Mapping[str, type]
+    target: str | None = None  # help of an optional positional argument
+    json: str | None = None  # what --json prints
+
+
+def load_model(options: ModelOptions) -> "SonicModel":
+    """The model that the flags name."""
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from sonic_kv.model import SonicModel
+
+    if options.model is None or not sys.stderr.isatty():
+        disable_progress_bar()  # of loading weights: the default model's load in a blink
+    try:
+        device = torch.device(options.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {options.device} cannot be used: {reason}") from error
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    return SonicModel.from_pretrained(options.model, options.adapter, device=device, dtype=dtype)
+
+
+def chat(call: Call) -> None:
+    """A dialogue at the terminal, or one user message per line of standard input."""
+    options, session_options = call.options(ChatOptions), call.options(SessionConfig)
+    budget = call.options(Budget) if call.given(Budget) else None  # none: the session's own default
+    sampling = call.options(SamplingConfig)
+    fixed = [*call.given(SessionConfig), *(["system"] if options.system is not None else [])]
+    if options.load is not None and fixed:
+        raise ConfigError(f"a saved session keeps its own {', '.join(fixed)}: leave it out with --load")
+    model = load_model(call.options(ModelOptions))
+
+    from sonic_kv.repl import Repl
+    from sonic_kv.session import ChatSession
+
+    if options.load is None:
+        session = ChatSession(model, budget, options.system, session_options, sampling)
+    else:
+        session = ChatSession.load(model, options.load)
+        session.sampling = call.options(SamplingConfig, base=session.sampling)
+        if budget is not None:
+            session.set_budget(budget)
+    Repl(model, session, as_json=call.json, source=sys.stdin).run()
+
+
+def demo(call: Call) -> None:
+    """Replay dialogues with full, dropped and compressed history."""
+    from sonic_kv import demo as replay
+    from sonic_kv.demo_page import write_page
+
+    options = call.options(DemoOptions)
+    result = replay.run(load_model(call.options(ModelOptions)), options)
+    if options.html:
+        write_page(result, options.html)
+        print(f"sonic-kv: wrote {options.html}", file=sys.stderr)
+    print(json.dumps(replay.as_json(result), ensure_ascii=False) if call.json else replay.as_text(result))
+
+
+def inspect(call: Call) -> None:
+    """Show what is in a file, a folder or a model."""
+    from sonic_kv.inspection import as_text
+    from sonic_kv.inspection import inspect as describe
+
+    facts = describe(call.target)
+    print(json.dumps(facts, ensure_ascii=False) if call.json else as_text(facts))
+
+
+def data_synth(call: Call) -> None:
+    """Write synthetic dialogues, one JSON object a line."""
+    from sonic_kv.data.synth import generate_dialogues
+
+    out = call.options(OutputOptions).out
+    with _writing(out) as file:
+        for dialogue in generate_dialogues(call.options(SynthConfig)):
+            file.write(json.dumps(dialogue, ensure_ascii=False) + "\n")
+
+
+def _writing(path: str | None) -> AbstractContextManager[IO[str]]:
+    try:
+        if path is None:
+            return nullcontext(sys.stdout)
+        return (
+            gzip.open(path, "wt", encoding="utf-8")
+            if path.endswith(".gz")
+            else open(path, "w", encoding="utf-8")
+        )
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror}") from error
+
+
+COMMANDS = (
+    Command(
+        "chat",
+        "talk to a model whose past turns are compressed",
+        chat,
+        {
+            "model": ModelOptions,
+            "chat": ChatOptions,
+            "budget": Budget,
+            "session": SessionConfig,
+            "sampling": SamplingConfig,
+        },
+        json="one object per reply",
+    ),
+    Command(
+        "demo",
+        "replay dialogues with full, dropped and compressed history; writes a page",
+        demo,
+        {"model": ModelOptions, "demo": DemoOptions},
+        json="the figures",
+    ),
+    Command(
+        "inspect",
+        "show what is in a session file, an adapter or a model",
+        inspect,
+        {},
+        target="file, folder or hub id (default: the default model)",
+        json="the facts",
+    ),
+    Command(
+        "data synth",
+        "write synthetic dialogues, one JSON object a line",
+        data_synth,
+        {"output": OutputOptions, "synth": SynthConfig},
+    ),
+)
+GROUPS = {"data": "dialogue files"}
+# One TOML file may hold the sections of several commands: each uses its own, all are checked.
+SECTIONS = {name: section for command in COMMANDS for name, section in command.sections.items()}
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(prog="sonic-kv", description="Dialogues with a compressed KV cache.")
+    parser.add_argument("--version", action="version", version=f"sonic-kv {__version__}")
+    top = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    groups = {
+        name: top.add_parser(name, help=help, description=help).add_subparsers(
+            metavar="COMMAND", required=True
+        )
+        for name, help in GROUPS.items()
+    }
+    for command in COMMANDS:
+        group, _, name = command.name.rpartition(" ")
+        sub = (groups[group] if group else top).add_parser(name, help=command.help, description=command.help)
+        sub.usage = f"{sub.prog} [options]" + (" [TARGET]" if command.target else "")
+        sub.set_defaults(command=command, parser=sub)
+        if command.target:
+            sub.add_argument("target", nargs="?", metavar="TARGET", help=command.target)
+        if command.sections:
+            sub.add_argument(
+                "--config", metavar="FILE", help="TOML file with these options; flags win over it"
+            )
+        if command.json:
+            sub.add_argument("--json", action="store_true", help=f"print JSON: {command.json}")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        for section, cls in command.sections.items():
+            add_flags(sub, section, cls)
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> tuple[Command, Call]:
+    """The command and how it was called.
+
+    Raises:
+        ConfigError: an unknown command, flag or option; the nearest known one is named.
+    """
+    found, unknown = build_parser().parse_known_args(arguments)
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        raise ConfigError(f"unknown argument {unknown[0]}{nearest(flag, found.parser.flags())}")
+    config = getattr(found, "config", None)
+    sources: tuple[Given, ...] = (given_flags(found),)
+    if config is not None:
+        sources = (read_toml(config, SECTIONS), *sources)
+    command: Command = found.command
+    return command, Call(
+        command.sections, sources, json=getattr(found, "json", False), target=getattr(found, "target", None)
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        command, call = parse(arguments)
+        command.run(call)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at exit
+        return BROKEN_PIPE
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        expected = isinstance(error, SonicError)
+        text = " ".join(str(error).split()) if expected else f"{type(error).__name__}: {error} (see --debug)"
+        print(f"sonic-kv: error: {text}", file=sys.stderr)
+        return error.exit_code if isinstance(error, SonicError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""`sonic-kv inspect`: what is in a session, an adapter or a model, without loading its tensors."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from sonic_kv.errors import FileError
+from sonic_kv.human import bytes_text
+
+LONG = 6  # longer lists are counted instead of shown
+
+
+def inspect(target: str | Path | None) -> dict[str, Any]:
+    """Describe a sealed file, an adapter's folder, or a model by path or hub id; None: the default model.
+
+    Returns:
+        JSON-able facts; `kind` is "session", "adapter" or "model".
+
+    Raises:
+        FileError: there is nothing to describe, or it is damaged.
+    """
+    from sonic_kv.adapter import FILE_NAME
+    from sonic_kv.model import DEFAULT_MODEL
+
+    path = Path(target or DEFAULT_MODEL)
+    if path.is_file():
+        return _sealed(path)
+    if (path / "config.json").is_file():
+        facts = _model(path / "config.json")
+        weights = sorted(file for file in path.glob("*.safetensors") if file.name != FILE_NAME)
+        if weights:
+            facts |= {"parameters": sum(map(_elements, weights)), "file_bytes": sum(map(_size, weights))}
+        if (path / FILE_NAME).is_file():
+            facts["adapter"] = _sealed(path / FILE_NAME)
+        return facts
+    if (path / FILE_NAME).is_file():
+        return _sealed(path / FILE_NAME)
+    if path.exists():
+        raise FileError(f"{path} holds neither a model (config.json) nor an adapter ({FILE_NAME})")
+    return _model(_from_hub(str(target)))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _sealed(path: Path) -> dict[str, Any]:
+    from sonic_kv.files import read_header
+
+    header = read_header(path)
+    return {"kind": header.pop("kind", "unknown"), "file": str(path), "file_bytes": _size(path), **header}
+
+
+def _elements(path: Path) -> int:
+    """Number of weights in a safetensors file: its header holds every shape."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise FileError(f"{path} is damaged or not a safetensors file") from error
+
+
+def _model(path: Path) -> dict[str, Any]:
+    """The facts of a model's configuration that decide what its cache costs."""
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        config = whole.get("text_config", whole)
+        heads = config["num_attention_heads"]
+        groups = config.get("num_key_value_heads") or heads
+        head_dim = config.get("head_dim") or config["hidden_size"] // heads
+        layers = config["num_hidden_layers"]
+        return {
+            "kind": "model",
+            "config_file": str(path),
+            "model_type": whole["model_type"],
+            "num_hidden_layers": layers,
+            "hidden_size": config["hidden_size"],
+            "num_attention_heads": heads,
+            "num_key_value_heads": groups,
+            "head_dim": head_dim,
+            "vocab_size": config.get("vocab_size"),
+            "max_position_embeddings": config.get("max_position_embeddings"),
+            "entry_bytes_float32": 2 * layers * groups * head_dim * 4,
+        }
+    except (OSError, ValueError, AttributeError) as error:
+        raise FileError(f"{path} cannot be read as a model configuration: {error}") from error
+    except KeyError as error:
+        raise FileError(f"{path} is not the configuration of a causal language model: no {error}") from error
+
+
+def _from_hub(name: str) -> Path:
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileError(f"{name} does not exist")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "config.json"))
+    except Exception as error:  # network, authentication, missing repository …
+        reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
+        raise FileError(f"{name} is neither a path nor to be had from the hub: {reason}") from error
+
+
+def _value_text(key: str, value: Any) -> str:
+    if value is None or value == {}:
+        return "none"
+    if isinstance(value, list):
+        return f"{len(value)} items" if len(value) > LONG else json.dumps(value, ensure_ascii=False)
+    if type(value) is int:
+        return f"{value:,}" + (f" ({bytes_text(value)})" if "bytes" in key else "")
+    return str(value)
+
+
+def as_text(facts: dict[str, Any], indent: str = "") -> str:
+    """Facts as indented `key: value` lines; sizes with units, long lists counted."""
+    lines = []
+    for key, value in facts.items():
+        label = f"{indent}{key.replace('_', ' ')}:"
+        if isinstance(value, dict) and value:
+            lines += [label, as_text(value, indent + "  ")]
+        else:
+            lines.append(f"{label} {_value_text(key, value)}")
+    return "\n".join(lines)

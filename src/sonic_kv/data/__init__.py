@@ -1,0 +1,1 @@
+"""Dialogues: read from files, or generated."""

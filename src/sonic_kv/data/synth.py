@@ -1,0 +1,414 @@
+"""Synthetic dialogues whose later questions depend on earlier facts. Seeded; pure Python.
+
+A dialogue is a sequence of exchanges of three sorts: the user states or changes a fact and the
+assistant acknowledges it without repeating it; the user chats; the user asks for a fact stated some
+exchanges before. Several people and things share attributes, so a question needs both the subject and
+the attribute. The splits share no wording and no entity: entities belong to a split by `split_of`.
+
+Kinds of question: `fact` (about a person or an item), `code` (digits, passwords, times), `update` (the
+fact was changed; the newest counts), `coreference` (the fact was stated of "she" or "he").
+"""
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from sonic_kv.config import SynthConfig
+from sonic_kv.data import wordings as w
+
+VERSION = 1
+SOURCE = f"sonic-kv synth v{VERSION}"
+CODE_ATTRIBUTES = ("code", "password", "time", "birthday")
+
+_FORM = re.compile(r"<([^/<>]*)/([^/<>]*)>")
+
+
+def split_of(entity: str) -> str:
+    """The split an entity belongs to, by hash: 76 % train, 8 % validation, 16 % test."""
+    bucket = hashlib.blake2b(entity.lower().encode(), digest_size=2).digest()
+    share = int.from_bytes(bucket, "big") / 65536
+    return "train" if share < 0.76 else "validation" if share < 0.84 else "test"
+
+
+_LISTS = {
+    "female_names": w.FEMALE_NAMES,
+    "male_names": w.MALE_NAMES,
+    "cities": w.CITIES,
+    "jobs": w.JOBS,
+    "foods": w.FOODS,
+    "colours": w.COLOURS,
+    "instruments": w.INSTRUMENTS,
+    "sports": w.SPORTS,
+    "languages": w.LANGUAGES,
+    "rooms": w.ROOMS,
+}
+
+
+@lru_cache
+def entities(pool: str, split: str) -> tuple[str, ...]:
+    """The listed entities of a split. Pools that are composed at random have no list, see `split_of`."""
+    return tuple(sorted({word for word in _LISTS[pool] if split_of(word) == split}))
+
+
+@lru_cache
+def templates(split: str) -> frozenset[str]:
+    """Every wording of a split, for statements, updates and questions, as `attribute.sort: wording`."""
+    return frozenset(
+        f"{a.name}.{sort}: {wording}"
+        for a in w.ATTRIBUTES
+        for sort, block in (("statement", a.statements), ("update", a.updates), ("question", a.questions))
+        for wording in block[split]
+    )
+
+
+def pools(split: str) -> dict[str, frozenset[str]]:
+    """What a split draws from: its wordings and every listed entity pool, by name."""
+    listed = {name: frozenset(entities(name, split)) for name in _LISTS}
+    return {"templates": templates(split), **listed}
+
+
+def _word(rng: random.Random, syllables: int) -> str:
+    parts = [rng.choice(w.ONSETS) + rng.choice(w.VOWELS) for _ in range(syllables)]
+    return "".join(parts) + rng.choice(w.CODAS)
+
+
+def _draw(rng: random.Random, pool: str) -> str:
+    """A random value of a composed pool, of any split."""
+    if pool == "codes":
+        digits = "".join(rng.choices("0123456789", k=rng.choice((3, 4, 4, 4, 5, 6))))
+        return (
+            rng.choice("ABCDEFGHKLMNPRSTVWX") + rng.choice("ACEHKLMRTX") + digits
+            if rng.random() < 0.2
+            else digits
+        )
+    if pool == "times":
+        return f"{rng.randrange(6, 24)}:{rng.randrange(0, 60):02d}"
+    if pool == "dates":
+        return f"{rng.randrange(1, 29)} {rng.choice(w.MONTHS)}"
+    if pool == "passwords":
+        sort = rng.random()
+        if sort < 0.4:
+            return _word(rng, rng.choice((2, 3)))
+        if sort < 0.6:
+            return _word(rng, 2) + str(rng.randrange(10, 1000))
+        return f"{rng.choice(w.SPOT_WORDS)} {rng.choice(w.THING_WORDS)}"
+    if pool == "spots":
+        return f"the {rng.choice(w.SPOT_WORDS)} {rng.choice(w.CONTAINERS)}"
+    if pool == "titles":
+        if rng.random() < 0.5:
+            return _word(rng, rng.choice((2, 3))).capitalize()
+        return f"{rng.choice(w.SPOT_WORDS)} {rng.choice(w.THING_WORDS)}".title()
+    if pool == "venues":
+        return f"{rng.choice(w.VENUE_KINDS)} {_word(rng, rng.choice((1, 2))).capitalize()}"
+    if pool == "companies":
+        name = _word(rng, 2).capitalize()
+        return f"{name} {rng.choice(w.COMPANY_KINDS)}" if rng.random() < 0.4 else name
+    if pool == "places":
+        return (_word(rng, rng.choice((1, 2))) + rng.choice(w.CITY_ENDINGS)).capitalize()
+    if pool in ("pet_names", "names"):
+        return _word(rng, rng.choice((1, 2, 2))).capitalize()
+    raise KeyError(pool)
+
+
+def _composed(rng: random.Random, pool: str, split: str) -> str:
+    """A random value of a composed pool that belongs to `split`."""
+    while True:
+        value = _draw(rng, pool)
+        if split_of(_gold(value)) == split and len(value) > 2:
+            return value
+
+
+def _gold(value: str) -> str:
+    """What a reply must contain to be right: the value without its article."""
+    return value.removeprefix("the ")
+
+
+def _value(rng: random.Random, pool: str, split: str) -> str:
+    if pool == "places" and rng.random() < 0.4:
+        return rng.choice(entities("cities", split))
+    return rng.choice(entities(pool, split)) if pool in _LISTS else _composed(rng, pool, split)
+
+
+@dataclass(eq=False)
+class _Subject:
+    """A person or a thing of the dialogue. `forms` are the ways to name it, the fullest first."""
+
+    forms: tuple[str, ...]
+    noun: str = ""
+    pronoun: tuple[str, str, str] = ("it", "its", "it")
+    myself: bool = False
+    introduced: bool = False
+
+
+@dataclass(eq=False)
+class _Fact:
+    attribute: w.Attribute
+    subject: _Subject
+    detail: str
+    value: str
+    form: str  # how the statement named the subject
+    kind: str
+    exchange: int
+    message: int
+    asked: bool = False
+
+
+@dataclass
+class _Dialogue:
+    rng: random.Random
+    config: SynthConfig
+    messages: list[dict[str, str]] = field(default_factory=list)
+    questions: list[dict[str, Any]] = field(default_factory=list)
+    facts: list[_Fact] = field(default_factory=list)
+    people: list[_Subject] = field(default_factory=list)
+    things: dict[str, list[_Subject]] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)  # names and values: none stands for two things
+    myself: _Subject = field(default_factory=lambda: _Subject(("I",), pronoun=("I", "my", "me"), myself=True))
+
+    def say(self, user: str, assistant: str) -> None:
+        self.messages.append({"role": "user", "content": user})
+        self.messages.append({"role": "assistant", "content": assistant})
+
+    def fresh(self, pool: str) -> str:
+        """A value no other fact of this dialogue has."""
+        for _ in range(100):
+            value = _value(self.rng, pool, self.config.split)
+            if value.lower() not in self.used:
+                break
+        self.used.add(value.lower())
+        return value
+
+    def new_person(self) -> _Subject | None:
+        rng, taken = self.rng, {person.noun for person in self.people}
+        female = rng.random() < 0.5
+        own = w.RELATIONS_FEMALE if female else w.RELATIONS_MALE
+        free = [r for r in (own if rng.random() < 0.6 else w.RELATIONS) if r not in taken]
+        if not free:
+            return None
+        relation = rng.choice(free)
+        pool = rng.choice(("female_names" if female else "male_names", "names"))
+        name = self.fresh(pool)
+        pronoun = ("she", "her", "her") if female else ("he", "his", "him")
+        return _Subject((f"my {relation} {name}", name, f"my {relation}"), relation, pronoun)
+
+    def person(self) -> _Subject:
+        rng = self.rng
+        if rng.random() < 0.15:
+            return self.myself
+        if len(self.people) < 6 and (not self.people or rng.random() < 0.55):
+            person = self.new_person()
+            if person:
+                self.people.append(person)
+                return person
+        return rng.choice(self.people) if self.people else self.myself
+
+    def thing(self, sort: str) -> _Subject | None:
+        """A new thing: its noun may be that of another, its full name never is."""
+        rng, (nouns, patterns) = self.rng, w.THINGS[sort]
+        known = self.things.setdefault(sort, [])
+        where = ""
+        if "{where}" in patterns[0]:
+            noun = rng.choice(known).noun if known and rng.random() < 0.5 else rng.choice(nouns)
+            where = rng.choice(entities("rooms", self.config.split))
+        else:
+            noun = rng.choice(nouns)
+        forms = tuple(p.format(noun=noun, where=where) for p in patterns)
+        if not where:
+            forms = (rng.choice(forms),)  # "the key" and "my key" might be two keys
+            if any(noun == other.noun for group in self.things.values() for other in group):
+                return None
+        if any(forms[0] == other.forms[0] for other in known):
+            return None
+        subject = _Subject(forms, noun)
+        known.append(subject)
+        return subject
+
+    def sentence(self, wording: str, fact: _Fact, form: str, *, reply: bool = False) -> str:
+        """A wording with the fact's words filled in; `form` names the subject."""
+        subject = fact.subject
+        he, his, him = ("you", "your", "you") if reply and subject.myself else subject.pronoun
+        if subject.myself or form == he:
+            possessor, object_form = his, him
+        else:
+            possessor, object_form = form + "'s", form
+        known_form = re.sub(r"^(my|our) ", "your ", form) if reply else form
+        article = "an" if fact.value[:1].lower() in "aeiou" else "a"
+        text = _FORM.sub(lambda m: m[2] if subject.myself else m[1], wording)
+        filled = {
+            "{S}": form,
+            "{S_obj}": object_form,
+            "{P}": possessor,
+            "{he}": he,
+            "{his}": his,
+            "{K}": known_form,
+            "{aV}": f"{article} {fact.value}",
+            "{V}": fact.value,
+            "{A}": fact.detail,
+        }
+        for mark, words in filled.items():
+            text = text.replace(mark, words)
+        return text
+
+    def opened(self, text: str, lead_ins: tuple[str, ...], share: float) -> str:
+        """The sentence with a lead-in before it, sometimes; capitalised."""
+        if self.rng.random() < share:
+            text = f"{self.rng.choice(lead_ins)} {text}"
+        return text[:1].upper() + text[1:]
+
+    def new_fact(self, exchange: int, subject: _Subject | None = None) -> _Fact | None:
+        """A fact not yet stated; of `subject`, or of anyone or anything."""
+        rng = self.rng
+        attribute = rng.choice(w.ATTRIBUTES)
+        if self.facts and rng.random() < 0.4:
+            attribute = rng.choice(self.facts).attribute  # a distractor: the same attribute of another
+        if subject is not None:
+            attribute = rng.choice([a for a in w.ATTRIBUTES if a.subject == "person"])
+        elif attribute.subject == "person":
+            subject = self.person()
+        else:
+            subject = self.thing(attribute.subject)
+        if subject is None:
+            return None
+        detail = rng.choice(attribute.details) if attribute.details else ""
+        if any((f.attribute, f.subject) == (attribute, subject) for f in self.facts):
+            return None
+        kind = "code" if attribute.name in CODE_ATTRIBUTES else "fact"
+        value = self.fresh(attribute.values)
+        return _Fact(attribute, subject, detail, value, "", kind, exchange, len(self.messages))
+
+    def statement_form(self, subject: _Subject) -> str:
+        """How a statement names its subject: in full the first time."""
+        if len(subject.forms) < 3 or "my" not in subject.forms[0] or not subject.introduced:
+            subject.introduced = True
+            return (
+                subject.forms[0]
+                if subject in self.people or subject.myself
+                else self.rng.choice(subject.forms)
+            )
+        return self.rng.choices(subject.forms, (4, 2, 1))[0]
+
+    def add_fact(self, exchange: int) -> bool:
+        """An exchange that states one or two facts, or changes one."""
+        rng, split = self.rng, self.config.split
+        changeable = [f for f in self.facts if f.attribute.updates[split] and f.exchange < exchange]
+        if changeable and rng.random() < self.config.update_share:
+            return self.update(rng.choice(changeable), exchange)
+        fact = self.new_fact(exchange)
+        if fact is None:
+            return False
+        fact.form = self.statement_form(fact.subject)
+        text = self.sentence(rng.choice(fact.attribute.statements[split]), fact, fact.form)
+        text = self.opened(text, w.LEAD_INS[split], 0.3)
+        self.facts.append(fact)
+        person = fact.attribute.subject == "person"
+        if person and rng.random() < self.config.coreference_share:
+            second = self.new_fact(exchange, fact.subject)
+            if second is not None:
+                second.form = fact.form
+                if not fact.subject.myself:
+                    second.kind = "coreference"
+                more = self.sentence(
+                    rng.choice(second.attribute.statements[split]), second, second.subject.pronoun[0]
+                )
+                text += f" {more[:1].upper()}{more[1:]}"
+                self.facts.append(second)
+        replies: tuple[str, ...] = w.ACKNOWLEDGEMENTS
+        if person and rng.random() < 0.3:
+            replies = w.PERSON_ACKNOWLEDGEMENTS
+        him = "you" if fact.subject.myself else fact.subject.pronoun[2]
+        self.say(text, rng.choice(replies).format(obj=him))
+        return True
+
+    def update(self, old: _Fact, exchange: int) -> bool:
+        rng, split = self.rng, self.config.split
+        self.facts.remove(old)
+        value = self.fresh(old.attribute.values)
+        new = _Fact(old.attribute, old.subject, old.detail, value, "", "update", exchange, len(self.messages))
+        new.form = self.question_form(old)
+        self.facts.append(new)
+        text = self.sentence(rng.choice(new.attribute.updates[split]), new, new.form)
+        text = self.opened(text, w.LEAD_INS[split], 0.3)
+        self.say(text, rng.choice((*w.UPDATE_ACKNOWLEDGEMENTS, *w.ACKNOWLEDGEMENTS[:6])))
+        return True
+
+    def question_form(self, fact: _Fact) -> str:
+        """A name of the subject that the statement makes clear: a name alone needs its name there."""
+        forms = fact.subject.forms
+        if fact.subject.myself or len(forms) == 1:
+            return forms[0]
+        if fact.subject not in self.people:
+            return self.rng.choice((fact.form, self.rng.choice(forms)))
+        if fact.form == forms[0]:
+            return self.rng.choices(forms, (5, 3, 2))[0]
+        return self.rng.choice((forms[0], fact.form))
+
+    def ask(self, fact: _Fact, exchange: int) -> None:
+        """An exchange that asks for a fact; the reply holds its value."""
+        rng, split = self.rng, self.config.split
+        form = self.question_form(fact)
+        text = self.sentence(rng.choice(fact.attribute.questions[split]), fact, form)
+        reply = self.sentence(rng.choice(fact.attribute.answers), fact, form, reply=True)
+        self.say(self.opened(text, w.QUESTION_LEAD_INS[split], 0.3), self.opened(reply, (), 0.0))
+        fact.asked = True
+        self.questions.append(
+            {
+                "message": len(self.messages) - 1,
+                "answer": _gold(fact.value),
+                "evidence": fact.message,
+                "distance": exchange - fact.exchange,
+                "kind": fact.kind,
+                "attribute": fact.attribute.name,
+            }
+        )
+
+    def chat(self) -> None:
+        """An exchange that holds no fact."""
+        rng = self.rng
+        user, replies = rng.choice(w.CHATTER[self.config.split]).split(" => ")
+        for _ in range(rng.randint(0, self.config.chatter_sentences - 1)):
+            more, replies = rng.choice(w.CHATTER[self.config.split]).split(" => ")
+            user += " " + more
+        words = {slot: rng.choice(choices) for slot, choices in w.CHATTER_WORDS.items()}
+        self.say(user.format(**words), rng.choice(replies.split(" | ")))
+
+    def run(self) -> None:
+        rng, config = self.rng, self.config
+        if rng.random() < config.system_share:
+            self.messages.append({"role": "system", "content": rng.choice(w.SYSTEM_PROMPTS[config.split])})
+        for exchange in range(rng.randint(config.min_exchanges, config.max_exchanges)):
+            askable = [
+                f
+                for f in self.facts
+                if not f.asked and config.min_distance <= exchange - f.exchange <= config.max_distance
+            ]
+            if askable and rng.random() < config.question_share:
+                self.ask(rng.choice(askable), exchange)
+            elif rng.random() < config.fact_share:
+                while not self.add_fact(exchange):
+                    pass
+            else:
+                self.chat()
+
+
+def generate_dialogues(config: SynthConfig) -> Iterator[dict[str, Any]]:
+    """The dialogues of a configuration, each by its own seed: dialogue i does not depend on the others.
+
+    Yields:
+        `{"id", "source", "messages": [{"role", "content"}], "meta": {"questions": [...]}}`. A question
+        is `{"message", "answer", "evidence", "distance", "kind", "attribute"}`: the index of the reply,
+        what it must contain, the index of the user message with the newest statement, the exchanges
+        between the two.
+    """
+    for i in range(config.dialogues):
+        dialogue = _Dialogue(random.Random(f"{VERSION}/{config.seed}/{config.split}/{i}"), config)
+        dialogue.run()
+        yield {
+            "id": f"synth-v{VERSION}-{config.split}-{config.seed}-{i}",
+            "source": SOURCE,
+            "messages": dialogue.messages,
+            "meta": {"questions": dialogue.questions},
+        }

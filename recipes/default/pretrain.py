@@ -1,0 +1,264 @@
+"""Train the default base model: a curriculum of synthetic dialogues, mixed with short real ones.
+
+    python pretrain.py --tokenizer ../../runs/tokenizer --out ../../runs/base --minutes 55
+
+Writes `log.jsonl`, `checkpoint.safetensors` (with `--resume` the run goes on exactly) and, at the end,
+the model and its tokenizer in bf16 under `OUT/export`.
+"""
+
+import argparse
+import json
+import math
+import random
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import (
+    DATA,
+    END,
+    HERE,
+    Batch,
+    Example,
+    collate,
+    encode,
+    load_config,
+    loss_and_recall,
+    real_dialogues,
+)
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+
+from sonic_kv.config import SynthConfig
+from sonic_kv.data.synth import generate_dialogues
+
+
+def make_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    """A random model whose residual branches start at zero."""
+    shape = {key: value for key, value in config["model"].items() if key != "rope_theta"}
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": config["model"]["rope_theta"]},
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **shape,
+        )
+    )
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    return model
+
+
+def make_optimizers(model: Qwen3ForCausalLM, config: dict[str, Any]) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    train = config["train"]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=train["muon_lr"], momentum=0.95),
+        torch.optim.AdamW(others, lr=train["adamw_lr"], betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+@dataclass
+class Progress:
+    """Where a run stands: everything but the tensors that a checkpoint needs."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    exchanges: int = 2
+    steps_at_level: int = 0
+    recall: float = 0.0  # moving average on fresh training dialogues
+
+
+def save_checkpoint(
+    path: Path, model: Qwen3ForCausalLM, optimizers: list[torch.optim.Optimizer], progress: Progress
+) -> None:
+    """Write model, optimiser state and progress to one file, which is complete or not there."""
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    for i, optimizer in enumerate(optimizers):
+        for j, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{j}.{key}": value for key, value in state.items()}
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata={"progress": json.dumps(asdict(progress))})
+    temporary.replace(path)
+
+
+def load_checkpoint(path: Path, model: Qwen3ForCausalLM, optimizers: list[torch.optim.Optimizer]) -> Progress:
+    """Put a checkpoint's tensors into model and optimisers."""
+    with safe_open(path, "pt") as file, torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(file.get_tensor(f"model.{name}"))
+        states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
+        for key in file.keys():  # noqa: SIM118 (the file is no dict)
+            if key.startswith("optimizer."):
+                _, i, j, name = key.split(".")
+                states[int(i)].setdefault(int(j), {})[name] = file.get_tensor(key)
+        for optimizer, state in zip(optimizers, states, strict=True):
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        return Progress(**json.loads(file.metadata()["progress"]))
+
+
+class Mixture:
+    """Batches of a step, drawn by step number: resuming needs no generator state."""
+
+    def __init__(self, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.weights = (config["train"]["answer_weight"], config["train"]["user_weight"])
+        self.real = self._read_real(folder)
+
+    def _read_real(self, folder: Path) -> list[Example]:
+        data = self.config["data"]
+        end = self.tokenizer.convert_tokens_to_ids(END)
+        examples = []
+        for dialogue in real_dialogues(folder, data["sources"], data["per_source"]):
+            example = encode(self.tokenizer, dialogue, 1.0, 0.5)
+            ids = example.ids[: data["real_max_tokens"]]
+            while ids and ids[-1] != end:
+                ids.pop()
+            if ids:
+                examples.append(Example(ids, example.weights[: len(ids)], [-1] * len(ids)))
+        examples.sort(key=lambda e: len(e.ids))  # neighbours fit into one batch with little padding
+        return examples
+
+    def synthetic(self, rng: random.Random, exchanges: int, budget: int, split: str = "train") -> Batch:
+        """Dialogues of up to `exchanges` exchanges, about `budget` tokens with padding."""
+        longest = rng.randint(max(2, exchanges // 2), exchanges)
+        distance = 1 if rng.random() < 0.5 else rng.randint(1, max(1, longest - 2))
+        examples: list[Example] = []
+        width = 0
+        config = SynthConfig(
+            dialogues=1000,
+            split=split,  # type: ignore[arg-type]
+            seed=rng.randrange(2**60),
+            min_exchanges=longest,
+            max_exchanges=longest,
+            min_distance=distance,
+            question_share=rng.choice((0.4, 0.6, 0.8)),
+            fact_share=rng.choice((0.5, 0.7, 0.9)),
+            chatter_sentences=rng.choice((1, 2, 3)),
+        )
+        for dialogue in generate_dialogues(config):
+            if not dialogue["meta"]["questions"]:
+                continue
+            examples.append(encode(self.tokenizer, dialogue, *self.weights))
+            width = max(width, len(examples[-1].ids))
+            if (len(examples) + 1) * width > budget:
+                break
+        return collate(examples, self.tokenizer.pad_token_id)
+
+    def batch(self, seed: str, exchanges: int) -> Batch:
+        rng = random.Random(seed)
+        budget = self.config["train"]["tokens_per_step"]
+        if self.real and rng.random() < self.config["data"]["real_share"]:
+            at = rng.randrange(len(self.real))
+            count = max(1, budget // len(self.real[at].ids))
+            return collate(self.real[max(0, at + 1 - count) : at + 1], self.tokenizer.pad_token_id)
+        return self.synthetic(rng, exchanges, budget)
+
+
+def schedule(progress: Progress, minutes: float, train: dict[str, Any]) -> float:
+    """The share of the peak rates: warm-up by steps, then constant, then down by the clock."""
+    left = max(0.0, 1.0 - progress.seconds / (60.0 * minutes))
+    return min(1.0, (progress.step + 1) / train["warmup_steps"], max(0.01, left / train["decay_share"]))
+
+
+def validation_recall(model: Qwen3ForCausalLM, mixture: Mixture, exchanges: int) -> tuple[float, int]:
+    """Teacher-forced recall on the validation split (its own wordings and entities)."""
+    rng = random.Random(0)
+    right = []
+    with torch.no_grad():
+        for _ in range(4):
+            batch = mixture.synthetic(rng, exchanges, 3000, "validation")
+            right.append(loss_and_recall(model, batch)[2])
+    recalled = torch.cat(right)
+    return recalled.mean().item(), len(recalled)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments.config)
+    settings = config["train"]
+    torch.manual_seed(settings["seed"])
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    model = make_model(config, tokenizer)
+    optimizers = make_optimizers(model, config)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = arguments.out / "checkpoint.safetensors"
+    progress = Progress(exchanges=settings["start_exchanges"])
+    if arguments.resume:
+        progress = load_checkpoint(checkpoint, model, optimizers)
+    shutil.copy(arguments.config, arguments.out / "config.toml")
+    mixture = Mixture(config, tokenizer, arguments.data)
+    print(f"{model.num_parameters():,} parameters, {len(mixture.real):,} real dialogues", flush=True)
+
+    saved = progress.seconds
+    started = time.monotonic() - progress.seconds
+    with (arguments.out / "log.jsonl").open("a") as log:
+        while progress.seconds < 60 * arguments.minutes:
+            batch = mixture.batch(f"{settings['seed']}/{progress.step}", progress.exchanges)
+            scale = schedule(progress, arguments.minutes, settings)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, _, right = loss_and_recall(model, batch)
+            if not math.isfinite(loss.item()):
+                raise SystemExit(f"loss is {loss.item()} at step {progress.step}: lower the learning rates")
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak_lr"] * scale
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            progress.step += 1
+            progress.steps_at_level += 1
+            progress.tokens += int((batch.weights > 0).sum())
+            progress.seconds = time.monotonic() - started
+            if batch.count:
+                progress.recall += 0.05 * (right.mean().item() - progress.recall)
+            record = {**asdict(progress), "loss": loss.item(), "lr": scale}
+            if progress.step % settings["evaluate_every"] == 0:
+                with torch.autocast("cpu", torch.bfloat16):
+                    record["validation_recall"], _ = validation_recall(model, mixture, progress.exchanges)
+            if progress.step % 20 == 0:
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                print({k: round(v, 3) for k, v in record.items()}, flush=True)
+            ready = progress.steps_at_level >= settings["steps_per_level"]
+            if (
+                ready
+                and progress.recall > settings["next_at"]
+                and progress.exchanges < settings["max_exchanges"]
+            ):
+                progress.exchanges += 1
+                progress.steps_at_level = 0
+            if progress.seconds - saved > 60 * settings["checkpoint_minutes"]:
+                save_checkpoint(checkpoint, model, optimizers, progress)
+                saved = progress.seconds
+    save_checkpoint(checkpoint, model, optimizers, progress)
+    model.to(torch.bfloat16).save_pretrained(arguments.out / "export")
+    tokenizer.save_pretrained(arguments.out / "export")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=60.0, help="wall-clock time of the whole run")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--config", type=Path, default=HERE / "config.toml")
+    parser.add_argument("--resume", action="store_true")
+    train(parser.parse_args())

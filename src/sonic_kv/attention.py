@@ -1,0 +1,203 @@
+"""The registered attention function: per-layer visibility, observed queries, compact positions.
+
+This module, `cache` and `adapter` are the only ones that touch the internals of transformers and
+PEFT. The function is used inside `sonic_attention(...)` only; decoding runs on the base model's own
+attention.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from sonic_kv.errors import UnsupportedModelError
+from sonic_kv.layout import PREFIX, Layout
+
+NAME = "sonic_kv"
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+
+
+class Rope:
+    """Rotations of stored keys, with the model's own frequencies.
+
+    Rotations compose: a key encoded at position p becomes one at position p + d by rotating it by
+    d. The attention scaling that some variants put into cos and sin is already in the key.
+
+    Raises:
+        UnsupportedModelError: the model has no rotary embedding, or one that depends on the length.
+    """
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        config = base.config.get_text_config()
+        rotary = next((m for m in base.modules() if type(m).__name__.endswith("RotaryEmbedding")), None)
+        if rotary is None:
+            raise UnsupportedModelError(
+                f"{type(base).__name__} has no rotary position embedding (RoPE): its keys cannot be moved"
+            )
+        layer_types = getattr(config, "layer_types", None) or [None] * config.num_hidden_layers
+        self._inv_freq: list[Tensor] = []
+        for layer_type in layer_types[: config.num_hidden_layers]:
+            rope_type = getattr(rotary, "rope_type", "default")
+            if isinstance(rope_type, dict):
+                rope_type = rope_type[layer_type]
+            if rope_type not in STATIC_ROPE:
+                raise UnsupportedModelError(
+                    f"rope type {rope_type!r} changes with the length of the input: stored keys would go stale; "
+                    f"supported are {', '.join(STATIC_ROPE)}"
+                )
+            inv_freq = getattr(rotary, f"{layer_type}_inv_freq", None)
+            self._inv_freq.append(rotary.inv_freq if inv_freq is None else inv_freq)
+
+    def rotate(self, layer: int, keys: Tensor, shift: Tensor) -> Tensor:
+        """Move keys by `shift` positions, rotated in fp32.
+
+        Args:
+            keys: (..., S, D)
+            shift: positions, broadcastable to (..., S)
+        """
+        # angles in fp64, where the device has it: repeated rotations must not drift
+        exact = torch.float32 if keys.device.type == "mps" else torch.float64
+        inv_freq = self._inv_freq[layer].to(device=keys.device, dtype=exact)
+        width = 2 * inv_freq.shape[0]  # partial rotary embeddings turn the first `width` of D only
+        angle = shift.to(keys.device, exact)[..., None] * inv_freq
+        cos, sin = angle.cos().float(), angle.sin().float()
+        x, y = keys[..., : width // 2].float(), keys[..., width // 2 : width].float()
+        turned = torch.cat((x * cos - y * sin, y * cos + x * sin), dim=-1).to(keys.dtype)
+        return turned if width == keys.shape[-1] else torch.cat((turned, keys[..., width:]), dim=-1)
+
+
+@dataclass
+class Probe:
+    """Records the attention that chosen query rows pay, without ever holding a whole map.
+
+    `seen[layer]` is (B, G, R, Q, S): probabilities of the R query heads of each KV head, for the Q
+    chosen rows, over all S columns.
+    """
+
+    rows: Tensor  # (B, Q) row numbers
+    seen: dict[int, Tensor] = field(default_factory=dict)
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor, scale: float, softcap: float | None) -> None:
+        heads, groups = query.shape[1], key.shape[1]
+        at = self.rows[:, None, :, None].expand(-1, heads, -1, query.shape[-1])
+        chosen = query.gather(2, at).unflatten(1, (groups, heads // groups))  # (B, G, R, Q, D)
+        logits = torch.einsum("bgrqd,bgsd->bgrqs", chosen, key).float() * scale
+        if softcap is not None:
+            logits = torch.tanh(logits / softcap) * softcap
+        rows = self.rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1])
+        allowed = mask.gather(2, rows)  # (B, 1 or G, Q, S)
+        self.seen[layer] = logits.masked_fill(~allowed[:, :, None], -torch.inf).softmax(-1)
+
+
+@dataclass
+class OnePass:
+    """What the attention of a one-pass forward needs beside the layout's own-segment mask."""
+
+    layout: Layout
+    lifetime: Sequence[Tensor]  # per layer, (B, G, T)
+    rope: Rope | None = None  # given: compact positions
+    probe: Probe | None = None
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, own: Tensor, **options: Any) -> Tensor:
+        lifetime = self.lifetime[module.layer_idx]
+        segment = self.layout.segment
+        earlier = (segment[:, None, :] < segment[:, :, None])[:, None]  # (B, 1, T, T)
+        mask = own | (earlier & (segment[:, None, :, None] <= lifetime[:, :, None, :]))  # (B, G, T, T)
+        if self.probe is not None:
+            self.probe.observe(module.layer_idx, query, key, mask, options["scale"], options["softcap"])
+        if self.rope is None:
+            return masked_attention(query, key, value, mask, **options)
+        return self._attend_compact(module.layer_idx, query, key, value, mask, **options)
+
+    def _attend_compact(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
+    ) -> Tensor:
+        """Each segment's rows see memory keys at consecutive positions behind the prefix."""
+        assert self.rope is not None
+        segment, position = self.layout.segment, self.layout.position
+        prefix = (segment == PREFIX).sum(-1)[:, None, None]  # (B, 1, 1)
+        output = torch.zeros_like(query)
+        for number in segment.unique().tolist():
+            memory = (segment[:, None] > PREFIX) & (segment[:, None] < number)
+            memory = memory & (self.lifetime[layer] >= number)  # (B, G, T)
+            shift = torch.where(memory, prefix + memory.cumsum(-1) - 1 - position[:, None], 0)
+            moved = self.rope.rotate(layer, key, shift)
+            rows = (segment == number).any(0).nonzero()[:, 0]
+            part = masked_attention(query[:, :, rows], moved, value, mask[:, :, rows], **options)
+            output[:, :, rows] = torch.where((segment[:, rows] == number)[:, None, :, None], part, output[:, :, rows])
+        return output
+
+
+@dataclass
+class Observed:
+    """A forward under the caller's own boolean mask, with a probe."""
+
+    probe: Probe
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any) -> Tensor:
+        self.probe.observe(module.layer_idx, query, key, mask, options["scale"], options["softcap"])
+        return masked_attention(query, key, value, mask, **options)
+
+
+def masked_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float, softcap: float | None
+) -> Tensor:
+    """Grouped-query attention under a boolean mask.
+
+    Args:
+        query: (B, H, Q, D)
+        key, value: (B, G, S, D)
+        mask: True = seen; every row sees something. (B, 1 or G, Q, S)
+
+    Returns:
+        (B, H, Q, D)
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if mask.shape[1] > 1:
+        mask = mask.repeat_interleave(groups, 1)
+    if softcap is None:
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    logits = torch.tanh(query @ key.transpose(-1, -2) * (scale / softcap)) * softcap
+    weights = logits.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32)
+    return weights.to(query.dtype) @ value
+
+
+def _forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sonic: OnePass | Observed | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The attention function as transformers calls it; `sonic` comes through the forward's kwargs."""
+    options: dict[str, Any] = {"scale": scaling, "softcap": softcap}
+    if sonic is None:
+        output = masked_attention(query, key, value, attention_mask, **options)
+    else:
+        output = sonic.attend(module, query, key, value, attention_mask, **options)
+    return output.transpose(1, 2).contiguous(), None  # (B, Q, H, D)
+
+
+@contextmanager
+def sonic_attention(base: PreTrainedModel) -> Iterator[None]:
+    """Run `base` on the registered attention function; the caller gives every forward a boolean 4D mask."""
+    AttentionInterface.register(NAME, _forward)
+    config = base.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+

@@ -1,0 +1,228 @@
+"""The session cache: prefix, memory (one share per layer and KV head), raw open segment.
+
+It is an ordinary transformers `Cache`. With original positions its sequence length is the
+transcript's, so that `generate(transcript, past_key_values=cache)` feeds exactly the new tokens.
+Stored tensors are never written in place: a snapshot or a fork shares them at no cost.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class SessionLayer(DynamicLayer):
+    """One layer: keys and values (1, G, S, D) ordered prefix, memory, open segment.
+
+    Attributes:
+        positions: transcript positions of the memory entries. (1, G, n) int32
+        scores: their importance, comparable across segments. (1, G, n) float32
+        removed: raw tokens that are no longer stored, if they still count as length.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.removed = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        shape = (1, key_states.shape[1], 0)
+        self.positions = torch.empty(shape, dtype=torch.int32, device=key_states.device)
+        self.scores = torch.empty(shape, device=key_states.device)
+
+    @property
+    def stored(self) -> int:
+        """Entries of one KV head."""
+        return self.keys.shape[-2] if self.is_initialized else 0
+
+    def get_seq_length(self, *_: object) -> int:
+        return self.stored + self.removed
+
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
+        # transformers 5.2 passes the positions of the new tokens, later versions their number
+        new = query_length if isinstance(query_length, int) else query_length.shape[0]
+        return self.stored + new, self.removed
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.keys, self.values, self.positions, self.scores) if self.is_initialized else ()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one layer keeps of the closed segments, as `SessionCache.replace_memory` takes it."""
+
+    keys: Tensor  # (1, G, n, D)
+    values: Tensor  # (1, G, n, D)
+    positions: Tensor  # (1, G, n)
+    scores: Tensor  # (1, G, n)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How many entries of each kind every KV head holds; what follows them is the open segment."""
+
+    prefix: int = 0
+    memory: int = 0
+    segment_starts: tuple[int, ...] = ()  # transcript positions of the closed segments
+    closed: int = 0  # transcript position at which the open segment starts
+
+
+class SessionCache(Cache):
+    """The compressed KV cache of one dialogue (batch size 1)."""
+
+    layers: list[SessionLayer]
+
+    def __init__(self, num_layers: int, *, compact: bool = False) -> None:
+        super().__init__(layers=[SessionLayer() for _ in range(num_layers)])
+        self.compact = compact
+        self.lengths = Lengths()
+
+    @property
+    def stored(self) -> int:
+        """Entries of one KV head: prefix, memory and open segment."""
+        return self.layers[0].stored
+
+    @property
+    def open_length(self) -> int:
+        """Raw tokens of the open segment."""
+        return self.stored - self.lengths.prefix - self.lengths.memory
+
+    @property
+    def next_position(self) -> int:
+        """RoPE position of the next token."""
+        return self.stored if self.compact else self.logical_length
+
+    @property
+    def logical_length(self) -> int:
+        """Tokens of the transcript that have been fed."""
+        return self.lengths.closed + self.open_length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the storages of all tensors held, each storage once."""
+        storages = (t.untyped_storage() for layer in self.layers for t in layer.tensors())
+        return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+    def open_start(self) -> int:
+        """Index of the first raw entry of the open segment."""
+        return self.lengths.prefix + self.lengths.memory
+
+    def mark_prefix(self) -> None:
+        """Everything stored so far is the prefix."""
+        self.lengths = Lengths(prefix=self.stored, closed=self.stored)
+
+    def drop_newest(self, count: int) -> None:
+        """Take back the newest `count` raw entries, as if they had never been fed."""
+        assert 0 <= count <= self.open_length
+        if count:
+            for layer in self.layers:
+                layer.keys = layer.keys[:, :, :-count].contiguous()
+                layer.values = layer.values[:, :, :-count].contiguous()
+
+    def memory(self) -> list[Memory]:
+        """The memory entries of every layer."""
+        span = slice(self.lengths.prefix, self.open_start())
+        return [
+            Memory(layer.keys[:, :, span], layer.values[:, :, span], layer.positions, layer.scores)
+            for layer in self.layers
+        ]
+
+    def replace_memory(self, memory: Sequence[Memory], lengths: Lengths, drop_open: bool) -> None:
+        """Put new memory behind the prefix and, if `drop_open`, free the open segment's raw entries."""
+        start, prefix = self.open_start(), self.lengths.prefix
+        stored = []
+        for layer, new in zip(self.layers, memory, strict=True):
+            parts = []
+            for old, fresh in ((layer.keys, new.keys), (layer.values, new.values)):
+                tail = old[:, :, old.shape[2] if drop_open else start :]
+                parts.append(torch.cat((old[:, :, :prefix], fresh, tail), dim=2))
+            stored.append((*parts, new.positions, new.scores))
+        for layer, tensors in zip(self.layers, stored, strict=True):
+            layer.keys, layer.values, layer.positions, layer.scores = tensors
+        self.lengths = lengths
+        self.count_removed()
+
+    def count_removed(self) -> None:
+        """Tell the layers how many raw tokens are gone (original positions: they still count)."""
+        removed = 0 if self.compact else self.logical_length - self.stored
+        for layer in self.layers:
+            layer.removed = removed
+
+    def fork(self) -> "SessionCache":
+        """A cache that goes on by itself; tensors are shared until one of the two changes."""
+        other = SessionCache(len(self.layers), compact=self.compact)
+        other.restore(self)
+        return other
+
+    def restore(self, other: "SessionCache") -> None:
+        """Become what `other` is."""
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.__dict__.update(theirs.__dict__)
+        self.lengths = replace(other.lengths)
+
+
+class _ReadLayer(DynamicLayer):
+    """Shows a layer's entries to new rows and keeps the rows' own keys and values apart."""
+
+    def __init__(self, source: SessionLayer) -> None:
+        super().__init__()
+        self._source = source
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        self.keys, self.values, self.is_initialized = key_states, value_states, True
+        return (
+            torch.cat((self._source.keys, key_states), dim=2),
+            torch.cat((self._source.values, value_states), dim=2),
+        )
+
+    def get_seq_length(self, *_: object) -> int:
+        return self._source.stored
+
+
+class ReadCache(Cache):
+    """A view of a session cache for rows that read it without joining it.
+
+    After the forward `layers[i].keys` and `.values` hold the rows' own (1, G, N, D).
+    """
+
+    def __init__(self, source: SessionCache) -> None:
+        super().__init__(layers=[_ReadLayer(layer) for layer in source.layers])
+
+
+class BatchCache(Cache):
+    """Caches of several dialogues side by side for decoding, padded on the left.
+
+    Attributes:
+        valid: stored and not padding. (B, S) bool
+    """
+
+    def __init__(self, caches: Sequence[SessionCache]) -> None:
+        super().__init__(layers=[DynamicLayer() for _ in caches[0].layers])
+        self._sources = list(caches)
+        longest = max(cache.stored for cache in caches)
+        pads = [longest - cache.stored for cache in caches]
+        for number, layer in enumerate(self.layers):
+            sources = [cache.layers[number] for cache in caches]
+            keys, values = (
+                torch.cat([torch.nn.functional.pad(t, (0, 0, p, 0)) for t, p in zip(ts, pads, strict=True)])
+                for ts in ([s.keys for s in sources], [s.values for s in sources])
+            )
+            layer.update(keys, values)
+        columns = torch.arange(longest, device=self.layers[0].keys.device)
+        self.valid = torch.stack([columns >= p for p in pads])
+
+    def attention_mask(self, dtype: torch.dtype) -> Tensor:
+        """Additive mask for one new token a row, which becomes the next column. (B, 1, 1, S + 1)"""
+        self.valid = torch.nn.functional.pad(self.valid, (0, 1), value=True)
+        mask = torch.zeros(self.valid.shape, dtype=dtype, device=self.valid.device)
+        return mask.masked_fill(~self.valid, torch.finfo(dtype).min)[:, None, None]
+
+    def split(self) -> None:
+        """Give every dialogue's cache its entries back, the new ones at the end."""
+        for row, source in enumerate(self._sources):
+            first = int(self.valid[row].int().argmax())
+            for layer, mine in zip(source.layers, self.layers, strict=True):
+                layer.keys = mine.keys[row : row + 1, :, first:].contiguous()
+                layer.values = mine.values[row : row + 1, :, first:].contiguous()

@@ -1,0 +1,188 @@
+"""Every option of the library, as frozen dataclasses: each default is written here and nowhere else.
+
+No heavy imports: the command line builds its flags from these classes without loading torch.
+Each field carries its help text in `metadata["help"]`.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sonic_kv.errors import BudgetError, ConfigError
+
+Form = Literal["anchored", "learned"]
+Scope = Literal["causal", "segment"]
+Positions = Literal["original", "compact"]
+Allocation = Literal["global", "segment"]
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with its help text."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ConfigError(message)` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What limits the compressed cache: one of a ratio, a number of entries, a number of bytes.
+
+    With none of them nothing is removed, and the cache is the base model's own.
+    An entry is one key and one value in every layer and KV head.
+    """
+
+    compression_ratio: float | None = option(
+        None, "fraction of the compressible history's entries that is removed (0.8 keeps one fifth)"
+    )
+    max_entries: int | None = option(None, "entries the cache may hold after a segment has been closed")
+    max_bytes: int | None = option(None, "bytes the cache may hold after a segment has been closed")
+
+    def __post_init__(self) -> None:
+        given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
+        if len(given) > 1:
+            raise BudgetError(f"a budget is one of {' or '.join(given)}, not both: leave one out")
+        ratio = self.compression_ratio
+        if ratio is not None and not 0.0 <= ratio < 1.0:
+            raise BudgetError(f"compression_ratio={ratio} is outside [0, 1): 0.8 keeps one fifth of the history")
+        for name in ("max_entries", "max_bytes"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise BudgetError(f"{name}={limit} must be at least 1")
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """How a session cuts its dialogue into segments and what it keeps of each."""
+
+    min_segment_tokens: int = option(32, "exchanges are grouped until a segment has this many tokens")
+    max_segment_tokens: int = option(512, "a longer exchange is split into segments of this many tokens")
+    positions: Positions = option(
+        "original", "key positions of kept entries: the transcript's (original) or consecutive (compact)"
+    )
+    allocation: Allocation = option(
+        "global",
+        "share the budget over all entries of each head (global), or first over the segments (segment)",
+    )
+    reencode: bool = option(True, "re-encode kept entries with the adapter; off: plain selection, no extra forward")
+    candidates: float = option(2.0, "candidates encoded per entry kept of a segment (at most the whole segment)")
+    window: int = option(16, "recent queries observed for importance when there is no adapter")
+
+    def __post_init__(self) -> None:
+        require(self.min_segment_tokens >= 1, f"min_segment_tokens={self.min_segment_tokens} must be at least 1")
+        require(
+            self.max_segment_tokens >= self.min_segment_tokens,
+            f"max_segment_tokens={self.max_segment_tokens} is below min_segment_tokens={self.min_segment_tokens}",
+        )
+        require(self.candidates >= 1.0, f"candidates={self.candidates} must be at least 1")
+        require(self.window >= 1, f"window={self.window} must be at least 1")
+        require(self.positions in ("original", "compact"), f"positions={self.positions!r}: original or compact")
+        require(self.allocation in ("global", "segment"), f"allocation={self.allocation!r}: global or segment")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen and when a reply ends."""
+
+    max_new_tokens: int = option(128, "longest reply, in tokens")
+    temperature: float = option(0.0, "0 is greedy")
+    top_p: float = option(1.0, "nucleus sampling: smallest set of tokens with this probability")
+    stop: tuple[str, ...] = option((), "texts that end the reply (they are not part of it)")
+    seed: int | None = option(None, "seed of the sampling; none: a new one each time")
+
+    def __post_init__(self) -> None:
+        require(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        require(self.temperature >= 0.0, f"temperature={self.temperature} must not be negative")
+        require(0.0 < self.top_p <= 1.0, f"top_p={self.top_p} is outside (0, 1]")
+        require(all(self.stop), "a stop text must not be empty")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The shape of an adapter: what is trained beside the frozen base."""
+
+    form: Form = option("anchored", "a Nexus token starts as a raw token (anchored) or as an embedding (learned)")
+    scope: Scope = option("causal", "an anchored Nexus token sees its segment up to its anchor (causal) or whole")
+    lora_rank: int = option(16, "rank of the conditional LoRA; 0: importance only, entries are not re-encoded")
+    lora_alpha: float = option(32.0, "LoRA scale is alpha / rank")
+    scorer_hidden: int = option(64, "width of the importance scorer's hidden layer")
+    turn_classes: int = option(8, "distance classes of the turn embedding (learned form)")
+
+    def __post_init__(self) -> None:
+        require(self.form in ("anchored", "learned"), f"form={self.form!r}: anchored or learned")
+        require(self.scope in ("causal", "segment"), f"scope={self.scope!r}: causal or segment")
+        require(self.lora_rank >= 0, f"lora_rank={self.lora_rank} must not be negative")
+        require(
+            self.form == "anchored" or self.lora_rank > 0,
+            "form='learned' needs lora_rank >= 1: a learned Nexus token has no raw entry to fall back on",
+        )
+        require(self.scorer_hidden >= 1, f"scorer_hidden={self.scorer_hidden} must be at least 1")
+        require(self.turn_classes >= 1, f"turn_classes={self.turn_classes} must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run of an adapter."""
+
+    out: str = option("runs/adapter", "folder of checkpoints, log and the finished adapter")
+    data: tuple[str, ...] = option((), "dialogue files (.jsonl or .jsonl.gz) mixed with synthetic ones")
+    data_share: float = option(0.5, "share of the steps that train on dialogue files (0: synthetic only)")
+    max_steps: int = option(1000, "optimiser steps")
+    batch_size: int = option(4, "dialogues per step")
+    max_tokens: int = option(768, "longest dialogue in tokens; longer ones are cut at an exchange")
+    importance_steps: int = option(200, "first steps, on the scorer alone (no student forward)")
+    lr: float = option(1e-3, "peak learning rate of LoRA and embeddings")
+    scorer_lr: float = option(2e-3, "peak learning rate of the importance scorer")
+    warmup_steps: int = option(20, "linear warm-up; the rate then falls linearly to zero")
+    grad_clip: float = option(1.0, "largest gradient norm")
+    ratio_min: float = option(0.3, "lowest compression ratio sampled")
+    ratio_max: float = option(0.97, "highest compression ratio sampled")
+    raw_share: float = option(0.1, "share of closed segments that stay raw while training")
+    distillation_weight: float = option(1.0, "weight of the KL to the full-context base; 0: off")
+    forward_kl: float = option(0.7, "share of forward KL; the rest is reverse KL")
+    importance_weight: float = option(1.0, "weight of the scorer's attention-guided loss; 0: off")
+    importance_queries: int = option(64, "later queries sampled per dialogue as the scorer's target")
+    importance_target: Literal["max", "mean"] = option("max", "largest or mean attention of later queries")
+    bf16: bool = option(True, "bf16 autocast")
+    seed: int = option(0, "seed of data, budgets and initialisation")
+    log_every: int = option(10, "steps between lines of log.jsonl")
+    save_every: int = option(100, "steps between checkpoints")
+
+    def __post_init__(self) -> None:
+        require(0.0 <= self.data_share <= 1.0, f"data_share={self.data_share} is outside [0, 1]")
+        require(0.0 <= self.ratio_min <= self.ratio_max < 1.0, "ratios need 0 <= ratio_min <= ratio_max < 1")
+        require(0.0 <= self.forward_kl <= 1.0, f"forward_kl={self.forward_kl} is outside [0, 1]")
+        require(0.0 <= self.raw_share <= 1.0, f"raw_share={self.raw_share} is outside [0, 1]")
+        for name in ("max_steps", "batch_size", "log_every", "save_every", "importance_queries"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class SynthConfig:
+    """Which synthetic dialogues are generated, and what is in them."""
+
+    dialogues: int = option(10_000, "how many dialogues")
+    split: Literal["train", "validation", "test"] = option("train", "splits share no wording and no entity")
+    seed: int = option(0, "seed of the dialogues")
+    min_exchanges: int = option(4, "fewest exchanges of a dialogue")
+    max_exchanges: int = option(12, "most exchanges of a dialogue")
+    min_distance: int = option(1, "fewest exchanges from a fact to its question")
+    max_distance: int = option(64, "most exchanges from a fact to its question")
+    question_share: float = option(0.5, "share of the exchanges that ask, where there is a fact to ask for")
+    fact_share: float = option(0.7, "share of the other exchanges that state a fact; the rest is chatter")
+    update_share: float = option(0.12, "share of the stated facts that change an earlier one")
+    coreference_share: float = option(0.15, "share of facts followed by a second one about 'she' or 'he'")
+    system_share: float = option(0.4, "share of dialogues with a system prompt")
+    chatter_sentences: int = option(2, "most sentences of a chatter message")
+
+    def __post_init__(self) -> None:
+        require(self.dialogues >= 0, f"dialogues={self.dialogues} must not be negative")
+        require(self.split in ("train", "validation", "test"), f"split={self.split!r}: train, validation or test")
+        require(1 <= self.min_exchanges <= self.max_exchanges, "exchanges need 1 <= min_exchanges <= max_exchanges")
+        require(1 <= self.min_distance <= self.max_distance, "distances need 1 <= min_distance <= max_distance")
+        for name in ("question_share", "fact_share", "update_share", "coreference_share", "system_share"):
+            require(0.0 <= getattr(self, name) <= 1.0, f"{name}={getattr(self, name)} is outside [0, 1]")
+        require(self.chatter_sentences >= 1, f"chatter_sentences={self.chatter_sentences} must be at least 1")

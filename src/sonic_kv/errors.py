@@ -1,0 +1,67 @@
+"""Every exception that sonic-kv raises on purpose.
+
+::
+
+    SonicError
+    ├── ConfigError                 an option is unknown, out of range, or contradicts another
+    │   └── BudgetError             a budget is empty, negative, contradictory or too small to hold
+    ├── DataError                   a dialogue file or line cannot be used (names file and line)
+    │   └── MessageError            a message has an unknown role, no text, or comes out of order
+    ├── ModelError                  the base model cannot do what is asked
+    │   ├── UnsupportedModelError   an architecture that cannot be compressed correctly, and why
+    │   ├── ContextLengthError      more tokens than the model has positions
+    │   └── NumericalError          NaN or infinite weights, logits or loss
+    ├── AdapterError                an adapter does not belong to this base model
+    └── FileError                   a file is missing, truncated, tampered with or of a newer version
+
+Messages are one line and say what to do. The command line prints them and exits with
+`exit_code`; a server maps the class to a status.
+"""
+
+
+class SonicError(Exception):
+    """Root of all errors raised on purpose. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ConfigError(SonicError):
+    """An option is unknown, out of range, or contradicts another."""
+
+    exit_code = 2
+
+
+class BudgetError(ConfigError):
+    """A budget is empty, negative, contradictory or too small to hold."""
+
+
+class DataError(SonicError):
+    """A dialogue file or line cannot be used."""
+
+
+class MessageError(DataError):
+    """A message has an unknown role, no text, or comes out of order."""
+
+
+class ModelError(SonicError):
+    """The base model cannot do what is asked."""
+
+
+class UnsupportedModelError(ModelError):
+    """The architecture cannot be compressed correctly; the message says why."""
+
+
+class ContextLengthError(ModelError):
+    """More tokens than the model has positions."""
+
+
+class NumericalError(ModelError):
+    """NaN or infinite weights, logits or loss."""
+
+
+class AdapterError(SonicError):
+    """An adapter does not belong to this base model."""
+
+
+class FileError(SonicError):
+    """A file is missing, truncated, tampered with or of a newer version."""

@@ -1,0 +1,94 @@
+"""Sealed safetensors files: a JSON header, a checksum over everything, written atomically."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from sonic_kv.errors import FileError
+
+HEADER = "sonic_kv"
+VERSION = 1
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new one."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise FileError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_sealed(path: str | Path, kind: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write `tensors` with a JSON-able `header`. `kind` says what the file is ("session", "adapter")."""
+    header = json.loads(json.dumps({**header, "kind": kind, "version": VERSION}))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    sealed = {**header, "sha256": _digest(header, tensors)}
+    write_atomic(path, save(tensors, metadata={HEADER: json.dumps(sealed)}))
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The JSON header of a sealed file, its checksum not verified.
+
+    Raises:
+        FileError: missing, truncated, not written by sonic-kv, or of a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"{path} does not exist or is not a file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{path} is damaged or not a safetensors file: {error}") from error
+    try:
+        header = json.loads(metadata[HEADER])
+        version = int(header["version"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise FileError(f"{path} was not written by sonic-kv: it has no valid {HEADER!r} header") from error
+    if version > VERSION:
+        raise FileError(f"{path} has format version {version}, this sonic-kv reads up to {VERSION}: upgrade")
+    return dict(header)
+
+
+def read_sealed(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a sealed file, verified.
+
+    Raises:
+        FileError: as `read_header`, or of another kind, or the checksum does not fit.
+    """
+    header = read_header(path)
+    if header.get("kind") != kind:
+        raise FileError(f"{path} is a {header.get('kind')} file, not a {kind} file")
+    try:
+        with safe_open(Path(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{path} is damaged: {error}") from error
+    seal = header.pop("sha256", None)
+    if seal != _digest(header, tensors):
+        raise FileError(f"{path} is damaged or was changed: its checksum does not fit")
+    return header, tensors

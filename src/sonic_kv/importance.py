@@ -1,0 +1,86 @@
+"""Which entries matter: one small protocol, two sources.
+
+`LearnedImportance` asks the adapter's scorer; `WindowImportance` watches recent queries and needs
+no training. Both score entries of the memory and of the open segment on one scale.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sonic_kv.adapter import Adapter
+from sonic_kv.attention import Probe
+from sonic_kv.cache import SessionCache
+from sonic_kv.model import SonicModel
+
+
+class Importance(Protocol):
+    """Scores entries when a segment is closed."""
+
+    def scores(self, cache: SessionCache, token_ids: Sequence[int]) -> list[Tensor]:
+        """Importance of memory and open segment, recency apart.
+
+        Args:
+            token_ids: of the open segment.
+
+        Returns:
+            per layer (1, G, n + L) float32
+        """
+
+    def recency(self, layer: int, distance: Tensor) -> Tensor:
+        """What the distance (tokens) to the end of the closed history adds. (…, G, S) → (…, G, S)"""
+
+
+class LearnedImportance:
+    """The adapter's scorer on unrotated keys and values; memory keeps the score it was stored with."""
+
+    def __init__(self, model: SonicModel, adapter: Adapter) -> None:
+        self._model, self._adapter = model, adapter
+
+    @torch.no_grad()
+    def scores(self, cache: SessionCache, token_ids: Sequence[int]) -> list[Tensor]:
+        end = cache.next_position
+        back = -torch.arange(end - len(token_ids), end, device=self._model.device)
+        result = []
+        for number, layer in enumerate(cache.layers):
+            keys = self._model.rope.rotate(number, layer.keys[:, :, cache.open_start() :], back)
+            fresh = self._adapter.scorer(number, keys, layer.values[:, :, cache.open_start() :])
+            result.append(torch.cat((layer.scores, fresh), dim=-1))
+        return result
+
+    @torch.no_grad()
+    def recency(self, layer: int, distance: Tensor) -> Tensor:
+        return self._adapter.scorer.recency(layer, distance)
+
+
+class WindowImportance:
+    """Log of the attention that the last `window` queries pay, as in SnapKV (arXiv:2404.14469).
+
+    Memory accumulates it from one closing to the next, as in H2O (arXiv:2306.14048). Recency needs no
+    term of its own: recent queries have it.
+    """
+
+    def __init__(self, model: SonicModel, window: int) -> None:
+        self._model, self._window = model, window
+
+    def scores(self, cache: SessionCache, token_ids: Sequence[int]) -> list[Tensor]:
+        length = len(token_ids)
+        offsets = torch.arange(max(length - self._window, 0), length, device=self._model.device)
+        probe = Probe(rows=torch.arange(len(offsets), device=self._model.device)[None])
+        self._model.reread(cache, token_ids, offsets, probe=probe)
+        start, result = cache.lengths.prefix, []
+        columns = torch.arange(start, cache.stored, device=self._model.device)
+        watchers = (columns <= cache.open_start() + offsets[:, None]).sum(0)  # queries that could see it
+        for number, layer in enumerate(cache.layers):
+            paid = probe.seen[number][..., start : cache.stored].sum((2, 3)) / watchers  # (1, G, n + L)
+            now = paid.clamp_min(1e-9).log()
+            memory = layer.scores.shape[-1]
+            if memory:
+                now = torch.cat((torch.logaddexp(now[..., :memory], layer.scores), now[..., memory:]), dim=-1)
+            result.append(now)
+        return result
+
+    def recency(self, layer: int, distance: Tensor) -> Tensor:
+        return torch.zeros_like(distance, dtype=torch.float32)

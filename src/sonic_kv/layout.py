@@ -1,0 +1,141 @@
+"""Who stands where and who sees whom in the one-pass forward: pure functions.
+
+A dialogue is laid out as prefix, segment 1, its Nexus tokens, segment 2, its Nexus tokens, …, last
+segment. Each column also has a *lifetime* per layer and KV head: the last segment whose queries
+still see it. That one integer holds the budget, each head's own selection and the elastic drop,
+because what a session dropped stays dropped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PREFIX = 0  # segment number of the prefix; dialogue segments count from 1
+PADDING = -1
+FOREVER = 1 << 30
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows of a one-pass forward. All tensors (B, T) int64, `nexus` bool."""
+
+    index: Tensor  # transcript position of the row (a Nexus token: of its anchor)
+    segment: Tensor  # PREFIX, 1, 2, …; PADDING
+    nexus: Tensor
+    view: Tensor  # last transcript position of its own segment that the row sees
+    position: Tensor  # RoPE position
+
+    def default_lifetime(self) -> Tensor:
+        """Lifetimes when nothing of a closed segment is kept: prefix forever, the rest own segment."""
+        return torch.where(self.segment == PREFIX, FOREVER, self.segment)
+
+
+def interleave(
+    length: int,
+    prefix_length: int,
+    segment_ends: Sequence[int],
+    nexus_indices: Sequence[Tensor],
+    *,
+    whole_segment: bool = False,
+    memory_lengths: Sequence[int] | None = None,
+) -> Layout:
+    """Lay out one dialogue of `length` tokens.
+
+    Args:
+        segment_ends: transcript positions at which segments were closed; what follows is open.
+        nexus_indices: for each closed segment the transcript positions of its Nexus tokens,
+            ascending (empty: the segment stays raw).
+        whole_segment: Nexus tokens see their whole segment, not only up to their position.
+        memory_lengths: for compact positions, the memory entries in front of each segment (the
+            open one included); None: original positions.
+
+    Returns:
+        a `Layout` with B = 1.
+    """
+    starts = [prefix_length, *segment_ends]
+    stops = [*segment_ends, length]
+    rows: list[tuple[Tensor, int, bool, Tensor, Tensor]] = []
+    prefix = torch.arange(prefix_length)
+    rows.append((prefix, PREFIX, False, prefix, prefix))
+    for number, (start, stop) in enumerate(zip(starts, stops, strict=True), start=1):
+        shift = 0 if memory_lengths is None else prefix_length + memory_lengths[number - 1] - start
+        raw = torch.arange(start, stop)
+        rows.append((raw, number, False, raw, raw + shift))
+        if number <= len(nexus_indices):
+            at = nexus_indices[number - 1]
+            view = torch.full_like(at, stop - 1) if whole_segment else at
+            rows.append((at, number, True, view, at + shift))
+    return Layout(
+        index=torch.cat([r[0] for r in rows])[None],
+        segment=torch.cat([torch.full_like(r[0], r[1]) for r in rows])[None],
+        nexus=torch.cat([torch.full_like(r[0], r[2], dtype=torch.bool) for r in rows])[None],
+        view=torch.cat([r[3] for r in rows])[None],
+        position=torch.cat([r[4] for r in rows])[None],
+    )
+
+
+def pad(layouts: Sequence[Layout]) -> Layout:
+    """Stack layouts of different lengths, padded on the right."""
+    longest = max(layout.index.shape[-1] for layout in layouts)
+
+    def stack(name: str, fill: int | bool) -> Tensor:
+        tensors = [getattr(layout, name) for layout in layouts]
+        padded = [torch.nn.functional.pad(t, (0, longest - t.shape[-1]), value=fill) for t in tensors]
+        return torch.cat(padded)
+
+    return Layout(
+        index=stack("index", 0),
+        segment=stack("segment", PADDING),
+        nexus=stack("nexus", False),
+        view=stack("view", 0),
+        position=stack("position", 0),
+    )
+
+
+def lifetimes(layout: Layout, kept: Sequence[Tensor]) -> Tensor:
+    """Lifetimes of one layer's columns from what each head held while each segment was open.
+
+    Args:
+        layout: of one dialogue (B = 1).
+        kept: for segment 2, 3, … (the open one last) the transcript positions of the memory
+            entries of every head. Each (G, n)
+
+    Returns:
+        (1, G, T) int64
+    """
+    heads = kept[0].shape[0] if kept else 1
+    alive = layout.default_lifetime()[:, None].repeat(1, heads, 1)  # (1, G, T)
+    # Where a segment has Nexus rows, they are what is kept of it; where it has none, its raw rows.
+    reencoded = torch.isin(layout.segment, layout.segment[layout.nexus])
+    stored = (layout.nexus | ~reencoded) & (layout.segment > PREFIX)  # (1, T)
+    slot = torch.full((int(layout.index.max()) + 1,), -1)
+    slot[layout.index[stored]] = torch.arange(layout.index.shape[-1])[stored[0]]
+    for number, entries in enumerate(kept, start=2):
+        alive[0].scatter_(-1, slot[entries], torch.full_like(entries, number))
+    return alive
+
+
+def own_segment(layout: Layout) -> Tensor:
+    """Visibility inside a segment: raw tokens causally, Nexus tokens up to their view. (B, T, T) bool."""
+    same = layout.segment[:, :, None] == layout.segment[:, None, :]
+    raw = ~layout.nexus[:, None, :] | (layout.segment == PADDING)[:, None, :]
+    return same & raw & (layout.index[:, None, :] <= layout.view[:, :, None])
+
+
+def visible(layout: Layout, lifetime: Tensor) -> Tensor:
+    """The hierarchical visibility mask: row q sees column k.
+
+    A row sees its own segment (`own_segment`) and the columns of earlier segments that are still
+    alive in its segment. Nobody sees the future, nor another Nexus token of its own segment.
+
+    Args:
+        lifetime: (B, G, T)
+
+    Returns:
+        (B, G, T, T) bool
+    """
+    earlier = layout.segment[:, None, :] < layout.segment[:, :, None]  # (B, T, T)
+    alive = layout.segment[:, None, :, None] <= lifetime[:, :, None, :]  # (B, G, T, T)
+    return own_segment(layout)[:, None] | (earlier[:, None] & alive)

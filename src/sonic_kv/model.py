@@ -1,0 +1,266 @@
+"""`SonicModel`: a Hugging Face causal language model, its tokenizer, and what compresses its cache."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint
+from sonic_kv.attention import Observed, OnePass, Probe, Rope, sonic_attention
+from sonic_kv.cache import ReadCache, SessionCache
+from sonic_kv.errors import ContextLengthError, FileError, ModelError, UnsupportedModelError
+from sonic_kv.layout import Layout, own_segment
+from sonic_kv.segments import ChatFormat
+
+DEFAULT_MODEL = Path(__file__).parent / "assets" / "default"
+
+
+class SonicModel:
+    """A frozen base model with an optional adapter.
+
+    Args:
+        base: a decoder-only Hugging Face model with rotary positions.
+        tokenizer: its tokenizer.
+        adapter: trained for this base; None: importance comes from recent queries and kept entries
+            are not re-encoded (eviction).
+
+    Raises:
+        UnsupportedModelError: the architecture cannot be compressed correctly.
+    """
+
+    def __init__(self, base: PreTrainedModel, tokenizer: Any, adapter: Adapter | None = None) -> None:
+        self.config = base.config.get_text_config()
+        if base.config.is_encoder_decoder:
+            raise UnsupportedModelError(
+                f"{type(base).__name__} is an encoder-decoder model: only decoder-only models have a dialogue cache"
+            )
+        self.rope = Rope(base)
+        self.base = base.eval()
+        self.tokenizer = tokenizer
+        self.adapter = adapter
+        self.format = ChatFormat(tokenizer)
+        self.num_layers: int = self.config.num_hidden_layers
+        self.num_heads: int = self.config.num_key_value_heads
+        self.max_length: int = self.config.max_position_embeddings
+        self.sliding_window = _sliding_window(self.config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        adapter: str | Path | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> "SonicModel":
+        """Load a model by path or hub id; without a name, the default model that is shipped.
+
+        Args:
+            adapter: folder, file or hub id; None: the adapter beside the model's weights, if any.
+            dtype: of the weights; None: as stored, but float32 on a CPU.
+
+        Raises:
+            FileError: a path does not exist or its files are damaged.
+            ModelError: transformers cannot load the model.
+        """
+        name = str(DEFAULT_MODEL if model is None else model)
+        dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else None)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            base = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto").to(device)
+        except UnsupportedModelError:
+            raise
+        except Exception as error:  # transformers raises anything from KeyError to its own classes
+            missing = not Path(name).exists() and ("/" not in name or name.startswith((".", "/", "~")))
+            reason = "no such folder" if missing else (str(error).strip().splitlines() or ["unknown reason"])[0]
+            raise (FileError if missing else ModelError)(f"cannot load model {name!r}: {reason}") from error
+        found = _find_adapter(name, adapter)
+        self = cls(base, tokenizer)
+        if found is not None:
+            self.adapter = Adapter.load(base, found)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What saved sessions and adapters of this model depend on."""
+        return fingerprint(self.base)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a reply: the tokenizer's and the model's end tokens."""
+        ids = self.base.generation_config.eos_token_id if self.base.generation_config is not None else None
+        found = ids if isinstance(ids, list) else [ids]
+        return frozenset(i for i in (*found, self.tokenizer.eos_token_id, *self.format.stop_ids) if i is not None)
+
+    def room(self, cache: SessionCache) -> int:
+        """Tokens that can still be fed."""
+        return min(self.max_length, self.sliding_window or self.max_length) - cache.next_position
+
+    def check_room(self, cache: SessionCache, new_tokens: int) -> None:
+        """Raise unless `new_tokens` more tokens have positions.
+
+        Raises:
+            ContextLengthError: they would pass the model's trained positions.
+            UnsupportedModelError: they would pass a sliding window.
+        """
+        end = cache.next_position + new_tokens
+        if end > self.max_length:
+            raise ContextLengthError(
+                f"{new_tokens} new tokens would end at position {end}, and the model has {self.max_length}: "
+                "shorten the message, or use positions='compact'"
+            )
+        if new_tokens > self.room(cache):
+            raise UnsupportedModelError(
+                f"the dialogue would pass the model's sliding window of {self.sliding_window} tokens: kept entries "
+                "of older turns would be out of its sight; use a model with full attention"
+            )
+
+    @torch.no_grad()
+    def feed(self, cache: SessionCache, token_ids: Sequence[int], *, all_logits: bool = False) -> Tensor:
+        """Append tokens to the cache; logits after the last of them (V,), or after each (T, V)."""
+        start = cache.next_position
+        ids = torch.tensor([list(token_ids)], device=self.device)
+        output = self.base(
+            input_ids=ids,
+            position_ids=torch.arange(start, start + ids.shape[1], device=self.device)[None],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=0 if all_logits else 1,
+        )
+        logits: Tensor = output.logits[0]
+        return logits if all_logits else logits[-1]
+
+    @torch.no_grad()
+    def reread(
+        self,
+        cache: SessionCache,
+        token_ids: Sequence[int],
+        offsets: Tensor,
+        *,
+        encode: bool = False,
+        segment: int = 1,
+        probe: Probe | None = None,
+    ) -> ReadCache:
+        """Run rows over tokens of the open segment again, without adding them to the cache.
+
+        Each row sees the prefix, the memory, and the open segment up to its own token (or all of
+        it, by the adapter's form and scope), but no other row.
+
+        Args:
+            token_ids: of the whole open segment. (L,)
+            offsets: which of them, ascending. (N,)
+            encode: with the adapter: the rows are Nexus tokens.
+            segment: number of the open segment, from 1.
+            probe: records what the rows attend to; the columns are the cache's, then the rows.
+
+        Returns:
+            a cache whose layers hold the rows' own keys and values. (1, G, N, D)
+        """
+        whole = encode and self.whole_segment
+        ids = torch.tensor(list(token_ids), device=self.device)[offsets][None]  # (1, N)
+        embeddings = self.base.get_input_embeddings()(ids)
+        first = cache.open_start()
+        columns = torch.arange(cache.stored, device=self.device)
+        seen = columns < cache.stored if whole else columns <= first + offsets[:, None]
+        mask = torch.nn.functional.pad(seen.expand(len(offsets), -1), (0, len(offsets)))[None, None]
+        reader = ReadCache(cache)
+        call = {
+            "attention_mask": mask,
+            "position_ids": (cache.next_position - cache.open_length + offsets)[None],
+            "past_key_values": reader,
+            "use_cache": True,
+            "sonic": None if probe is None else Observed(probe),
+        }
+        with sonic_attention(self.base):
+            if not encode:
+                self.base.get_decoder()(inputs_embeds=embeddings, **call)
+                return reader
+            assert self.adapter is not None
+            rows = self.adapter.embed(embeddings, torch.full_like(ids, segment))
+            with self.adapter.attached():
+                self.base.get_decoder()(inputs_embeds=rows, **call)
+        return reader
+
+    @property
+    def whole_segment(self) -> bool:
+        """Whether Nexus tokens see their whole segment."""
+        config = None if self.adapter is None else self.adapter.config
+        return config is not None and (config.form == "learned" or config.scope == "segment")
+
+    def one_pass(
+        self,
+        token_ids: Tensor,
+        layout: Layout,
+        lifetime: Sequence[Tensor],
+        *,
+        compact: bool = False,
+        probe: Probe | None = None,
+        hidden: bool = False,
+    ) -> Tensor:
+        """The training forward: all segments and their Nexus tokens at once.
+
+        Equal to a step-by-step session that closes the same segments and keeps the same entries.
+        Call it inside `adapter.attached(layout.nexus)` if there are Nexus rows.
+
+        Args:
+            token_ids: the transcripts. (B, length)
+            layout: rows, (B, T)
+            lifetime: per layer, (B, G, T)
+            compact: memory keys at consecutive positions.
+            hidden: return the last hidden states instead of logits.
+
+        Returns:
+            logits (B, T, V), or hidden states (B, T, C)
+        """
+        embeddings = self.base.get_input_embeddings()(token_ids.gather(1, layout.index))
+        if self.adapter is not None and bool(layout.nexus.any()):
+            nexus = self.adapter.embed(embeddings, layout.segment)
+            embeddings = torch.where(layout.nexus[..., None], nexus, embeddings)
+        plan = OnePass(layout, lifetime, self.rope if compact else None, probe)
+        model = self.base.get_decoder() if hidden else self.base
+        with sonic_attention(self.base):
+            output = model(
+                inputs_embeds=embeddings,
+                attention_mask=own_segment(layout)[:, None],
+                position_ids=layout.position,
+                use_cache=False,
+                sonic=plan,
+            )
+        result: Tensor = output[0]
+        return result
+
+
+def _find_adapter(model: str, adapter: str | Path | None) -> Path | None:
+    """The adapter's path; a hub id is downloaded."""
+    if adapter is None:
+        beside = Path(model) / FILE_NAME
+        return beside if beside.is_file() else None
+    path = Path(adapter)
+    if path.exists() or str(adapter).count("/") != 1 or str(adapter).startswith((".", "/", "~")):
+        return path
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(str(adapter), FILE_NAME))
+    except Exception as error:  # network, authentication, missing repository …
+        reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
+        raise FileError(f"adapter {adapter!r} is neither a path nor to be had from the hub: {reason}") from error
+
+
+def _sliding_window(config: Any) -> int | None:
+    """Tokens that the narrowest sliding-window layer sees, if there is one."""
+    layer_types = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    if window is None or (layer_types is not None and "sliding_attention" not in layer_types):
+        return None
+    return None if window >= config.max_position_embeddings else int(window)

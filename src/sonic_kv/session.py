@@ -1,0 +1,345 @@
+"""`ChatSession`: one dialogue, its transcript and its compressed cache."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sonic_kv.adapter import check_fingerprint
+from sonic_kv.cache import Lengths, SessionCache
+from sonic_kv.compressor import Compressor
+from sonic_kv.config import Budget, SamplingConfig, SessionConfig
+from sonic_kv.errors import AdapterError, FileError, MessageError
+from sonic_kv.files import read_sealed, write_sealed
+from sonic_kv.generate import stream_generate
+from sonic_kv.model import SonicModel
+from sonic_kv.segments import Message, check_messages
+
+DEFAULT_BUDGET = Budget(compression_ratio=0.8)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one reply took. Counts are tokens, `seconds` ends with the reply's last token."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The assistant's text, why it ended ("stop" or "length"), and what it took."""
+
+    text: str
+    finish_reason: str
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class SegmentStats:
+    """A closed segment: its raw tokens, and entries kept (mean over layers and KV heads)."""
+
+    tokens: int
+    entries: float
+
+
+@dataclass(frozen=True)
+class SessionStats:
+    """Where a session stands. `bytes` is allocated now; `full_bytes` is what full context would hold."""
+
+    logical_tokens: int
+    entries: int
+    prefix: int
+    memory: int
+    open: int
+    bytes: int
+    full_bytes: int
+    segments: tuple[SegmentStats, ...]
+
+
+class ChatSession:
+    """One dialogue whose past is compressed as it grows.
+
+    A call that fails leaves the session as it was before the call.
+
+    Args:
+        model: base and adapter.
+        budget: limit of the cache; default: 80 % of the history's entries are removed.
+        system: system prompt; part of the prefix, never compressed.
+        config: segments, positions, selection.
+        sampling: how replies are generated unless a call says otherwise.
+    """
+
+    def __init__(
+        self,
+        model: SonicModel,
+        budget: Budget | None = None,
+        system: str | None = None,
+        config: SessionConfig | None = None,
+        sampling: SamplingConfig | None = None,
+    ) -> None:
+        self.model = model
+        self.budget = budget or DEFAULT_BUDGET
+        self.config = config or SessionConfig()
+        self.sampling = sampling or SamplingConfig()
+        self.system = system
+        self.messages: list[dict[str, str]] = []
+        self.token_ids: list[int] = []
+        self.last_reply: Reply | None = None
+        self._compressor = Compressor(model, self.config)
+        self.cache = SessionCache(model.num_layers, compact=self.config.positions == "compact")
+        if system is not None:
+            check_messages([{"role": "system", "content": system}])
+            self.messages.append({"role": "system", "content": system})
+        prefix, self._opening = model.format.opening(system)
+        if prefix:
+            model.check_room(self.cache, len(prefix))
+            model.feed(self.cache, prefix)
+        self.token_ids += prefix
+        self.cache.mark_prefix()
+
+    def send(self, text: str | None, sampling: SamplingConfig | None = None) -> Reply:
+        """Say `text` and return the reply; None answers a user message that `extend` appended.
+
+        Raises:
+            ContextLengthError, UnsupportedModelError, NumericalError, BudgetError
+        """
+        for _ in self.stream(text, sampling):
+            pass
+        assert self.last_reply is not None
+        return self.last_reply
+
+    def stream(self, text: str | None, sampling: SamplingConfig | None = None) -> Iterator[str]:
+        """Say `text` and yield the reply piece by piece; then `last_reply` is set.
+
+        The segment is closed after the last piece. A stream that is not read to its end is undone.
+        """
+        start = time.perf_counter()
+        unanswered = bool(self.messages) and self.messages[-1]["role"] == "user"
+        if unanswered is not (text is None):
+            raise MessageError(
+                "the last message is still unanswered: send(None) answers it"
+                if unanswered
+                else "there is no message to answer: give the user's text"
+            )
+        with self._transaction():
+            prompt = self.model.format.generation_prompt()
+            if text is not None:
+                message = {"role": "user", "content": text}
+                check_messages([message])
+                prompt = self._user_ids(text) + prompt
+                self.messages.append(message)
+            yield from self._reply(prompt, sampling or self.sampling, start)
+
+    def _reply(self, prompt: list[int], sampling: SamplingConfig, start: float) -> Iterator[str]:
+        self.model.check_room(self.cache, len(prompt) + 1)
+        self._feed(prompt[:-1])
+        self._close_if_full()
+        text, reason, written = "", "length", list[int]()
+        with closing(stream_generate(self.model, [prompt[-1:]], [self.cache], sampling)) as steps:
+            for (piece,) in steps:
+                assert piece is not None
+                self.token_ids.append(written[-1] if written else prompt[-1])  # what this step has fed
+                written.append(piece.token_id)
+                text += piece.text
+                if piece.text:
+                    yield piece.text
+                if piece.finish_reason is None:
+                    self._close_if_full()
+                else:
+                    reason = piece.finish_reason
+        seconds = time.perf_counter() - start
+        self._finish(written, text, reason)
+        self.messages.append({"role": "assistant", "content": text})
+        self.last_reply = Reply(text, reason, Usage(len(prompt), len(written), seconds))
+
+    def _finish(self, written: list[int], text: str, reason: str) -> None:
+        """Complete the exchange in the cache: all of `written` but its last token has been fed."""
+        rest = written[-1:]
+        if written[-1] in self.model.stop_ids:
+            rest = []
+        elif reason == "stop":  # take back what spelled the stop text
+            decode = self.model.tokenizer.decode
+            size = next(n for n in range(len(written) + 1) if len(decode(written[:n])) >= len(text))
+            back = min(max(len(written) - 1 - size, 0), self.cache.open_length)
+            self.cache.drop_newest(back)
+            self.token_ids = self.token_ids[: len(self.token_ids) - back]
+            rest = written[len(written) - 1 : size]
+        rest = rest + self.model.format.assistant_close()
+        self._feed(rest[: self.model.room(self.cache)])
+        self._end_exchange()
+
+    def extend(self, messages: Sequence[Message]) -> None:
+        """Append messages that are already written; nothing is generated.
+
+        Raises:
+            MessageError, ContextLengthError, UnsupportedModelError, BudgetError
+        """
+        check_messages(messages)
+        if messages[0]["role"] == "system":
+            raise MessageError("a session takes its system prompt when it is made: ChatSession(system=…)")
+        with self._transaction():
+            for message in messages:
+                role, text = message["role"], message["content"]
+                ids = self._user_ids(text) if role == "user" else self.model.format.assistant(text)
+                self.messages.append({"role": role, "content": text})
+                self._feed(ids)
+                if role == "assistant":
+                    self._end_exchange()
+
+    def set_budget(self, budget: Budget) -> None:
+        """Change the budget. A lower one takes effect at once and does not run the model.
+
+        What has been dropped does not come back: a higher budget holds for what is still to come.
+
+        Raises:
+            BudgetError: it cannot hold the prefix.
+        """
+        with self._transaction():
+            self._compressor.shrink(self.cache, budget)
+            self.budget = budget
+
+    def fork(self) -> "ChatSession":
+        """A copy that goes on by itself."""
+        other = object.__new__(ChatSession)
+        other.__dict__.update(self.__dict__)
+        other.messages, other.token_ids = list(self.messages), list(self.token_ids)
+        other.cache = self.cache.fork()
+        return other
+
+    @property
+    def stats(self) -> SessionStats:
+        """Entries, bytes and segments as they are now."""
+        cache, lengths = self.cache, self.cache.lengths
+        ends = [*lengths.segment_starts[1:], lengths.closed]
+        kept = [0.0] * len(lengths.segment_starts)
+        if lengths.memory:
+            starts = torch.tensor(lengths.segment_starts)
+            positions = torch.stack([layer.positions for layer in cache.layers]).cpu()
+            owner = torch.bucketize(positions, starts, right=True) - 1
+            heads = owner.numel() // lengths.memory
+            kept = (torch.bincount(owner.flatten(), minlength=len(kept)) / heads).tolist()
+        itemsize = torch.empty(0, dtype=self.model.dtype).element_size()
+        per_token = cache.layers[0].keys.shape[1] * cache.layers[0].keys.shape[3] * 2 * itemsize
+        return SessionStats(
+            logical_tokens=cache.logical_length,
+            entries=cache.stored,
+            prefix=lengths.prefix,
+            memory=lengths.memory,
+            open=cache.open_length,
+            bytes=cache.nbytes,
+            full_bytes=cache.logical_length * per_token * self.model.num_layers,
+            segments=tuple(
+                SegmentStats(end - start, entries)
+                for start, end, entries in zip(lengths.segment_starts, ends, kept, strict=True)
+            ),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the session to a sealed safetensors file, atomically."""
+        tensors: dict[str, Tensor] = {"token_ids": torch.tensor(self.token_ids, dtype=torch.int64)}
+        for number, layer in enumerate(self.cache.layers):
+            for name in ("keys", "values", "positions", "scores"):
+                tensors[f"{number}.{name}"] = getattr(layer, name)
+        header = {
+            "base": self.model.fingerprint(),
+            "adapter": self._adapter_digest(),
+            "budget": asdict(self.budget),
+            "config": asdict(self.config),
+            "sampling": asdict(self.sampling),
+            "messages": self.messages,
+            "lengths": asdict(self.cache.lengths),
+            "stats": asdict(self.stats),
+        }
+        write_sealed(path, "session", header, tensors)
+
+    @classmethod
+    def load(cls, model: SonicModel, path: str | Path) -> "ChatSession":
+        """Continue a saved session.
+
+        Raises:
+            FileError: missing, damaged or changed.
+            AdapterError: saved with another model or adapter.
+        """
+        header, tensors = read_sealed(path, "session")
+        check_fingerprint(header.get("base", {}), model.fingerprint(), f"session {path}")
+        try:
+            config = SessionConfig(**header["config"])
+            sampling = dict(header["sampling"], stop=tuple(header["sampling"]["stop"]))
+            session = object.__new__(cls)
+            session.model, session.config, session.last_reply = model, config, None
+            session.budget, session.sampling = Budget(**header["budget"]), SamplingConfig(**sampling)
+            session.messages = [dict(message) for message in header["messages"]]
+            session.token_ids = tensors["token_ids"].tolist()
+            cache = SessionCache(model.num_layers, compact=config.positions == "compact")
+            for number, layer in enumerate(cache.layers):
+                keys, values = (tensors[f"{number}.{name}"].to(model.device) for name in ("keys", "values"))
+                layer.update(keys, values)
+                layer.positions = tensors[f"{number}.positions"].to(model.device)
+                layer.scores = tensors[f"{number}.scores"].to(model.device)
+            lengths = header["lengths"]
+            cache.lengths = Lengths(**dict(lengths, segment_starts=tuple(lengths["segment_starts"])))
+            found = header["adapter"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileError(f"session {path} does not fit this version of sonic-kv: {error}") from error
+        cache.count_removed()
+        session.cache = cache
+        first = session.messages[:1]
+        session.system = first[0]["content"] if first and first[0]["role"] == "system" else None
+        session._opening = model.format.opening(session.system)[1]
+        session._compressor = Compressor(model, config)
+        if found != session._adapter_digest():
+            raise AdapterError(f"session {path} was saved with another adapter: load the model with that one")
+        return session
+
+    def _adapter_digest(self) -> str | None:
+        return None if self.model.adapter is None else self.model.adapter.digest()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Undo everything if the block fails or is abandoned."""
+        before = self.fork()
+        try:
+            yield
+        except BaseException:
+            self.cache.restore(before.cache)
+            self.__dict__.update({**before.__dict__, "cache": self.cache})
+            raise
+
+    def _user_ids(self, text: str) -> list[int]:
+        first = all(message["role"] == "system" for message in self.messages)
+        return self.model.format.first_user(text, self._opening) if first else self.model.format.user(text)
+
+    def _feed(self, token_ids: Sequence[int]) -> None:
+        """Append tokens, closing the open segment whenever it is full and more comes."""
+        self.model.check_room(self.cache, len(token_ids))
+        rest = list(token_ids)
+        while rest:
+            self._close_if_full()
+            size = self.config.max_segment_tokens - self.cache.open_length if self._limited else len(rest)
+            self.model.feed(self.cache, rest[:size])
+            self.token_ids += rest[:size]
+            rest = rest[size:]
+
+    @property
+    def _limited(self) -> bool:
+        return self.budget not in (Budget(), Budget(compression_ratio=0.0))
+
+    def _close_if_full(self) -> None:
+        if self._limited and self.cache.open_length >= self.config.max_segment_tokens:
+            self._close()
+
+    def _end_exchange(self) -> None:
+        if self._limited and self.cache.open_length >= self.config.min_segment_tokens:
+            self._close()
+
+    def _close(self) -> None:
+        self._compressor.close(self.cache, self.token_ids[-self.cache.open_length :], self.budget)
+
+

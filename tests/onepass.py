@@ -1,0 +1,94 @@
+"""A session that remembers what it did, and the one-pass forward of the same thing."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tiny import tiny_tokenizer
+
+from sonic_kv import layout as lay
+from sonic_kv.cache import SessionCache
+from sonic_kv.config import Budget, SessionConfig
+from sonic_kv.model import SonicModel
+from sonic_kv.session import ChatSession
+
+
+class RecordingModel(SonicModel):
+    """Keeps the logits of every fed token and what every head held at that time."""
+
+    def start(self) -> None:
+        self.logits: list[Tensor] = []
+        self.kept: dict[int, list[Tensor]] = {}  # open segment number → per layer (G, n)
+
+    def feed(self, cache: SessionCache, token_ids: Sequence[int], *, all_logits: bool = False) -> Tensor:
+        number = len(cache.lengths.segment_starts) + 1
+        if number > 1:
+            self.kept[number] = [layer.positions[0].long().clone() for layer in cache.layers]
+        logits = super().feed(cache, token_ids, all_logits=True)
+        self.logits.append(logits)
+        return logits if all_logits else logits[-1]
+
+
+def record(
+    base: object, adapter: object, messages: list[dict[str, str]], budgets: list[Budget], config: SessionConfig
+) -> tuple[RecordingModel, ChatSession]:
+    """Run a session over gold messages, with `budgets[i]` from exchange i on."""
+    model = RecordingModel(base, tiny_tokenizer(), adapter)  # type: ignore[arg-type]
+    model.start()
+    session = ChatSession(model, budgets[0], config=config)
+    for turn in range(len(messages) // 2):
+        if turn < len(budgets):
+            session.set_budget(budgets[turn])
+        session.extend(messages[2 * turn : 2 * turn + 2])
+    return model, session
+
+
+def plan(session: ChatSession) -> tuple[lay.Layout, list[Tensor]]:
+    """Layout and per-layer lifetimes under which one pass equals `session`."""
+    model, lengths = session.model, session.cache.lengths
+    assert isinstance(model, RecordingModel)
+    ends = [*lengths.segment_starts[1:], lengths.closed]
+    segments = len(ends)
+    nexus = []
+    for number, (start, end) in enumerate(zip(lengths.segment_starts, ends, strict=True), start=1):
+        held = torch.cat([torch.cat([p.flatten() for p in model.kept.get(number + 1, [])] or [torch.empty(0).long()])])
+        inside = held[(held >= start) & (held < end)].unique()
+        nexus.append(inside if session._compressor.reencode else inside[:0])
+    counts = [0] + [model.kept[n][0].shape[-1] if n in model.kept else 0 for n in range(2, segments + 2)]
+    layout = lay.interleave(
+        len(session.token_ids),
+        lengths.prefix,
+        ends,
+        nexus,
+        whole_segment=model.whole_segment,
+        memory_lengths=counts if session.cache.compact else None,
+    )
+    last = max(model.kept, default=1)
+    lifetimes = [
+        lay.lifetimes(layout, [model.kept[n][layer] for n in range(2, last + 1)]) for layer in range(model.num_layers)
+    ]
+    return layout, lifetimes
+
+
+def one_pass_logits(sessions: list[ChatSession]) -> list[Tensor]:
+    """Logits of every transcript token of several sessions, from a single padded one-pass forward."""
+    model = sessions[0].model
+    plans = [plan(session) for session in sessions]
+    layout = lay.pad([p[0] for p in plans])
+    width = layout.index.shape[-1]
+    lifetime = [
+        torch.cat([torch.nn.functional.pad(p[1][n], (0, width - p[1][n].shape[-1]), value=lay.PADDING) for p in plans])
+        for n in range(model.num_layers)
+    ]
+    longest = max(len(s.token_ids) for s in sessions)
+    ids = torch.tensor([s.token_ids + [0] * (longest - len(s.token_ids)) for s in sessions])
+    compact = sessions[0].cache.compact
+    with torch.no_grad():
+        if model.adapter is None:
+            logits = model.one_pass(ids, layout, lifetime, compact=compact)
+        else:
+            with model.adapter.attached(layout.nexus):
+                logits = model.one_pass(ids, layout, lifetime, compact=compact)
+    return [
+        logits[row, ~layout.nexus[row] & (layout.segment[row] != lay.PADDING)] for row in range(len(sessions))
+    ]

@@ -10,8 +10,10 @@ import argparse
 import json
 import math
 import random
+import re
 import shutil
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,16 +123,22 @@ class Mixture:
         self.real = self._read_real(folder)
 
     def _read_real(self, folder: Path) -> list[Example]:
+        """Short real dialogues, by length. Their words become `self.words`."""
         data = self.config["data"]
         end = self.tokenizer.convert_tokens_to_ids(END)
         examples = []
+        counts: Counter[str] = Counter()
         for dialogue in real_dialogues(folder, data["sources"], data["per_source"]):
+            for message in dialogue["messages"]:
+                counts.update(re.findall(r"\b[a-z]{3,12}\b", message["content"]))
             example = encode(self.tokenizer, dialogue, 1.0, 0.5)
             ids = example.ids[: data["real_max_tokens"]]
             while ids and ids[-1] != end:
                 ids.pop()
             if ids:
                 examples.append(Example(ids, example.weights[: len(ids)], [-1] * len(ids)))
+        common = [word for word, count in counts.most_common() if count >= 5]
+        self.words = tuple(common[data["skip_words"] :])
         examples.sort(key=lambda e: len(e.ids))  # neighbours fit into one batch with little padding
         return examples
 
@@ -151,7 +159,7 @@ class Mixture:
             fact_share=rng.choice((0.5, 0.7, 0.9)),
             chatter_sentences=rng.choice((1, 2, 3)),
         )
-        for dialogue in generate_dialogues(config):
+        for dialogue in generate_dialogues(config, self.words):
             if not dialogue["meta"]["questions"]:
                 continue
             examples.append(encode(self.tokenizer, dialogue, *self.weights))
@@ -202,7 +210,10 @@ def train(arguments: argparse.Namespace) -> None:
         progress = load_checkpoint(checkpoint, model, optimizers)
     shutil.copy(arguments.config, arguments.out / "config.toml")
     mixture = Mixture(config, tokenizer, arguments.data)
-    print(f"{model.num_parameters():,} parameters, {len(mixture.real):,} real dialogues", flush=True)
+    print(
+        f"{model.num_parameters():,} parameters, {len(mixture.real):,} real dialogues, {len(mixture.words):,} words",
+        flush=True,
+    )
 
     saved = progress.seconds
     started = time.monotonic() - progress.seconds

@@ -12,7 +12,7 @@ fact was changed; the newest counts), `coreference` (the fact was stated of "she
 import hashlib
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -46,6 +46,8 @@ _LISTS = {
     "languages": w.LANGUAGES,
     "rooms": w.ROOMS,
 }
+
+_CAPITALISED = ("female_names", "male_names", "places", "languages")
 
 
 @lru_cache
@@ -127,7 +129,16 @@ def _gold(value: str) -> str:
     return value.removeprefix("the ")
 
 
-def _value(rng: random.Random, pool: str, split: str) -> str:
+@lru_cache
+def _of_split(words: tuple[str, ...], split: str) -> tuple[str, ...]:
+    return tuple(word for word in words if split_of(word) == split)
+
+
+def _value(rng: random.Random, pool: str, split: str, words: tuple[str, ...]) -> str:
+    """A value of a pool; where the pool is listed, more often one of `words` if there are any."""
+    if words and (pool in _LISTS or pool == "places") and rng.random() < 0.6:
+        word = rng.choice(words)
+        return word.capitalize() if pool in _CAPITALISED else word
     if pool == "places" and rng.random() < 0.4:
         return rng.choice(entities("cities", split))
     return rng.choice(entities(pool, split)) if pool in _LISTS else _composed(rng, pool, split)
@@ -161,6 +172,7 @@ class _Fact:
 class _Dialogue:
     rng: random.Random
     config: SynthConfig
+    words: tuple[str, ...]
     messages: list[dict[str, str]] = field(default_factory=list)
     questions: list[dict[str, Any]] = field(default_factory=list)
     facts: list[_Fact] = field(default_factory=list)
@@ -173,14 +185,14 @@ class _Dialogue:
         self.messages.append({"role": "user", "content": user})
         self.messages.append({"role": "assistant", "content": assistant})
 
-    def fresh(self, pool: str) -> str:
-        """A value no other fact of this dialogue has."""
-        for _ in range(100):
-            value = _value(self.rng, pool, self.config.split)
+    def fresh(self, pool: str) -> str | None:
+        """A value no other fact of this dialogue has; none if the pool seems to be used up."""
+        for _ in range(20):
+            value = _value(self.rng, pool, self.config.split, self.words)
             if value.lower() not in self.used:
-                break
-        self.used.add(value.lower())
-        return value
+                self.used.add(value.lower())
+                return value
+        return None
 
     def new_person(self) -> _Subject | None:
         rng, taken = self.rng, {person.noun for person in self.people}
@@ -192,6 +204,8 @@ class _Dialogue:
         relation = rng.choice(free)
         pool = rng.choice(("female_names" if female else "male_names", "names"))
         name = self.fresh(pool)
+        if name is None:
+            return None
         pronoun = ("she", "her", "her") if female else ("he", "his", "him")
         return _Subject((f"my {relation} {name}", name, f"my {relation}"), relation, pronoun)
 
@@ -213,7 +227,7 @@ class _Dialogue:
         where = ""
         if "{where}" in patterns[0]:
             noun = rng.choice(known).noun if known and rng.random() < 0.5 else rng.choice(nouns)
-            where = rng.choice(entities("rooms", self.config.split))
+            where = _value(rng, "rooms", self.config.split, self.words)
         else:
             noun = rng.choice(nouns)
         forms = tuple(p.format(noun=noun, where=where) for p in patterns)
@@ -278,6 +292,8 @@ class _Dialogue:
             return None
         kind = "code" if attribute.name in CODE_ATTRIBUTES else "fact"
         value = self.fresh(attribute.values)
+        if value is None:
+            return None
         return _Fact(attribute, subject, detail, value, "", kind, exchange, len(self.messages))
 
     def statement_form(self, subject: _Subject) -> str:
@@ -325,8 +341,10 @@ class _Dialogue:
 
     def update(self, old: _Fact, exchange: int) -> bool:
         rng, split = self.rng, self.config.split
-        self.facts.remove(old)
         value = self.fresh(old.attribute.values)
+        if value is None:
+            return False
+        self.facts.remove(old)
         new = _Fact(old.attribute, old.subject, old.detail, value, "", "update", exchange, len(self.messages))
         new.form = self.question_form(old)
         self.facts.append(new)
@@ -394,8 +412,14 @@ class _Dialogue:
                 self.chat()
 
 
-def generate_dialogues(config: SynthConfig) -> Iterator[dict[str, Any]]:
+def generate_dialogues(config: SynthConfig, words: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """The dialogues of a configuration, each by its own seed: dialogue i does not depend on the others.
+
+    Args:
+        words: plain words that often take the place of listed values ("my sister works as a kettle"),
+            as far as they belong to the split. A small model that meets the same fifty jobs again and
+            again learns them by heart, and then recalls no others; with any word for a job it has to
+            learn to look it up.
 
     Yields:
         `{"id", "source", "messages": [{"role", "content"}], "meta": {"questions": [...]}}`. A question
@@ -403,8 +427,9 @@ def generate_dialogues(config: SynthConfig) -> Iterator[dict[str, Any]]:
         what it must contain, the index of the user message with the newest statement, the exchanges
         between the two.
     """
+    words = _of_split(tuple(words), config.split)
     for i in range(config.dialogues):
-        dialogue = _Dialogue(random.Random(f"{VERSION}/{config.seed}/{config.split}/{i}"), config)
+        dialogue = _Dialogue(random.Random(f"{VERSION}/{config.seed}/{config.split}/{i}"), config, words)
         dialogue.run()
         yield {
             "id": f"synth-v{VERSION}-{config.split}-{config.seed}-{i}",

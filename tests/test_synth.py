@@ -1,0 +1,156 @@
+"""The synthetic generator: what its splits share, and what its questions promise."""
+
+import dataclasses
+import itertools
+import re
+import time
+
+import pytest
+
+from sonic_kv.config import SynthConfig
+from sonic_kv.data.synth import entities, generate_dialogues, pools, split_of, templates
+from sonic_kv.data.wordings import ATTRIBUTES, CHATTER, SPLITS, SYSTEM_PROMPTS
+from sonic_kv.errors import ConfigError
+from sonic_kv.segments import check_messages
+
+PAIRS = tuple(itertools.combinations(SPLITS, 2))
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[\w:-]+", text.lower())
+
+
+def holds(text: str, answer: str) -> bool:
+    """Whether `text` contains `answer` as whole words."""
+    return f" {' '.join(words(answer))} " in f" {' '.join(words(text))} "
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_splits_share_no_wording_and_no_listed_entity(one: str, other: str) -> None:
+    mine = {entry for entries in pools(one).values() for entry in entries}
+    theirs = {entry for entries in pools(other).values() for entry in entries}
+    assert not mine & theirs
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_splits_share_no_chatter_and_no_system_prompt(one: str, other: str) -> None:
+    for block in (CHATTER, SYSTEM_PROMPTS):
+        assert not set(block[one]) & set(block[other])
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_split_has_wordings_and_entities_of_every_sort(split: str) -> None:
+    assert all(pools(split).values())
+    for attribute in ATTRIBUTES:
+        assert attribute.statements[split]
+        assert attribute.questions[split]
+        assert bool(attribute.updates[split]) == bool(attribute.updates["train"])
+    assert len(templates("train")) > len(templates("test"))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_answers_belong_to_their_split(split: str) -> None:
+    config = SynthConfig(dialogues=200, split=split)
+    for dialogue in generate_dialogues(config):
+        for question in dialogue["meta"]["questions"]:
+            assert split_of(question["answer"]) == split
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_question_can_be_answered_from_its_evidence_only(split: str) -> None:
+    config = SynthConfig(dialogues=300, split=split, seed=1)
+    asked = 0
+    for dialogue in generate_dialogues(config):
+        messages = dialogue["messages"]
+        check_messages(messages)
+        for question in dialogue["meta"]["questions"]:
+            asked += 1
+            reply, evidence, answer = question["message"], question["evidence"], question["answer"]
+            assert messages[reply]["role"] == "assistant"
+            assert messages[evidence]["role"] == "user"
+            assert holds(messages[reply]["content"], answer)
+            assert holds(messages[evidence]["content"], answer)
+            assert not holds(messages[reply - 1]["content"], answer)
+            assert (reply - 1 - evidence) // 2 == question["distance"]
+            between = messages[evidence + 1 : reply - 1]
+            assert not any(holds(m["content"], answer) for m in between if m["role"] == "assistant")
+    assert asked > 300
+
+
+def test_no_two_things_of_a_dialogue_have_the_same_answer() -> None:
+    for dialogue in generate_dialogues(SynthConfig(dialogues=300)):
+        answers = [question["answer"].lower() for question in dialogue["meta"]["questions"]]
+        assert len(answers) == len(set(answers))
+
+
+@pytest.mark.parametrize("distance", [1, 4, 8])
+def test_distance_is_exact(distance: int) -> None:
+    config = SynthConfig(
+        dialogues=50, min_distance=distance, max_distance=distance, min_exchanges=12, max_exchanges=12
+    )
+    found = [q["distance"] for d in generate_dialogues(config) for q in d["meta"]["questions"]]
+    assert len(found) > 20
+    assert set(found) == {distance}
+
+
+def test_every_kind_occurs() -> None:
+    config = SynthConfig(dialogues=200)
+    kinds = {q["kind"] for d in generate_dialogues(config) for q in d["meta"]["questions"]}
+    assert kinds == {"fact", "code", "update", "coreference"}
+
+
+def test_same_seed_same_dialogues_and_each_by_itself() -> None:
+    config = SynthConfig(dialogues=20, seed=3)
+    dialogues = list(generate_dialogues(config))
+    assert dialogues == list(generate_dialogues(config))
+    assert dialogues[:5] == list(generate_dialogues(dataclasses.replace(config, dialogues=5)))
+    assert dialogues != list(generate_dialogues(dataclasses.replace(config, seed=4)))
+    assert len({dialogue["id"] for dialogue in dialogues}) == 20
+
+
+def test_no_placeholder_is_left() -> None:
+    for split in SPLITS:
+        for dialogue in generate_dialogues(SynthConfig(dialogues=300, split=split)):
+            for message in dialogue["messages"]:
+                assert not re.search(r"[{}<>]", message["content"])
+
+
+def test_entities_are_listed_once() -> None:
+    for split in SPLITS:
+        cities = entities("cities", split)
+        assert len(cities) == len(set(cities))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dialogues": -1},
+        {"split": "dev"},
+        {"min_exchanges": 5, "max_exchanges": 4},
+        {"min_distance": 0},
+        {"question_share": 1.5},
+        {"chatter_sentences": 0},
+    ],
+)
+def test_bad_settings_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong)).split("_")[-1]):
+        SynthConfig(**wrong)
+
+
+@pytest.mark.slow
+def test_ten_thousand_dialogues_take_less_than_twenty_seconds() -> None:
+    started = time.perf_counter()
+    assert sum(1 for _ in generate_dialogues(SynthConfig(dialogues=10_000))) == 10_000
+    assert time.perf_counter() - started < 20
+
+
+def test_words_stand_in_only_in_their_own_split() -> None:
+    listed = [f"word{'abcdefghij'[i // 10]}{'abcdefghij'[i % 10]}" for i in range(100)]
+    for split in SPLITS:
+        config = SynthConfig(dialogues=100, split=split)
+        answers = {
+            q["answer"].lower() for d in generate_dialogues(config, listed) for q in d["meta"]["questions"]
+        }
+        used = answers & set(listed)
+        assert used
+        assert {split_of(word) for word in used} == {split}

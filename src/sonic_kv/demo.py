@@ -260,7 +260,7 @@ def as_text(result: Result) -> str:
         )
         for s in summaries(result)
     ]
-    size = f"{result.model}, {result.parameters / 1e6:.1f} M parameters, {len(result.dialogues)} dialogues"
+    size = f"{result.model}, {result.parameters:,} parameters, {len(result.dialogues)} dialogues"
     return "\n\n".join([*blocks, table(head, rows), f"{size}; entries and cache at a dialogue's end (mean)."])
 
 

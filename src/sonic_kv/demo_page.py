@@ -9,6 +9,7 @@ from pathlib import Path
 from sonic_kv.demo import Answer, Result, Summary, exchanges, recall_text, summaries
 from sonic_kv.errors import FileError
 from sonic_kv.human import bytes_text
+from sonic_kv.segments import Message
 
 BAR_HEIGHT, BAR_STEP, LABEL_WIDTH, BAR_WIDTH = 20, 34, 132, 330
 CHART_WIDTH, CHART_HEIGHT = 1000, 320
@@ -33,20 +34,22 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 svg { display: block; width: 100%; height: auto; }
 svg text { font: 14px system-ui, sans-serif; fill: var(--ink); } svg .soft { fill: var(--soft); font-size: 13px; }
 svg .rule { stroke: var(--line); } svg .track { fill: var(--line); opacity: 0.55; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .wide svg { min-width: 640px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 7px 0 7px 18px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 500; font-size: 14px; } tr:last-child td { border-bottom: 0; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .key { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 9px; }
-.turn { margin: 0 0 12px; max-width: 74ch; } .turn b { font-size: 13px; color: var(--soft); font-weight: 500; }
-.user p { background: var(--user); border-radius: 10px; padding: 7px 13px; display: table; }
-.assistant p { padding: 0 13px; } .user, .assistant { overflow-wrap: anywhere; }
-.asked { border-left: 3px solid var(--line); padding-left: 16px; margin: 18px 0; }
-.answers { display: grid; grid-template-columns: auto auto 1fr; gap: 3px 14px; margin: 0; padding: 4px 13px;
+.turn { display: grid; grid-template-columns: 88px minmax(0, 62ch); gap: 0 12px; align-items: baseline;
+  margin: 0 0 7px; overflow-wrap: anywhere; } .turn b { font-size: 13px; color: var(--soft); font-weight: 500; }
+.user p { background: var(--user); border-radius: 9px; padding: 4px 12px; justify-self: start; }
+.user { margin-top: 13px; } .assistant p, .system p { padding: 0 12px; }
+.asked { border-left: 3px solid var(--line); padding-left: 14px; margin: 20px 0 20px -17px; }
+.answers { display: grid; grid-template-columns: auto auto 1fr; gap: 3px 14px; margin: 4px 0 0 100px; padding: 0 12px;
   list-style: none; overflow-wrap: anywhere; }
 .answers li { display: contents; } .answers .name { color: var(--soft); white-space: nowrap; }
 .right { color: var(--good); font-weight: 600; } .wrong { color: var(--bad); font-weight: 600; }
+@media (max-width: 640px) { .turn { grid-template-columns: 1fr; } .answers { margin-left: 0; } }
 footer { color: var(--soft); font-size: 14px; }
 """
 
@@ -56,7 +59,7 @@ def _colours(number: int) -> tuple[list[str], list[str]]:
     sonic = max(number - 2, 1)
     steps = [i / max(sonic - 1, 1) for i in range(number - 2)]
     light = ["#4a5568", "#a86a12", *(f"hsl(214 80% {58 - 32 * step:.0f}%)" for step in steps)]
-    dark = ["#c3cad6", "#e0a94f", *(f"hsl(214 85% {50 + 32 * step:.0f}%)" for step in steps)]
+    dark = ["#c3cad6", "#e0a94f", *(f"hsl(214 85% {56 + 28 * step:.0f}%)" for step in steps)]
     return light, dark
 
 
@@ -173,8 +176,9 @@ def _mark(answer: Answer) -> str:
     return '<span class="right">✓ right</span>' if answer.right else '<span class="wrong">✗ wrong</span>'
 
 
-def _turn(role: str, text: str) -> str:
-    return f'<div class="turn {escape(role)}"><b>{escape(role)}</b><p>{escape(text)}</p></div>'
+def _turn(message: Message, label: str | None = None) -> str:
+    role = escape(message["role"])
+    return f'<div class="turn {role}"><b>{label or role}</b><p>{escape(message["content"])}</p></div>'
 
 
 def _dialogue(result: Result) -> Iterator[str]:
@@ -182,18 +186,19 @@ def _dialogue(result: Result) -> Iterator[str]:
     dialogue = result.dialogues[0]
     messages = dialogue.messages
     if messages[0]["role"] == "system":
-        yield _turn("system", messages[0]["content"])
+        yield _turn(messages[0])
     for start, end in exchanges(messages):
-        turns = "".join(_turn(message["role"], message["content"]) for message in messages[start:end])
         if start + 1 not in dialogue.questions:
-            yield turns
+            yield "".join(map(_turn, messages[start:end]))
             continue
         answers = "".join(
             f'<li>{_mark(replays[0].answers[start + 1])}<span class="name">{escape(method.name)}</span>'
             f"<span>{escape(replays[0].answers[start + 1].text.strip()) or '(nothing)'}</span></li>"
             for method, replays in zip(result.methods, result.replays, strict=True)
         )
-        yield f'<div class="asked">{turns}<ul class="answers">{answers}</ul></div>'
+        question, written = _turn(messages[start]), _turn(messages[start + 1], "as written")
+        yield f'<div class="asked">{question}{written}<ul class="answers">{answers}</ul></div>'
+        yield "".join(map(_turn, messages[start + 2 : end]))
 
 
 def page(result: Result) -> str:
@@ -217,15 +222,15 @@ def page(result: Result) -> str:
 <main>
 <h1>What a dialogue's cache must hold</h1>
 <p class="lead">The same dialogues, with their whole history in the KV cache, with none of it, and with past
-segments compressed by SONIC. Model: {escape(result.model)}, {result.parameters / 1e6:.1f} million parameters.</p>
+segments compressed by SONIC. Model: {escape(result.model)}, {result.parameters:,} parameters.</p>
 <div class="grid">
-<section><h2>Recall</h2><p class="note">share of answers that hold the fact asked for; {over}</p>
+<section><h2>Recall</h2><p class="note">facts recalled rightly; {over}</p>
 {bars("Recall", recall, 1.0)}</section>
 <section><h2>Cache</h2><p class="note">bytes of keys and values at a dialogue's end, mean</p>
 {bars("Cache", sizes, max(row.bytes for row in rows))}</section>
 </div>
 <section><h2>Entries in the cache</h2><p class="note">after each exchange of the first dialogue</p>
-{lines("Entries in the cache after each exchange", names, first)}</section>
+<div class="scroll wide">{lines("Entries in the cache after each exchange", names, first)}</div></section>
 <section><h2>Figures</h2>
 <p class="note">entries and cache at a dialogue's end, mean; time to feed and answer all dialogues</p>
 {_table(rows)}</section>

@@ -1,0 +1,454 @@
+"""The command line: what it prints where, its exit codes, and that it loads nothing it does not need."""
+
+import dataclasses
+import gzip
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sonic_kv import __version__, cli
+from sonic_kv.config import Budget, SessionConfig, TrainConfig
+from sonic_kv.errors import ConfigError
+from sonic_kv.flags import Parser, add_flags, build, given_flags, read_toml
+from sonic_kv.repl import Repl, parse_budget
+from sonic_kv.session import ChatSession
+from tiny import DIALOGUE, tiny_model
+
+Ran = tuple[int, str, str]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model with its tokenizer and adapter, as `--model` takes it."""
+    folder = tmp_path_factory.mktemp("model")
+    model = tiny_model()
+    model.base.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    assert model.adapter is not None
+    model.adapter.save(folder, model.fingerprint())
+    return folder
+
+
+@pytest.fixture
+def sonic(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the command in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: str | Path, stdin: str = "") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def assert_one_line(error: str) -> None:
+    assert error.startswith("sonic-kv: error: ")
+    assert error.count("\n") == 1
+
+
+# --- parsing -----------------------------------------------------------------------------------
+
+
+def test_help_loads_no_torch_and_is_quick() -> None:
+    code = (
+        "import sys; from sonic_kv.cli import main\n"
+        "try: main(['chat', '--help'])\nfinally: print('torch' in sys.modules)"
+    )
+    start = time.perf_counter()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 5  # typically 0.1 s; this only catches a heavy import
+    assert result.stdout.splitlines()[-1] == "False"
+    assert "--compression-ratio" in result.stdout
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"sonic-kv {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["chat", "--compresion-ratio", "0.5"], "did you mean --compression-ratio?"),
+        (["chat", "--max-entires=5"], "did you mean --max-entries?"),
+        (["chat", "--max-new-tokens", "many"], "invalid int value: 'many'"),
+        (["chat", "--positions", "mixed"], "'original', 'compact'"),
+        (["chat", "--compression-ratio", "1.5"], "outside [0, 1)"),
+        (["chat", "--max-entries", "0"], "at least 1"),
+        (["chat", "--max-entries", "9", "--max-bytes", "9"], "leave one out"),
+        (["chat", "--device", "abacus"], "--device abacus cannot be used"),
+        (["demo", "--ratios", "0.5", "2"], "outside [0, 1)"),
+        (["demo", "--dialogues", "0"], "at least 1"),
+        (["talk"], "invalid choice: 'talk'"),
+        (["data"], "required: COMMAND"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_2(sonic: Any, arguments: list[str], expected: str) -> None:
+    code, out, error = sonic(*arguments)
+    assert (code, out) == (2, "")
+    assert_one_line(error)
+    assert expected in error
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
+def test_every_field_has_a_flag_and_a_help_text(
+    command: cli.Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*command.name.split(), "--help"])
+    shown = capsys.readouterr().out
+    for section in command.sections.values():
+        for field in dataclasses.fields(section):
+            assert f"--{field.name.replace('_', '-')}" in shown
+            assert field.metadata["help"]
+
+
+def parsed(cls: type, *arguments: str) -> Any:
+    parser = Parser()
+    add_flags(parser, "it", cls)
+    return build(cls, "it", given_flags(parser.parse_args(arguments)))
+
+
+def test_flags_carry_every_type_of_field() -> None:
+    assert parsed(TrainConfig) == TrainConfig()
+    found = parsed(
+        TrainConfig,
+        "--data",
+        "a",
+        "b",
+        "--data",
+        "c",
+        "--lr",
+        "0.1",
+        "--no-bf16",
+        "--importance-target",
+        "mean",
+    )
+    assert found == TrainConfig(data=("a", "b", "c"), lr=0.1, bf16=False, importance_target="mean")
+    assert parsed(Budget, "--max-entries", "7") == Budget(max_entries=7)
+
+
+# --- TOML --------------------------------------------------------------------------------------
+
+
+def toml(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    path = toml(tmp_path, "[session]\nwindow = 4\ncandidates = 3\n[budget]\ncompression_ratio = 0.5\n")
+    _, call = cli.parse(["chat", "--config", str(path), "--window", "8", "--max-entries", "99"])
+    assert call.options(SessionConfig) == SessionConfig(window=8, candidates=3.0)
+    assert call.options(Budget) == Budget(max_entries=99)  # one limit: the flag's replaces the file's
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "[budget]\ncompresion_ratio = 0.5",
+            "unknown key 'compresion_ratio' in [budget]; did you mean compression_ratio?",
+        ),
+        ("[budgets]\nmax_entries = 5", "unknown section [budgets]; did you mean budget?"),
+        ("budget = 5", "budget is a section"),
+        ('[budget]\nmax_entries = "5"', "max_entries = '5' in [budget] must be a whole number"),
+        ("[budget]\nmax_entries = true", "must be a whole number"),
+        ("[session]\nreencode = 1", "must be true or false"),
+        ("[session]\ncandidates = false", "must be a number"),
+        ("[sampling]\nstop = [1]", "must be a list, each a text"),
+        ('[session]\npositions = "mixed"', "must be one of original, compact"),
+        ("[budget]\nmax_entries =", "not valid TOML"),
+    ],
+)
+def test_bad_files_say_what_is_wrong(sonic: Any, tmp_path: Path, text: str, expected: str) -> None:
+    code, _, error = sonic("chat", "--config", toml(tmp_path, text))
+    assert code == 2
+    assert_one_line(error)
+    assert expected in error
+
+
+def test_a_file_without_utf8_is_not_toml(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        read_toml(path, cli.SECTIONS)
+
+
+# --- failures ----------------------------------------------------------------------------------
+
+
+def test_missing_files_exit_1(sonic: Any, tmp_path: Path, model_folder: Path) -> None:
+    absent = tmp_path / "absent"
+    for arguments in (
+        ["inspect", absent],
+        ["chat", "--config", absent],
+        ["chat", "--model", absent],
+        ["chat", "--model", model_folder, "--adapter", absent],
+        ["chat", "--model", model_folder, "--load", absent],
+        ["demo", "--model", model_folder, "--dialogue", absent],
+        ["data", "synth", "--dialogues", "1", "--out", absent / "x.jsonl"],
+    ):
+        code, out, error = sonic(*arguments)
+        assert (code, out) == (1, "")
+        assert_one_line(error)
+        assert "absent" in error
+
+
+def test_debug_shows_the_traceback(sonic: Any, tmp_path: Path) -> None:
+    _, _, error = sonic("inspect", tmp_path / "absent", "--debug")
+    assert "Traceback" in error
+    assert error.splitlines()[-1].startswith("sonic-kv: error: ")
+
+
+def test_an_unexpected_error_is_one_line_too(
+    sonic: Any, monkeypatch: pytest.MonkeyPatch, model_folder: Path
+) -> None:
+    monkeypatch.setattr(Repl, "run", lambda _: 1 / 0)
+    code, _, error = sonic("chat", "--model", model_folder)
+    assert (code, error) == (1, "sonic-kv: error: ZeroDivisionError: division by zero (see --debug)\n")
+
+
+def test_interrupting_is_quiet(sonic: Any, monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> None:
+    def interrupt(_: Repl) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Repl, "run", interrupt)
+    assert sonic("chat", "--model", model_folder) == (130, "", "")
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly() -> None:
+    command = f"{sys.executable} -m sonic_kv.cli data synth --dialogues 3000 | head -n 1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout)["messages"]
+    assert result.stderr == ""
+
+
+# --- chat --------------------------------------------------------------------------------------
+
+CHAT = ("--max-new-tokens", "6", "--min-segment-tokens", "8", "--compression-ratio", "0.5")
+
+
+def test_chat_answers_each_line_and_reports_on_stderr(sonic: Any, model_folder: Path) -> None:
+    code, out, error = sonic("chat", "--model", model_folder, *CHAT, stdin="hello there\n\nand again\n")
+    assert code == 0
+    assert out.count("\n") >= 2
+    status = error.splitlines()
+    assert len(status) == 2
+    for line in status:
+        found = re.fullmatch(r"(\d+) of (\d+) entries kept · .+ saved \((\d+) %\) · \d+ ms", line)
+        assert found is not None
+        assert int(found[1]) < int(found[2])
+
+
+def test_chat_json_has_one_object_per_reply(sonic: Any, model_folder: Path) -> None:
+    _, out, _ = sonic("chat", "--model", model_folder, *CHAT, "--json", stdin="hello\nagain\n")
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert first["finish_reason"] in ("stop", "length")
+    assert second["stats"]["logical_tokens"] > first["stats"]["logical_tokens"]
+    assert second["stats"]["bytes"] < second["stats"]["full_bytes"]
+
+
+def test_chat_text_is_what_the_session_answers(sonic: Any, model_folder: Path) -> None:
+    _, out, _ = sonic(
+        "chat", "--model", model_folder, *CHAT, "--json", "--system", "be brief", stdin="hello\n"
+    )
+    _, call = cli.parse(["chat", "--model", str(model_folder), *CHAT])
+    session = ChatSession(
+        cli.load_model(call.options(cli.ModelOptions)),
+        call.options(Budget),
+        "be brief",
+        call.options(SessionConfig),
+        call.options(cli.SamplingConfig),
+    )
+    assert json.loads(out)["text"] == session.send("hello").text
+
+
+def test_chat_commands(sonic: Any, model_folder: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "session.safetensors"
+    lines = (
+        f"hello there, friend\n/stats\n/budget 0.9\n/save {saved}\n/load {saved}\n/help\n/quit\nnever said\n"
+    )
+    code, _, error = sonic("chat", "--model", model_folder, *CHAT, stdin=lines)
+    assert code == 0
+    for expected in (
+        "segment  tokens  entries",
+        f"saved to {saved}",
+        "2 messages loaded",
+        "/budget 0.9   comp",
+    ):
+        assert expected in error
+    code, out, error = sonic("chat", "--model", model_folder, "--load", saved, "--json", stdin="go on\n")
+    assert code == 0, error
+    assert json.loads(out)["usage"]["completion_tokens"] <= 6  # sampling was saved too
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "expected"),
+    [
+        ("/sav x", 2, "unknown command /sav; did you mean save?"),
+        ("/save", 2, "/save needs a file name"),
+        ("/budget much", 2, "give a ratio such as 0.9"),
+        ("/budget 7", 2, "outside [0, 1)"),
+        ("/load /nowhere/session", 1, "/nowhere/session"),
+        ("x" * 600, 1, "positions"),
+    ],
+)
+def test_a_bad_line_ends_piped_chat(
+    sonic: Any, model_folder: Path, line: str, code: int, expected: str
+) -> None:
+    found, out, error = sonic("chat", "--model", model_folder, *CHAT, stdin=line + "\n")
+    assert (found, out) == (code, "")
+    assert_one_line(error)
+    assert expected in error
+
+
+def test_an_error_does_not_end_a_chat_at_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    lines = iter(["/nonsense", "x" * 600, "hello", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    model = tiny_model()
+    chat = ChatSession(model)
+    Repl(model, chat, as_json=True, source=Terminal()).run()
+    out, error = capsys.readouterr()
+    assert error.count("error: ") == 2
+    assert len(out.splitlines()) == 1
+    assert [message["content"] for message in chat.messages][:1] == ["hello"]
+
+
+def test_a_saved_session_keeps_its_settings(sonic: Any, model_folder: Path) -> None:
+    code, _, error = sonic("chat", "--model", model_folder, "--load", "x", "--window", "3", "--system", "hi")
+    assert code == 2
+    assert "keeps its own window, system" in error
+
+
+def test_budgets_are_read_as_written() -> None:
+    assert parse_budget("0.9") == Budget(compression_ratio=0.9)
+    assert parse_budget("compression_ratio=0.9") == Budget(compression_ratio=0.9)
+    assert parse_budget("max_entries=512") == Budget(max_entries=512)
+    assert parse_budget("max_bytes=1000") == Budget(max_bytes=1000)
+    with pytest.raises(ConfigError):
+        parse_budget("min_entries=5")
+
+
+# --- inspect -----------------------------------------------------------------------------------
+
+
+def test_inspect_a_model_and_its_adapter(sonic: Any, model_folder: Path) -> None:
+    code, out, error = sonic("inspect", model_folder, "--json")
+    facts = json.loads(out)
+    assert (code, facts["kind"], facts["model_type"]) == (0, "model", "qwen3")
+    assert facts["entry_bytes_float32"] == 2 * 3 * 2 * 8 * 4  # keys and values, layers, KV heads, head_dim
+    assert facts["parameters"] == sum(w.numel() for w in tiny_model().base.parameters())
+    assert facts["adapter"]["config"]["lora_rank"] == 4
+    code, out, _ = sonic("inspect", model_folder / "adapter.safetensors")
+    assert code == 0, error
+    assert "kind: adapter" in out
+    assert "  lora rank: 4" in out
+
+
+def test_inspect_a_session(sonic: Any, model_folder: Path, tmp_path: Path) -> None:
+    chat = ChatSession(tiny_model(), Budget(compression_ratio=0.5))
+    chat.extend(DIALOGUE)
+    chat.save(tmp_path / "session")
+    code, out, _ = sonic("inspect", tmp_path / "session", "--json")
+    facts = json.loads(out)
+    assert (code, facts["kind"], facts["messages"]) == (0, "session", DIALOGUE)
+    assert facts["budget"]["compression_ratio"] == 0.5
+    code, out, _ = sonic("inspect", tmp_path / "session")
+    assert "messages: 8 items" in out
+
+
+def test_inspect_refuses_what_is_nothing_of_ours(sonic: Any, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "sofa"}', encoding="utf-8")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    broken = tmp_path / "broken"
+    broken.write_bytes((model_folder / "adapter.safetensors").read_bytes()[:100])
+    expected = {tmp_path: "not the configuration", empty: "neither a model", broken: "damaged"}
+    for target, message in expected.items():
+        code, _, error = sonic("inspect", target)
+        assert code == 1
+        assert_one_line(error)
+        assert message in error
+    assert "not written by sonic-kv" in sonic("inspect", model_folder / "model.safetensors")[2]
+
+
+# --- data --------------------------------------------------------------------------------------
+
+
+def test_data_synth_writes_lines_or_a_file(sonic: Any, tmp_path: Path) -> None:
+    _, out, _ = sonic("data", "synth", "--dialogues", "3", "--seed", "5")
+    lines = out.splitlines()
+    assert len(lines) == 3
+    path = tmp_path / "some.jsonl.gz"
+    assert sonic("data", "synth", "--dialogues", "3", "--seed", "5", "--out", path) == (0, "", "")
+    assert gzip.decompress(path.read_bytes()).decode().splitlines() == lines
+
+
+# --- demo --------------------------------------------------------------------------------------
+
+
+def test_demo_shows_every_method_and_writes_a_page(sonic: Any, model_folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "demo.html"
+    arguments = ["--model", model_folder, "--dialogues", "1", "--exchanges", "5", "--max-new-tokens", "4"]
+    code, out, error = sonic("demo", *arguments, "--ratios", "0.5", "0.9", "--html", page)
+    assert code == 0, error
+    assert f"wrote {page}" in error
+    rows = [
+        line for line in out.splitlines() if re.match(r"(full context|history dropped|SONIC \d+ %) ", line)
+    ]
+    assert len(rows) == 4
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<svg") == 3
+    assert not re.search(r"(?:src|href)=|https?://|@import|url\(", text)  # self-contained
+
+
+def test_demo_replays_a_file_and_escapes_it(sonic: Any, model_folder: Path, tmp_path: Path) -> None:
+    dialogue = tmp_path / "mine.jsonl"
+    messages = [*DIALOGUE, {"role": "user", "content": "<script>alert(1)</script>"}]
+    dialogue.write_text(json.dumps({"messages": messages}) + "\n", encoding="utf-8")
+    page = tmp_path / "demo.html"
+    code, out, error = sonic(
+        "demo",
+        "--model",
+        model_folder,
+        "--dialogue",
+        dialogue,
+        "--max-new-tokens",
+        "3",
+        "--html",
+        page,
+        "--json",
+    )
+    assert code == 0, error
+    methods = json.loads(out)["methods"]
+    assert [method["recall"] for method in methods] == [None] * 5  # nobody said what is right
+    full, dropped, *compressed = (method["entries_after_exchange"][0][-1] for method in methods)
+    assert dropped < full
+    assert sorted(compressed, reverse=True) == compressed
+    assert compressed[0] < full
+    assert "<script>" not in page.read_text(encoding="utf-8")
+
+
+def test_demo_needs_questions(sonic: Any, model_folder: Path, tmp_path: Path) -> None:
+    dialogue = tmp_path / "mine.jsonl"
+    dialogue.write_text(json.dumps({"messages": DIALOGUE[:2]}) + "\n", encoding="utf-8")
+    code, _, error = sonic("demo", "--model", model_folder, "--dialogue", dialogue)
+    assert code == 1
+    assert "no dialogue with a question" in error

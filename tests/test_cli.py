@@ -18,7 +18,7 @@ from sonic_kv.config import Budget, SessionConfig, TrainConfig
 from sonic_kv.errors import ConfigError
 from sonic_kv.flags import Parser, add_flags, build, given_flags, read_toml
 from sonic_kv.repl import Repl, parse_budget
-from sonic_kv.session import ChatSession
+from sonic_kv.session import DEFAULT_BUDGET, ChatSession
 from tiny import DIALOGUE, tiny_model
 
 Ran = tuple[int, str, str]
@@ -257,6 +257,17 @@ def test_chat_json_has_one_object_per_reply(sonic: Any, model_folder: Path) -> N
     assert first["finish_reason"] in ("stop", "length")
     assert second["stats"]["logical_tokens"] > first["stats"]["logical_tokens"]
     assert second["stats"]["bytes"] < second["stats"]["full_bytes"]
+
+
+def test_chat_without_a_budget_has_the_sessions_default(
+    sonic: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "session"
+    sonic("chat", "--model", model_folder, "--max-new-tokens", "6", stdin=f"hello\n/save {saved}\n")
+    _, out, _ = sonic("inspect", saved, "--json")
+    assert json.loads(out)["budget"] == dataclasses.asdict(DEFAULT_BUDGET)
+    percent = f"{DEFAULT_BUDGET.compression_ratio:.0%}".replace("%", " %")
+    assert percent in next(command.help for command in cli.COMMANDS if command.name == "chat")
 
 
 def test_chat_text_is_what_the_session_answers(sonic: Any, model_folder: Path) -> None:

@@ -181,7 +181,7 @@ def _writing(path: str | None) -> AbstractContextManager[IO[str]]:
 COMMANDS = (
     Command(
         "chat",
-        "talk to a model whose past turns are compressed",
+        "talk to a model; 80 % of the past is removed from its cache unless a budget says otherwise",
         chat,
         {
             "model": ModelOptions,
@@ -232,7 +232,8 @@ def build_parser() -> Parser:
     }
     for command in COMMANDS:
         group, _, name = command.name.rpartition(" ")
-        sub = (groups[group] if group else top).add_parser(name, help=command.help, description=command.help)
+        help = command.help.replace("%", "%%")  # argparse formats this one, and not the description
+        sub = (groups[group] if group else top).add_parser(name, help=help, description=command.help)
         sub.usage = f"{sub.prog} [options]" + (" [TARGET]" if command.target else "")
         sub.set_defaults(command=command, parser=sub)
         if command.target:

@@ -1,4 +1,4 @@
-"""`sonic-kv inspect`: what is in a session, an adapter or a model, without loading its tensors."""
+"""`sonic-kv inspect`: what is in a session, an adapter or a model."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def inspect(target: str | Path | None) -> dict[str, Any]:
         return _sealed(path / FILE_NAME)
     if path.exists():
         raise FileError(f"{path} holds neither a model (config.json) nor an adapter ({FILE_NAME})")
-    return _model(_from_hub(str(target)))
+    return _model(_from_hub(str(path)))
 
 
 def _size(path: Path) -> int:
@@ -46,10 +46,18 @@ def _size(path: Path) -> int:
 
 
 def _sealed(path: Path) -> dict[str, Any]:
-    from sonic_kv.files import read_header
+    """A sealed file's header, its checksum verified, and what its tensors take."""
+    from sonic_kv.files import read_header, read_sealed
 
-    header = read_header(path)
-    return {"kind": header.pop("kind", "unknown"), "file": str(path), "file_bytes": _size(path), **header}
+    kind = read_header(path).get("kind", "unknown")
+    header, tensors = read_sealed(path, kind)
+    facts = {"kind": header.pop("kind"), "file": str(path), "file_bytes": _size(path)}
+    return {
+        **facts,
+        "tensors": len(tensors),
+        "elements": sum(tensor.numel() for tensor in tensors.values()),
+        **header,
+    }
 
 
 def _elements(path: Path) -> int:
@@ -106,7 +114,8 @@ def _value_text(key: str, value: Any) -> str:
     if value is None or value == {}:
         return "none"
     if isinstance(value, list):
-        return f"{len(value)} items" if len(value) > LONG else json.dumps(value, ensure_ascii=False)
+        plain = len(value) <= LONG and not any(isinstance(part, (dict, list)) for part in value)
+        return ", ".join(map(str, value)) or "none" if plain else f"{len(value)} items"
     if type(value) is int:
         return f"{value:,}" + (f" ({bytes_text(value)})" if "bytes" in key else "")
     return str(value)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sonic_kv import __version__, cli
 from sonic_kv.config import Budget, SessionConfig, TrainConfig
@@ -463,3 +464,90 @@ def test_demo_needs_questions(sonic: Any, model_folder: Path, tmp_path: Path) ->
     code, _, error = sonic("demo", "--model", model_folder, "--dialogue", dialogue)
     assert code == 1
     assert "no dialogue with a question" in error
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+
+def refused(sonic: Any, *arguments: str | Path, stdin: str = "hello\n") -> str:
+    """The one line with which a command fails; nothing stands on standard output."""
+    code, out, error = sonic(*arguments, stdin=stdin)
+    assert (code, out) == (1, "")
+    assert_one_line(error)
+    return str(error)
+
+
+def test_an_adapter_for_another_model_is_refused(sonic: Any, model_folder: Path, tmp_path: Path) -> None:
+    for changes, reason in (({"seed": 7}, "weights"), ({"num_hidden_layers": 2}, "num_hidden_layers")):
+        other = tiny_model(**changes)
+        assert other.adapter is not None
+        path = other.adapter.save(tmp_path, other.fingerprint())
+        error = refused(sonic, "chat", "--model", model_folder, "--adapter", path)
+        assert f"made for another model: {reason} is" in error
+
+
+def test_a_session_of_another_model_is_refused(sonic: Any, model_folder: Path, tmp_path: Path) -> None:
+    chat = ChatSession(tiny_model(seed=7))
+    chat.extend(DIALOGUE)
+    chat.save(tmp_path / "session")
+    assert "made for another model" in refused(
+        sonic, "chat", "--model", model_folder, "--load", tmp_path / "session"
+    )
+
+
+@pytest.mark.parametrize("kind", ["session", "adapter"])
+def test_damaged_files_are_refused(sonic: Any, model_folder: Path, tmp_path: Path, kind: str) -> None:
+    model = tiny_model()
+    chat = ChatSession(model)
+    chat.extend(DIALOGUE)
+    chat.save(tmp_path / "session")
+    assert model.adapter is not None
+    whole = tmp_path / "session" if kind == "session" else model.adapter.save(tmp_path, model.fingerprint())
+    data = whole.read_bytes()
+    flipped = bytearray(data)
+    flipped[-5] ^= 1
+    flag = "--load" if kind == "session" else "--adapter"
+    for damaged in (
+        b"",
+        data[: len(data) // 2],
+        data[:-1],
+        bytes(flipped),
+        data.replace(b"rank", b"tank"),
+        b"{}" * 99,
+    ):
+        path = tmp_path / "damaged"
+        path.write_bytes(damaged)
+        if damaged != data:
+            error = refused(sonic, "chat", "--model", model_folder, flag, path)
+            assert str(path) in error
+            assert str(path) in refused(sonic, "inspect", path)
+
+
+def test_nan_weights_are_refused(sonic: Any, tmp_path: Path) -> None:
+    model = tiny_model(adapter=False)
+    with torch.no_grad():
+        model.base.lm_head.weight[3] = torch.nan
+    model.base.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    assert "NaN" in refused(sonic, "chat", "--model", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"messages": []}', "empty"),
+        ('{"messages": [{"role": "robot", "content": "hi"}]}', "unknown role 'robot'"),
+        ('{"messages": [{"role": "user", "content": ["hi"]}]}', "only text"),
+        ('{"messages": [{"role": "user"}]}', "'role' and 'content'"),
+        ('{"dialogue": []}', "'messages'"),
+        ('{"messages": [', "line 2"),
+    ],
+)
+def test_bad_dialogue_lines_are_named(
+    sonic: Any, model_folder: Path, tmp_path: Path, line: str, reason: str
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"messages": DIALOGUE}) + "\n" + line + "\n", encoding="utf-8")
+    error = refused(sonic, "demo", "--model", model_folder, "--dialogue", path)
+    assert f"{path}, line 2: " in error
+    assert reason in error

@@ -6,12 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sonic_kv.budget import allocate, select_by_segment, select_global, target_entries
+from sonic_kv.budget import target_entries
 from sonic_kv.cache import Lengths, Memory, ReadCache, SessionCache
 from sonic_kv.config import Budget, SessionConfig
 from sonic_kv.errors import ModelError
 from sonic_kv.importance import Importance, LearnedImportance, WindowImportance
 from sonic_kv.model import SonicModel
+from sonic_kv.selection import Selection, candidates
 
 
 class Compressor:
@@ -32,6 +33,8 @@ class Compressor:
         self.importance: Importance = (
             WindowImportance(model, config.window) if adapter is None else LearnedImportance(model, adapter)
         )
+        by_segment = self.learned_form or config.allocation == "segment"
+        self.selection = Selection(self.importance.recency, by_segment)
 
     def close(self, cache: SessionCache, token_ids: Sequence[int], budget: Budget) -> None:
         """Replace the open segment by its Nexus tokens, and let older segments make room.
@@ -59,7 +62,7 @@ class Compressor:
         if total is None or total >= lengths.memory:
             cache.replace_memory(everything, lengths, drop_open=True)
             return
-        counts = self._counts(everything, lengths, total)
+        counts = self.selection.counts(everything, lengths.segment_starts, lengths.closed, total)
         if self.learned_form:
             everything = self._learned(cache, token_ids, everything, counts[-1])
         elif self.reencode:
@@ -75,7 +78,7 @@ class Compressor:
         total = self._target(cache, cache.lengths, budget, open_length=cache.open_length)
         if total is not None and total < cache.lengths.memory:
             memory = cache.memory()
-            counts = self._counts(memory, cache.lengths, total)
+            counts = self.selection.counts(memory, cache.lengths.segment_starts, cache.lengths.closed, total)
             self._keep(cache, memory, cache.lengths, total, counts, drop_open=False)
 
     def bytes_per_entry(self, cache: SessionCache) -> int:
@@ -111,19 +114,10 @@ class Compressor:
         total: int,
         counts: list[int],
     ) -> list[Memory]:
-        """Put the segment's candidates, encoded by the adapter, in place of its raw entries.
-
-        Candidates are the tokens that most layers and heads would keep.
-        """
-        old, length = cache.lengths.memory, len(token_ids)
-        votes = torch.zeros(length, device=self.model.device)
-        most = 0
-        for entry, kept in zip(entries, self._select(entries, lengths, total, counts), strict=True):
-            votes += torch.bincount(kept[kept >= old] - old, minlength=length)
-            votes += entry.scores[0, :, old:].sigmoid().mean(0) / self.model.num_layers  # decides ties
-            most = max(most, int((kept >= old).sum(-1).max()))
-        number = min(length, round(self.config.candidates * most))
-        chosen = votes.topk(number).indices.sort().values
+        """Put the segment's candidates, encoded by the adapter, in place of its raw entries."""
+        old = cache.lengths.memory
+        kept = self.selection.keep(entries, lengths.segment_starts, lengths.closed, total, counts)
+        chosen = candidates(entries, kept, old, self.config.candidates)
         encoded = self.model.reread(cache, token_ids, chosen, encode=True, segment=len(lengths.segment_starts))
         return self._insert(entries, encoded, old, old + chosen)
 
@@ -165,7 +159,7 @@ class Compressor:
         drop_open: bool,
     ) -> None:
         """Store each head's selection; in compact mode at consecutive positions."""
-        selected = self._select(entries, lengths, total, counts)
+        selected = self.selection.keep(entries, lengths.segment_starts, lengths.closed, total, counts)
         kept = [_gather(entry, index) for entry, index in zip(entries, selected, strict=True)]
         if cache.compact:
             kept = [self._move(cache, layer, entry, kept[layer], selected[layer]) for layer, entry in enumerate(entries)]
@@ -185,41 +179,6 @@ class Compressor:
         encoded_at = torch.cat((memory, fresh), dim=-1).gather(-1, index[None])
         here = torch.arange(start, start + index.shape[-1], device=index.device)
         return replace(kept, keys=self.model.rope.rotate(layer, kept.keys, here - encoded_at))
-
-    def _ranked(self, layer: int, entry: Memory, lengths: Lengths) -> tuple[Tensor, Tensor]:
-        """Scores with recency, and the segment number (from 0) of every entry. Both (G, N)"""
-        positions = entry.positions[0].long()
-        scores = entry.scores[0] + self.importance.recency(layer, lengths.closed - positions)
-        starts = torch.tensor(lengths.segment_starts, device=positions.device)
-        return scores, torch.bucketize(positions, starts, right=True) - 1
-
-    def _counts(self, entries: list[Memory], lengths: Lengths, total: int) -> list[int]:
-        """Entries of each segment if the budget is first shared among segments; else empty.
-
-        A segment's weight is the attention it can expect: the softmax of the scores, summed over
-        its entries (so: length × mean importance × recency), averaged over layers and heads.
-        """
-        if not (self.learned_form or self.config.allocation == "segment"):
-            return []
-        number = len(lengths.segment_starts)
-        weights, held = torch.zeros(number), torch.zeros(number)
-        for layer, entry in enumerate(entries):
-            scores, segments = self._ranked(layer, entry, lengths)
-            mass = scores.softmax(-1).mean(0).cpu()
-            weights.index_add_(0, segments[0].cpu(), mass)
-            held = torch.bincount(segments[0].cpu(), minlength=number)
-        return allocate(weights.tolist(), [int(n) for n in held], total)
-
-    def _select(self, entries: list[Memory], lengths: Lengths, total: int, counts: list[int]) -> list[Tensor]:
-        """Kept entries of each layer, per head. Each (G, total)"""
-        result = []
-        for layer, entry in enumerate(entries):
-            scores, segments = self._ranked(layer, entry, lengths)
-            if counts:
-                result.append(select_by_segment(scores, segments, counts))
-            else:
-                result.append(select_global(scores, segments, total))
-        return result
 
 
 def _gather(entry: Memory, index: Tensor) -> Memory:

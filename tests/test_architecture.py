@@ -22,6 +22,7 @@ LEVELS: dict[str, int] = {
     "human": 1,
     "segments": 1,
     "budget": 1,
+    "selection": 1,
     "layout": 1,
     "adapter": 2,
     "cache": 2,

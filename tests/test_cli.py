@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import DIALOGUE, tiny_model
 
 from sonic_kv import __version__, cli
 from sonic_kv.config import Budget, SessionConfig, TrainConfig
@@ -20,7 +21,6 @@ from sonic_kv.errors import ConfigError
 from sonic_kv.flags import Parser, add_flags, build, given_flags, read_toml
 from sonic_kv.repl import Repl, parse_budget
 from sonic_kv.session import DEFAULT_BUDGET, ChatSession
-from tiny import DIALOGUE, tiny_model
 
 Ran = tuple[int, str, str]
 

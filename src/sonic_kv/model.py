@@ -205,7 +205,7 @@ class SonicModel:
         *,
         compact: bool = False,
         probe: Probe | None = None,
-        hidden: bool = False,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """The training forward: all segments and their Nexus tokens at once.
 
@@ -217,27 +217,27 @@ class SonicModel:
             layout: rows, (B, T)
             lifetime: per layer, (B, G, T)
             compact: memory keys at consecutive positions.
-            hidden: return the last hidden states instead of logits.
+            rows: compute logits of these rows only. (R,)
 
         Returns:
-            logits (B, T, V), or hidden states (B, T, C)
+            logits (B, T, V), or (B, R, V)
         """
         embeddings = self.base.get_input_embeddings()(token_ids.gather(1, layout.index))
         if self.adapter is not None and bool(layout.nexus.any()):
             nexus = self.adapter.embed(embeddings, layout.segment)
             embeddings = torch.where(layout.nexus[..., None], nexus, embeddings)
         plan = OnePass(layout, lifetime, self.rope if compact else None, probe)
-        model = self.base.get_decoder() if hidden else self.base
         with sonic_attention(self.base):
-            output = model(
+            output = self.base(
                 inputs_embeds=embeddings,
                 attention_mask=own_segment(layout)[:, None],
                 position_ids=layout.position,
                 use_cache=False,
+                logits_to_keep=0 if rows is None else rows,
                 sonic=plan,
             )
-        result: Tensor = output[0]
-        return result
+        logits: Tensor = output.logits
+        return logits
 
 
 def _find_adapter(model: str, adapter: str | Path | None) -> Path | None:

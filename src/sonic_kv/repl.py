@@ -100,6 +100,7 @@ class Repl:
             try:
                 line = input("> ").strip()
             except EOFError:
+                self.note("")  # leave the prompt's line
                 return
             if line:
                 yield line
@@ -158,7 +159,8 @@ class Repl:
             [str(number), str(segment.tokens), f"{segment.entries:.1f}"]
             for number, segment in enumerate(stats.segments, start=1)
         ]
-        self.note(table(["segment", "tokens", "entries"], rows))
+        if rows:
+            self.note(table(["segment", "tokens", "entries"], rows))
         self.note(
             f"{stats.entries} of {stats.logical_tokens} entries kept · {bytes_text(stats.bytes)} "
             f"instead of {bytes_text(stats.full_bytes)}"

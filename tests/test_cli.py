@@ -107,8 +107,8 @@ def test_every_field_has_a_flag_and_a_help_text(
     with pytest.raises(SystemExit, match="0"):
         cli.main([*command.name.split(), "--help"])
     shown = capsys.readouterr().out
-    for section in command.sections.values():
-        for field in dataclasses.fields(section):
+    for name, section in command.sections.items():
+        for field in dataclasses.fields(section) if name not in command.file_only else ():
             assert f"--{field.name.replace('_', '-')}" in shown
             assert field.metadata["help"]
 
@@ -411,6 +411,33 @@ def test_data_synth_writes_lines_or_a_file(sonic: Any, tmp_path: Path) -> None:
     path = tmp_path / "some.jsonl.gz"
     assert sonic("data", "synth", "--dialogues", "3", "--seed", "5", "--out", path) == (0, "", "")
     assert gzip.decompress(path.read_bytes()).decode().splitlines() == lines
+
+
+# --- train -------------------------------------------------------------------------------------
+
+
+def test_train_writes_an_adapter_that_chat_loads(sonic: Any, model_folder: Path, tmp_path: Path) -> None:
+    options = toml(tmp_path, "[synth]\nmin_exchanges = 2\nmax_exchanges = 3\n[train]\nmax_steps = 9\n")
+    arguments = ["--config", options, "--model", model_folder, "--out", tmp_path / "run", "--lora-rank", "2"]
+    arguments += ["--data-share", "0", "--max-steps", "3", "--importance-steps", "1", "--batch-size", "1"]
+    code, out, error = sonic("train", *arguments, "--no-bf16", "--json")
+    assert code == 0, error
+    result = json.loads(out)
+    assert result["step"] == 3
+    assert "distillation" in result
+    header = json.loads(sonic("inspect", result["adapter"], "--json")[1])
+    assert header["config"]["lora_rank"] == 2
+    assert header["notes"]["synth"]["max_exchanges"] == 3
+    code, out, error = sonic(
+        "chat", "--model", model_folder, "--adapter", result["adapter"], *CHAT, stdin="hello\n"
+    )
+    assert code == 0, error
+
+
+def test_train_takes_no_adapter(sonic: Any, model_folder: Path) -> None:
+    code, _, error = sonic("train", "--model", model_folder, "--adapter", model_folder)
+    assert code == 2
+    assert "leave --adapter out" in error
 
 
 # --- demo --------------------------------------------------------------------------------------

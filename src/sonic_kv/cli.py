@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 from sonic_kv import __version__
-from sonic_kv.config import Budget, SamplingConfig, SessionConfig, SynthConfig, option
+from sonic_kv.config import (
+    AdapterConfig,
+    Budget,
+    SamplingConfig,
+    SessionConfig,
+    SynthConfig,
+    TrainConfig,
+    option,
+)
 from sonic_kv.demo import DemoOptions
 from sonic_kv.errors import ConfigError, FileError, SonicError
 from sonic_kv.flags import Given, Parser, add_flags, build, given_flags, nearest, read_toml
@@ -89,6 +97,7 @@ class Command:
     sections: Mapping[str, type]
     target: str | None = None  # help of an optional positional argument
     json: str | None = None  # what --json prints
+    file_only: tuple[str, ...] = ()  # sections without flags
 
 
 def load_model(options: ModelOptions) -> "SonicModel":
@@ -146,6 +155,34 @@ def demo(call: Call) -> None:
     print(json.dumps(replay.as_json(result), ensure_ascii=False) if call.json else replay.as_text(result))
 
 
+def train(call: Call) -> None:
+    """Train an adapter; a progress bar on standard error, the adapter's path on standard output."""
+    options = call.options(ModelOptions)
+    if options.adapter is not None:
+        raise ConfigError(
+            "train makes a new adapter: leave --adapter out (an unfinished run goes on by itself)"
+        )
+    config, shape, synth = call.options(TrainConfig), call.options(AdapterConfig), call.options(SynthConfig)
+
+    from tqdm import tqdm
+
+    from sonic_kv.train import Trainer
+
+    trainer = Trainer(load_model(options), shape, synth, config)
+    last: dict[str, Any] = {}
+    with tqdm(
+        initial=trainer.step, total=config.max_steps, unit="step", file=sys.stderr, disable=None
+    ) as bar:
+
+        def show(record: dict[str, Any]) -> None:
+            last.update(record)
+            bar.set_postfix({name: record[name] for name in ("importance", "distillation") if name in record})
+            bar.update()
+
+        path = trainer.run(show)
+    print(json.dumps({"adapter": str(path), **last}) if call.json else path)
+
+
 def inspect(call: Call) -> None:
     """Show what is in a file, a folder or a model."""
     from sonic_kv.inspection import as_text
@@ -200,6 +237,14 @@ COMMANDS = (
         json="the figures",
     ),
     Command(
+        "train",
+        "train an adapter for a model; a run that was stopped goes on from its last checkpoint",
+        train,
+        {"model": ModelOptions, "adapter": AdapterConfig, "train": TrainConfig, "synth": SynthConfig},
+        file_only=("synth",),  # two sections with a seed cannot both have the flag
+        json="the adapter's path and the last step's record",
+    ),
+    Command(
         "inspect",
         "show what is in a session file, an adapter or a model",
         inspect,
@@ -239,14 +284,15 @@ def build_parser() -> Parser:
         if command.target:
             sub.add_argument("target", nargs="?", metavar="TARGET", help=command.target)
         if command.sections:
-            sub.add_argument(
-                "--config", metavar="FILE", help="TOML file with these options; flags win over it"
-            )
+            more = "".join(f" and those of [{section}]" for section in command.file_only)
+            help = f"TOML file with these options{more}; flags win over it"
+            sub.add_argument("--config", metavar="FILE", help=help)
         if command.json:
             sub.add_argument("--json", action="store_true", help=f"print JSON: {command.json}")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         for section, cls in command.sections.items():
-            add_flags(sub, section, cls)
+            if section not in command.file_only:
+                add_flags(sub, section, cls)
     return parser
 
 

@@ -1,6 +1,7 @@
 """How many entries a cache keeps, and which: pure functions on counts and scores."""
 
 from collections.abc import Sequence
+from heapq import heapify, heappop, heapreplace
 
 import torch
 from torch import Tensor
@@ -35,12 +36,17 @@ def target_entries(
     else:
         return None
     if limit <= prefix:
-        raise BudgetError(f"{name} holds {limit} entries, and the prefix alone has {prefix}: raise the budget")
+        raise BudgetError(
+            f"{name} holds {limit} entries, and the prefix alone has {prefix}: raise the budget"
+        )
     return max(limit - prefix - open_length, 0)
 
 
 def allocate(weights: Sequence[float], capacity: Sequence[int], total: int, floor: int = 1) -> list[int]:
     """Share `total` entries among segments in proportion to `weights`.
+
+    Entries are given one by one to the segment that is furthest below its share (Sainte-Laguë), so
+    that a smaller total never gives any segment more: lowering a budget in steps is lowering it once.
 
     Args:
         weights: non-negative, one a segment (length × importance × recency).
@@ -61,25 +67,26 @@ def allocate(weights: Sequence[float], capacity: Sequence[int], total: int, floo
             if left and counts[i] < capacity[i]:
                 counts[i] += 1
                 left -= 1
-    while left:
-        open_ = [i for i in by_weight if counts[i] < capacity[i]]
-        mass = sum(weights[i] for i in open_)
-        shares = {i: left * (weights[i] / mass if mass > 0 else 1 / len(open_)) for i in open_}
-        given = 0
-        for i in open_:
-            more = min(int(shares[i]), capacity[i] - counts[i])
-            counts[i] += more
-            given += more
-        left -= given
-        if not given:  # only fractions are left: largest first
-            for i in sorted(open_, key=lambda i: (int(shares[i]) - shares[i], i))[:left]:
-                counts[i] += 1
-                left -= 1
+
+    def claim(i: int) -> tuple[float, int, int]:
+        return -weights[i] / (2 * counts[i] + 1), counts[i], i
+
+    claims = [claim(i) for i in by_weight if counts[i] < capacity[i]]
+    heapify(claims)
+    for _ in range(left):
+        i = claims[0][-1]
+        counts[i] += 1
+        if counts[i] < capacity[i]:
+            heapreplace(claims, claim(i))
+        else:
+            heappop(claims)
     return counts
 
 
 def select_global(scores: Tensor, segments: Tensor, total: int) -> Tensor:
     """Each head's best `total` entries over the whole history, one of every segment first.
+
+    Equal scores are taken in order, so that a smaller selection is part of a larger one.
 
     Args:
         scores: importance. (G, N)
@@ -89,13 +96,13 @@ def select_global(scores: Tensor, segments: Tensor, total: int) -> Tensor:
     Returns:
         kept indices, ascending. (G, total)
     """
-    best = torch.zeros_like(segments, dtype=torch.bool)
-    for segment in segments.unique():
-        inside = torch.where(segments == segment, scores, -torch.inf)
-        top = inside.argmax(-1, keepdim=True)
-        best.scatter_(-1, top, best.gather(-1, top) | (segments.gather(-1, top) == segment))
-    lifted = scores.double() + best * (scores.max() - scores.min() + 1.0).double()
-    return lifted.topk(min(total, scores.shape[-1]), dim=-1).indices.sort(-1).values
+    order = scores.argsort(dim=-1, descending=True, stable=True)  # best first
+    owner, by_segment = segments.gather(-1, order).sort(dim=-1, stable=True)
+    first = torch.ones_like(owner)  # best of its segment
+    first[:, 1:] = owner[:, 1:] != owner[:, :-1]
+    first = torch.zeros_like(owner).scatter(-1, by_segment, first)
+    order = order.gather(-1, first.argsort(dim=-1, descending=True, stable=True))
+    return order[:, :total].sort(-1).values
 
 
 def select_by_segment(scores: Tensor, segments: Tensor, counts: Sequence[int]) -> Tensor:
@@ -108,11 +115,11 @@ def select_by_segment(scores: Tensor, segments: Tensor, counts: Sequence[int]) -
     Returns:
         kept indices, ascending. (G, sum(counts))
     """
-    kept = [
-        torch.where(segments == segment, scores, -torch.inf).topk(count, dim=-1).indices
-        for segment, count in enumerate(counts)
-        if count
-    ]
+    kept = []
+    for segment, count in enumerate(counts):
+        if count:
+            inside = torch.where(segments == segment, scores, -torch.inf)
+            kept.append(inside.argsort(dim=-1, descending=True, stable=True)[:, :count])
     if not kept:
         return segments.new_zeros((segments.shape[0], 0), dtype=torch.long)
     return torch.cat(kept, dim=-1).sort(-1).values

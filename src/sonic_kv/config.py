@@ -6,6 +6,7 @@ Each field carries its help text in `metadata["help"]`.
 
 import dataclasses
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from sonic_kv.errors import BudgetError, ConfigError
@@ -47,11 +48,13 @@ class Budget:
             raise BudgetError(f"a budget is one of {' or '.join(given)}, not both: leave one out")
         ratio = self.compression_ratio
         if ratio is not None and not 0.0 <= ratio < 1.0:
-            raise BudgetError(f"compression_ratio={ratio} is outside [0, 1): 0.8 keeps one fifth of the history")
+            raise BudgetError(
+                f"compression_ratio={ratio} is outside [0, 1): 0.8 keeps one fifth of the history"
+            )
         for name in ("max_entries", "max_bytes"):
             limit = getattr(self, name)
-            if limit is not None and limit < 1:
-                raise BudgetError(f"{name}={limit} must be at least 1")
+            if limit is not None and not (isinstance(limit, int) and limit >= 1):
+                raise BudgetError(f"{name}={limit!r} must be a whole number, at least 1")
 
 
 @dataclass(frozen=True)
@@ -67,20 +70,30 @@ class SessionConfig:
         "global",
         "share the budget over all entries of each head (global), or first over the segments (segment)",
     )
-    reencode: bool = option(True, "re-encode kept entries with the adapter; off: plain selection, no extra forward")
-    candidates: float = option(2.0, "candidates encoded per entry kept of a segment (at most the whole segment)")
+    reencode: bool = option(
+        True, "re-encode kept entries with the adapter; off: plain selection, no extra forward"
+    )
+    candidates: float = option(
+        2.0, "candidates encoded per entry kept of a segment (at most the whole segment)"
+    )
     window: int = option(16, "recent queries observed for importance when there is no adapter")
 
     def __post_init__(self) -> None:
-        require(self.min_segment_tokens >= 1, f"min_segment_tokens={self.min_segment_tokens} must be at least 1")
+        require(
+            self.min_segment_tokens >= 1, f"min_segment_tokens={self.min_segment_tokens} must be at least 1"
+        )
         require(
             self.max_segment_tokens >= self.min_segment_tokens,
             f"max_segment_tokens={self.max_segment_tokens} is below min_segment_tokens={self.min_segment_tokens}",
         )
-        require(self.candidates >= 1.0, f"candidates={self.candidates} must be at least 1")
+        require(1.0 <= self.candidates < inf, f"candidates={self.candidates} must be at least 1, and finite")
         require(self.window >= 1, f"window={self.window} must be at least 1")
-        require(self.positions in ("original", "compact"), f"positions={self.positions!r}: original or compact")
-        require(self.allocation in ("global", "segment"), f"allocation={self.allocation!r}: global or segment")
+        require(
+            self.positions in ("original", "compact"), f"positions={self.positions!r}: original or compact"
+        )
+        require(
+            self.allocation in ("global", "segment"), f"allocation={self.allocation!r}: global or segment"
+        )
 
 
 @dataclass(frozen=True)
@@ -95,18 +108,28 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        require(self.temperature >= 0.0, f"temperature={self.temperature} must not be negative")
+        require(
+            0.0 <= self.temperature < inf, f"temperature={self.temperature} must be finite, and not negative"
+        )
         require(0.0 < self.top_p <= 1.0, f"top_p={self.top_p} is outside (0, 1]")
+        require(not isinstance(self.stop, str), "stop takes a tuple of texts: stop=('END',)")
         require(all(self.stop), "a stop text must not be empty")
+        require(self.seed is None or 0 <= self.seed < 1 << 63, f"seed={self.seed} is outside [0, 2**63)")
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
     """The shape of an adapter: what is trained beside the frozen base."""
 
-    form: Form = option("anchored", "a Nexus token starts as a raw token (anchored) or as an embedding (learned)")
-    scope: Scope = option("causal", "an anchored Nexus token sees its segment up to its anchor (causal) or whole")
-    lora_rank: int = option(16, "rank of the conditional LoRA; 0: importance only, entries are not re-encoded")
+    form: Form = option(
+        "anchored", "a Nexus token starts as a raw token (anchored) or as an embedding (learned)"
+    )
+    scope: Scope = option(
+        "causal", "an anchored Nexus token sees its segment up to its anchor (causal) or whole"
+    )
+    lora_rank: int = option(
+        16, "rank of the conditional LoRA; 0: importance only, entries are not re-encoded"
+    )
     lora_alpha: float = option(32.0, "LoRA scale is alpha / rank")
     scorer_hidden: int = option(64, "width of the importance scorer's hidden layer")
     turn_classes: int = option(8, "distance classes of the turn embedding (learned form)")
@@ -180,9 +203,16 @@ class SynthConfig:
 
     def __post_init__(self) -> None:
         require(self.dialogues >= 0, f"dialogues={self.dialogues} must not be negative")
-        require(self.split in ("train", "validation", "test"), f"split={self.split!r}: train, validation or test")
-        require(1 <= self.min_exchanges <= self.max_exchanges, "exchanges need 1 <= min_exchanges <= max_exchanges")
-        require(1 <= self.min_distance <= self.max_distance, "distances need 1 <= min_distance <= max_distance")
+        require(
+            self.split in ("train", "validation", "test"), f"split={self.split!r}: train, validation or test"
+        )
+        require(
+            1 <= self.min_exchanges <= self.max_exchanges,
+            "exchanges need 1 <= min_exchanges <= max_exchanges",
+        )
+        require(
+            1 <= self.min_distance <= self.max_distance, "distances need 1 <= min_distance <= max_distance"
+        )
         for name in ("question_share", "fact_share", "update_share", "coreference_share", "system_share"):
             require(0.0 <= getattr(self, name) <= 1.0, f"{name}={getattr(self, name)} is outside [0, 1]")
         require(self.chatter_sentences >= 1, f"chatter_sentences={self.chatter_sentences} must be at least 1")

@@ -1,0 +1,244 @@
+"""Laws of counts and selections: pure functions, checked on generated cases."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sonic_kv.budget import allocate, select_by_segment, select_global, target_entries
+from sonic_kv.config import AdapterConfig, Budget, SamplingConfig, SessionConfig
+from sonic_kv.errors import BudgetError, ConfigError
+
+RATIOS = st.floats(0.001, 0.999)
+SIZES = {"segments": 3, "prefix": 7, "open_length": 11, "bytes_per_entry": 100}
+
+
+# --- configuration ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given_",
+    [
+        {"compression_ratio": 1.0},
+        {"compression_ratio": -0.1},
+        {"compression_ratio": math.nan},
+        {"max_entries": 0},
+        {"max_entries": -3},
+        {"max_entries": 2.5},
+        {"max_bytes": 0},
+        {"max_bytes": "many"},
+        {"compression_ratio": 0.5, "max_entries": 9},
+        {"max_entries": 9, "max_bytes": 9},
+    ],
+)
+def test_impossible_or_contradictory_budget_is_refused(given_: dict[str, Any]) -> None:
+    with pytest.raises(BudgetError) as caught:
+        Budget(**given_)
+    assert "\n" not in str(caught.value)
+    assert next(iter(given_)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value"),
+    [
+        (SessionConfig, "min_segment_tokens", 0),
+        (SessionConfig, "max_segment_tokens", 31),
+        (SessionConfig, "candidates", 0.5),
+        (SessionConfig, "candidates", math.inf),
+        (SessionConfig, "candidates", math.nan),
+        (SessionConfig, "window", 0),
+        (SessionConfig, "positions", "moved"),
+        (SessionConfig, "allocation", "even"),
+        (SamplingConfig, "max_new_tokens", 0),
+        (SamplingConfig, "temperature", -0.1),
+        (SamplingConfig, "temperature", math.nan),
+        (SamplingConfig, "temperature", math.inf),
+        (SamplingConfig, "top_p", 0.0),
+        (SamplingConfig, "top_p", 1.1),
+        (SamplingConfig, "stop", ("",)),
+        (SamplingConfig, "stop", "text"),
+        (SamplingConfig, "seed", -1),
+        (SamplingConfig, "seed", 2**64),
+        (AdapterConfig, "form", "free"),
+        (AdapterConfig, "scope", "all"),
+        (AdapterConfig, "lora_rank", -1),
+        (AdapterConfig, "scorer_hidden", 0),
+        (AdapterConfig, "turn_classes", 0),
+    ],
+)
+def test_option_out_of_range_is_refused_by_name(config: type, field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=field) as caught:
+        config(**{field: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_learned_form_needs_a_lora() -> None:
+    with pytest.raises(ConfigError, match="lora_rank"):
+        AdapterConfig(form="learned", lora_rank=0)
+
+
+# --- target_entries -----------------------------------------------------------------------------
+
+
+@given(RATIOS, st.integers(0, 5000), st.integers(0, 50))
+def test_ratio_keeps_its_share_and_one_entry_a_segment(ratio: float, history: int, segments: int) -> None:
+    kept = target_entries(Budget(compression_ratio=ratio), history=history, **{**SIZES, "segments": segments})
+    assert kept is not None
+    assert min(segments, history) <= kept <= history
+    assert kept <= max((1 - ratio) * history + 0.5, segments)
+    assert kept >= (1 - ratio) * history - 0.5
+
+
+@given(RATIOS, RATIOS, st.integers(0, 5000))
+def test_higher_ratio_never_keeps_more(a: float, b: float, history: int) -> None:
+    few, many = (
+        target_entries(Budget(compression_ratio=r), history=history, **SIZES) for r in (max(a, b), min(a, b))
+    )
+    assert few is not None
+    assert many is not None
+    assert few <= many
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(compression_ratio=0.0)])
+def test_no_limit_has_no_target(budget: Budget) -> None:
+    assert target_entries(budget, history=100, **SIZES) is None
+
+
+@given(st.integers(1, 500), st.integers(0, 50), st.integers(0, 50), st.booleans())
+def test_absolute_limit_counts_the_whole_cache(
+    limit: int, prefix: int, open_length: int, in_bytes: bool
+) -> None:
+    budget = Budget(max_bytes=limit * 100 + 99) if in_bytes else Budget(max_entries=limit)
+    sizes = {**SIZES, "prefix": prefix, "open_length": open_length}
+    if limit <= prefix:
+        with pytest.raises(BudgetError, match="raise the budget"):
+            target_entries(budget, history=1000, **sizes)
+        return
+    kept = target_entries(budget, history=1000, **sizes)
+    assert kept == max(limit - prefix - open_length, 0)
+
+
+# --- allocate -----------------------------------------------------------------------------------
+
+
+@st.composite
+def shares(draw: st.DrawFn) -> tuple[list[float], list[int], int, int]:
+    number = draw(st.integers(1, 8))
+    weights = draw(st.lists(st.floats(0, 1e6) | st.just(0.0), min_size=number, max_size=number))
+    capacity = draw(st.lists(st.integers(0, 40), min_size=number, max_size=number))
+    return weights, capacity, draw(st.integers(0, 400)), draw(st.integers(0, 3))
+
+
+@given(shares())
+def test_allocation_sums_exactly_and_respects_capacity_and_floor(
+    case: tuple[list[float], list[int], int, int],
+) -> None:
+    weights, capacity, total, floor = case
+    counts = allocate(weights, capacity, total, floor)
+    assert sum(counts) == min(total, sum(capacity))
+    assert all(0 <= n <= most for n, most in zip(counts, capacity, strict=True))
+    least = [min(floor, most) for most in capacity]
+    if total >= sum(least):
+        assert all(n >= low for n, low in zip(counts, least, strict=True))
+
+
+@given(shares(), st.integers(1, 40))
+def test_smaller_total_takes_from_segments_and_gives_to_none(
+    case: tuple[list[float], list[int], int, int], fewer: int
+) -> None:
+    weights, capacity, total, floor = case
+    more = allocate(weights, capacity, total, floor)
+    less = allocate(weights, capacity, max(total - fewer, 0), floor)
+    assert all(a >= b for a, b in zip(more, less, strict=True))
+
+
+@given(shares())
+def test_heavier_segment_of_the_same_size_gets_no_less(case: tuple[list[float], list[int], int, int]) -> None:
+    weights, _, total, floor = case
+    counts = allocate(weights, [30] * len(weights), total, floor)
+    for i, heavy in enumerate(weights):
+        for j, light in enumerate(weights):
+            if heavy > light:
+                assert counts[i] >= counts[j]
+
+
+def test_allocation_is_proportional_where_nothing_stops_it() -> None:
+    assert allocate([1.0, 2.0, 5.0], [100, 100, 100], 80) == [10, 20, 50]
+    assert allocate([1.0, 2.0, 5.0], [100, 100, 10], 40) == [10, 20, 10]
+
+
+def test_floor_goes_to_the_heaviest_where_it_does_not_last() -> None:
+    assert allocate([1.0, 3.0, 2.0], [5, 5, 5], 2) == [0, 1, 1]
+
+
+# --- selection ----------------------------------------------------------------------------------
+
+
+@st.composite
+def scored(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
+    """Scores and ascending segment numbers (G, N), some segment possibly missing in a head."""
+    heads, entries, segments = draw(st.integers(1, 3)), draw(st.integers(1, 20)), draw(st.integers(1, 5))
+    values = st.lists(st.floats(-50, 50, width=32), min_size=entries, max_size=entries)
+    numbers = st.lists(st.integers(0, segments - 1), min_size=entries, max_size=entries).map(sorted)
+    scores = torch.tensor([draw(values) for _ in range(heads)])
+    return scores, torch.tensor([draw(numbers) for _ in range(heads)]), draw(st.integers(0, entries))
+
+
+@given(scored())
+def test_global_selection_keeps_one_of_every_segment_then_the_best(case: tuple[Tensor, Tensor, int]) -> None:
+    scores, segments, total = case
+    kept = select_global(scores, segments, total)
+    assert kept.shape == (scores.shape[0], total)
+    for score, segment, rows in zip(scores.tolist(), segments.tolist(), kept.tolist(), strict=True):
+        assert rows == sorted(set(rows))
+        first = _first_of_each(score, segment)
+        assert {segment[i] for i in rows} == set(segment) or len(set(segment)) > total
+        if len(first) <= total:
+            floor = sum(sorted(score[i] for i in first))
+            rest = sorted((score[i] for i in range(len(score)) if i not in first), reverse=True)
+            assert sum(score[i] for i in rows) == pytest.approx(
+                floor + sum(rest[: total - len(first)]), abs=1e-3
+            )
+        else:
+            chosen = sorted((score[i] for i in first), reverse=True)[:total]
+            assert sorted((score[i] for i in rows), reverse=True) == chosen
+
+
+def _first_of_each(score: list[float], segment: list[int]) -> list[int]:
+    """One best entry of every segment."""
+    inside = [[i for i, t in enumerate(segment) if t == s] for s in sorted(set(segment))]
+    return [max(rows, key=lambda i: score[i]) for rows in inside]
+
+
+@given(scored(), st.integers(0, 20))
+def test_smaller_global_selection_is_a_subset(case: tuple[Tensor, Tensor, int], fewer: int) -> None:
+    """What makes the elastic drop exact: selecting in two steps is selecting once."""
+    scores, segments, total = case
+    many = select_global(scores, segments, total)
+    less = max(total - fewer, 0)
+    again = select_global(scores.gather(-1, many), segments.gather(-1, many), less)
+    assert torch.equal(
+        scores.gather(-1, many.gather(-1, again)), scores.gather(-1, select_global(scores, segments, less))
+    )
+
+
+@given(scored(), st.data())
+def test_selection_by_segment_keeps_the_best_of_each(
+    case: tuple[Tensor, Tensor, int], data: st.DataObject
+) -> None:
+    scores, segments, _ = case
+    segments = segments[:1].expand_as(segments).contiguous()  # as an allocation by segment leaves them
+    held = torch.bincount(segments[0]).tolist()
+    counts = [data.draw(st.integers(0, n)) for n in held]
+    kept = select_by_segment(scores, segments, counts)
+    assert kept.shape == (scores.shape[0], sum(counts))
+    for score, rows in zip(scores, kept, strict=True):
+        assert rows.tolist() == sorted(set(rows.tolist()))
+        for number, count in enumerate(counts):
+            mine = rows[segments[0, rows] == number]
+            inside = score[segments[0] == number]
+            assert torch.equal(score[mine].sort().values, inside.sort().values[len(inside) - count :])

@@ -332,8 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
         expected = isinstance(error, SonicError)
-        text = " ".join(str(error).split()) if expected else f"{type(error).__name__}: {error} (see --debug)"
-        print(f"sonic-kv: error: {text}", file=sys.stderr)
+        text = str(error) if expected else f"{type(error).__name__}: {error} (see --debug)"
+        print(f"sonic-kv: error: {' '.join(text.split())}", file=sys.stderr)
         return error.exit_code if isinstance(error, SonicError) else 1
     return 0
 

@@ -26,19 +26,28 @@ def inspect(target: str | Path | None) -> dict[str, Any]:
     path = Path(target or DEFAULT_MODEL)
     if path.is_file():
         return _sealed(path)
-    if (path / "config.json").is_file():
-        facts = _model(path / "config.json")
-        weights = sorted(file for file in path.glob("*.safetensors") if file.name != FILE_NAME)
-        if weights:
-            facts |= {"parameters": sum(map(_elements, weights)), "file_bytes": sum(map(_size, weights))}
-        if (path / FILE_NAME).is_file():
-            facts["adapter"] = _sealed(path / FILE_NAME)
-        return facts
-    if (path / FILE_NAME).is_file():
-        return _sealed(path / FILE_NAME)
+    adapter, config = path / FILE_NAME, path / "config.json"
+    if adapter.is_file() and not (config.is_file() and "model_type" in _json(config)):
+        return _sealed(adapter)
+    if config.is_file():
+        facts = _model(config)
+        shards = sorted(file for file in path.glob("*.safetensors") if file.name != FILE_NAME)
+        if shards:
+            facts |= {"parameters": sum(map(_elements, shards)), "file_bytes": sum(map(_size, shards))}
+        return {**facts, "adapter": _sealed(adapter)} if adapter.is_file() else facts
     if path.exists():
         raise FileError(f"{path} holds neither a model (config.json) nor an adapter ({FILE_NAME})")
     return _model(_from_hub(str(path)))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise FileError(f"{path} is not a JSON object")
+    return found
 
 
 def _size(path: Path) -> int:
@@ -72,9 +81,9 @@ def _elements(path: Path) -> int:
 
 def _model(path: Path) -> dict[str, Any]:
     """The facts of a model's configuration that decide what its cache costs."""
+    whole = _json(path)
+    config = whole.get("text_config", whole)
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-        config = whole.get("text_config", whole)
         heads = config["num_attention_heads"]
         groups = config.get("num_key_value_heads") or heads
         head_dim = config.get("head_dim") or config["hidden_size"] // heads
@@ -92,10 +101,8 @@ def _model(path: Path) -> dict[str, Any]:
             "max_position_embeddings": config.get("max_position_embeddings"),
             "entry_bytes_float32": 2 * layers * groups * head_dim * 4,
         }
-    except (OSError, ValueError, AttributeError) as error:
-        raise FileError(f"{path} cannot be read as a model configuration: {error}") from error
-    except KeyError as error:
-        raise FileError(f"{path} is not the configuration of a causal language model: no {error}") from error
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise FileError(f"{path} is not the configuration of a causal language model ({error})") from error
 
 
 def _from_hub(name: str) -> Path:

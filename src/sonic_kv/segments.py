@@ -73,8 +73,12 @@ class ChatFormat:
         try:
             return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
         except Exception as error:  # Jinja errors are whatever the template's author raised
-            roles = ", ".join(message["role"] for message in messages)
-            raise MessageError(f"the chat template refuses the roles {roles}: {error}") from error
+            roles = [message["role"] for message in messages]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            advice = "; put the system prompt into the first user message" if "system" in roles else ""
+            raise MessageError(
+                f"the chat template refuses the roles {', '.join(roles)}: {reason}{advice}"
+            ) from error
 
     def _read_template(self) -> None:
         u1, a1, u2, a2 = _PROBES
@@ -88,17 +92,20 @@ class ChatFormat:
         try:
             head, rest = text.split(u1)
             user_to_assistant, rest = rest.split(a1)
-            assistant_to_user, _ = rest.split(u2)
+            assistant_to_user, rest = rest.split(u2)
+            end = rest.split(a2)[1]
             user_close = self._render(dialogue[0]).split(u1)[1]
             generation = self._render(dialogue[0], add_generation_prompt=True).split(u1)[1]
         except ValueError as error:
-            raise MessageError("the chat template repeats or rewrites message texts: not supported") from error
+            raise MessageError(
+                "the chat template repeats or rewrites message texts: not supported"
+            ) from error
         if not (user_to_assistant.startswith(user_close) and generation.startswith(user_close)):
             user_close = ""
         self._user_close = user_close
         self._assistant_open = user_to_assistant[len(user_close) :]
         self._generation_open = generation[len(user_close) :]
-        self._user_open = _common_suffix(head, assistant_to_user)
+        self._user_open = _common_suffix(head, assistant_to_user, list(self.tokenizer.get_added_vocab()))
         self._assistant_close = assistant_to_user.removesuffix(self._user_open)
         self._head = head
 
@@ -173,11 +180,17 @@ class ChatFormat:
         return Encoded(ids, len(prefix), ends, assistant)
 
 
-def _common_suffix(a: str, b: str) -> str:
+def _common_suffix(a: str, b: str, tokens: Sequence[str]) -> str:
+    """The longest common suffix that does not begin inside one of `tokens`, as `a` spells them."""
     n = 0
     while n < min(len(a), len(b)) and a[-1 - n] == b[-1 - n]:
         n += 1
-    return a[len(a) - n :]
+    start = len(a) - n
+    for token in tokens:
+        at = a.rfind(token, 0, start + len(token) - 1)
+        if at >= 0 and at < start < at + len(token):
+            start = at + len(token)
+    return a[start:]
 
 
 def segment_ends(

@@ -1,0 +1,212 @@
+"""Training: what is learned is learned from the right rows, and a killed run goes on as if it had not been."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import DIALOGUE, random_adapter, tiny_base, tiny_model, tiny_tokenizer
+
+from sonic_kv import losses
+from sonic_kv.adapter import Adapter
+from sonic_kv.config import AdapterConfig, Budget, SessionConfig, SynthConfig, TrainConfig
+from sonic_kv.errors import ConfigError, DataError, NumericalError
+from sonic_kv.model import SonicModel
+from sonic_kv.segments import segment_ends
+from sonic_kv.session import ChatSession
+from sonic_kv.train import Trainer, distillation_loss, draw_plan, importance_loss, run_teacher
+
+QUICK: dict[str, Any] = {
+    "data_share": 0.0,
+    "max_steps": 6,
+    "importance_steps": 2,
+    "batch_size": 2,
+    "max_tokens": 200,
+    "log_every": 1,
+    "save_every": 2,
+    "bf16": False,
+}
+
+
+def trainer(folder: Path, *, adapter: dict[str, Any] | None = None, **changes: Any) -> Trainer:
+    model = tiny_model(adapter=False, max_position_embeddings=4096)
+    shape = AdapterConfig(**{"lora_rank": 2, "scorer_hidden": 8, **(adapter or {})})
+    synth = SynthConfig(min_exchanges=3, max_exchanges=4)
+    return Trainer(model, shape, synth, TrainConfig(**{**QUICK, "out": str(folder), **changes}))
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_killed_run_resumes_to_the_same_adapter_and_log(tmp_path: Path) -> None:
+    whole = load_file(trainer(tmp_path / "whole").run())
+    script = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from test_train import trainer\n"
+        "trainer(Path(sys.argv[2])).run(lambda r: (print(r['step'], flush=True), time.sleep(0.3)))\n"
+    )
+    folder = tmp_path / "killed"
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(Path(__file__).parent), str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    while child.stdout.readline().strip() != "5":
+        assert child.poll() is None
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    resumed = trainer(folder)
+    assert resumed.step == 4
+    tensors = load_file(resumed.run())
+    assert tensors.keys() == whole.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, whole[name]), name
+    logs = [
+        [{k: v for k, v in record.items() if k != "seconds"} for record in read_log(p)]
+        for p in (folder, tmp_path / "whole")
+    ]
+    assert logs[0] == logs[1]
+    assert [record["step"] for record in logs[0]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_training_leaves_the_base_untouched_and_moves_every_part_of_the_adapter(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    before = {name: p.clone() for name, p in run.model.base.named_parameters()}
+    start = {name: p.clone() for name, p in run.adapter.named_parameters()}
+    run.run()
+    assert all(torch.equal(before[name], p) for name, p in run.model.base.named_parameters())
+    moved = {name.split(".")[0] for name, p in run.adapter.named_parameters() if not torch.equal(start[name], p)}
+    assert {"scorer", "lora", "embedding"} <= moved
+
+
+def test_trained_adapter_loads_into_a_session(tmp_path: Path) -> None:
+    path = trainer(tmp_path).run()
+    base = tiny_base(max_position_embeddings=4096)
+    model = SonicModel(base, tiny_tokenizer(), Adapter.load(base, path.parent))
+    chat = ChatSession(model, Budget(compression_ratio=0.8), config=SessionConfig(min_segment_tokens=16))
+    chat.extend(DIALOGUE)
+    assert chat.stats.memory == round(0.2 * (chat.stats.logical_tokens - chat.stats.prefix))
+
+
+@pytest.mark.parametrize("form", ["anchored", "learned"])
+def test_a_few_steps_on_one_batch_lower_both_losses(tmp_path: Path, form: str) -> None:
+    run = trainer(tmp_path, adapter={"form": form}, max_steps=40, importance_steps=0, lr=3e-3, scorer_lr=1e-2)
+    batch = run.data.batch(0, 2)
+    run.data = type("Fixed", (), {"batch": lambda self, step, size: batch})()  # type: ignore[assignment]
+
+    def measure() -> dict[str, float]:
+        drawn = [run._backward(encoded, random.Random(seed), 1) for encoded in batch for seed in range(4)]
+        run.optimizer.zero_grad()
+        return {name: sum(found.get(name, 0.0) for found in drawn) for name in ("importance", "distillation")}
+
+    before = measure()
+    run.run()
+    after = measure()
+    assert after["importance"] < before["importance"] - 0.05
+    assert after["distillation"] < 0.95 * before["distillation"]
+
+
+def test_drawn_plans_keep_the_budget_and_distil_to_zero_when_everything_is_kept() -> None:
+    base = tiny_base()
+    model = SonicModel(base, tiny_tokenizer(), random_adapter(base))
+    adapter = model.adapter
+    assert adapter is not None
+    encoded = model.format.encode(DIALOGUE)
+    ends = segment_ends(encoded, 16, 40)
+    ids = torch.tensor(encoded.token_ids)
+    ends = [end for end in ends if end < len(ids) - 1]
+    teacher = run_teacher(model, ids, torch.arange(ends[0], len(ids)))
+    config = TrainConfig(ratio_min=0.0, ratio_max=0.0, raw_share=1.0)
+    for seed in range(5):
+        plan = draw_plan(model, adapter, teacher, encoded, ends, config, random.Random(seed))
+        loss = distillation_loss(model, adapter, teacher, ids, plan, 0.7)
+        assert float(loss) == pytest.approx(0.0, abs=1e-5)
+    for seed in range(20):
+        config = TrainConfig(ratio_min=0.8, ratio_max=0.8, raw_share=0.0)
+        plan = draw_plan(model, adapter, teacher, encoded, ends, config, random.Random(seed))
+        for lifetime in plan.lifetime:
+            for number, end in enumerate(ends, start=2):
+                alive = (plan.layout.segment < number)[:, None] & (lifetime >= number)
+                alive &= (plan.layout.segment > 0)[:, None]
+                counts = alive.sum(-1)
+                assert (counts == counts[0, 0]).all()  # every head alike
+                assert int(counts[0, 0]) <= round(0.31 * (end - encoded.prefix_length)) + len(ends)
+
+
+def test_importance_loss_is_least_for_the_true_attention() -> None:
+    torch.manual_seed(0)
+    target = torch.rand(2, 7).softmax(-1)
+    best = losses.importance([target.log()], [target])
+    assert float(best) == pytest.approx(float(-(target * target.log()).sum(-1).mean()))
+    assert all(float(losses.importance([torch.randn(2, 7)], [target])) > float(best) for _ in range(20))
+
+
+def test_attention_target_ignores_queries_inside_the_history() -> None:
+    paid = torch.zeros(1, 1, 3, 6)
+    paid[0, 0, 0, 1] = 1.0  # query at 2, still in the history
+    paid[0, 0, 1, 2] = 0.25
+    paid[0, 0, 2, 2] = paid[0, 0, 2, 3] = 0.5
+    target = losses.attention_target(paid, torch.tensor([2, 4, 5]), boundary=4, start=1, reduce="max")
+    assert target[0].tolist() == [0.0, 0.5, 0.5]
+    mean = losses.attention_target(paid, torch.tensor([2, 4, 5]), boundary=4, start=1, reduce="mean")
+    assert mean[0].tolist() == pytest.approx([0.0, 0.6, 0.4])
+
+
+def test_distillation_is_zero_for_equal_logits_and_mixes_both_directions() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(5, 9), torch.randn(5, 9)
+    assert float(losses.distillation(a, a, 0.7)) == pytest.approx(0.0, abs=1e-6)
+    kl = lambda p, q: float((p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1))).sum(-1).mean())  # noqa: E731
+    assert float(losses.distillation(a, b, 0.7)) == pytest.approx(0.7 * kl(b, a) + 0.3 * kl(a, b), rel=1e-5)
+
+
+def test_scorer_learns_without_touching_the_lora() -> None:
+    base = tiny_base()
+    model = SonicModel(base, tiny_tokenizer(), random_adapter(base))
+    assert model.adapter is not None
+    encoded = model.format.encode(DIALOGUE)
+    ends = segment_ends(encoded, 16, 40)[:2]
+    ids = torch.tensor(encoded.token_ids)
+    teacher = run_teacher(model, ids, torch.arange(ends[0], len(ids)))
+    importance_loss(model.adapter, teacher, encoded.prefix_length, ends, "mean").backward()
+    for name, weight in model.adapter.named_parameters():
+        assert (weight.grad is not None) == name.startswith("scorer."), name
+
+
+def test_nan_loss_stops_with_the_batch_saved(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    with torch.no_grad():
+        next(run.model.base.parameters()).fill_(math.nan)
+    with pytest.raises(NumericalError, match="bad-step-1"):
+        run.run()
+    assert json.loads((tmp_path / "bad-step-1.json").read_text())
+
+
+def test_other_options_do_not_continue_a_run(tmp_path: Path) -> None:
+    trainer(tmp_path).run()
+    with pytest.raises(ConfigError, match="other options"):
+        trainer(tmp_path, lr=0.5)
+
+
+def test_files_without_a_dialogue_are_an_error_before_training(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="data_share"):
+        trainer(tmp_path, data_share=0.5)
+
+
+def test_log_has_one_line_a_step(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    trainer(tmp_path).run()
+    records = read_log(tmp_path)
+    assert [record["step"] for record in records] == list(range(1, 7))
+    assert all(0 < record["seconds"] < time.perf_counter() - start for record in records)
+    assert all("distillation" not in record for record in records[:2])

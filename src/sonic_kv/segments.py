@@ -65,9 +65,9 @@ class ChatFormat:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The token that closes an assistant message, if the template closes it with a special one."""
-        close = self.assistant_close()
-        return (close[0],) if close and close[0] in self.tokenizer.all_special_ids else ()
+        """The special token that closes an assistant message, if the template closes it with one."""
+        special = set(self.tokenizer.all_special_ids)
+        return tuple(i for i in self.assistant_close() if i in special)[:1]
 
     def _render(self, *messages: Message, **options: Any) -> str:
         try:
@@ -105,8 +105,14 @@ class ChatFormat:
         self._user_close = user_close
         self._assistant_open = user_to_assistant[len(user_close) :]
         self._generation_open = generation[len(user_close) :]
-        self._user_open = _common_suffix(head, assistant_to_user, list(self.tokenizer.get_added_vocab()))
-        self._assistant_close = assistant_to_user.removesuffix(self._user_open)
+        # What stands between a reply and the next user's text closes the reply as far as it stands at a
+        # dialogue's end too, and opens the user's turn as far as it stands at a dialogue's beginning.
+        close = next(
+            (n for n, (a, b) in enumerate(zip(end, assistant_to_user, strict=False)) if a != b), len(end)
+        )
+        opening = _common_suffix(head, assistant_to_user, list(self.tokenizer.get_added_vocab()))
+        cut = max(close, len(assistant_to_user) - len(opening))
+        self._assistant_close, self._user_open = assistant_to_user[:cut], assistant_to_user[cut:]
         self._head = head
 
     def _ids(self, text: str) -> list[int]:
@@ -121,24 +127,25 @@ class ChatFormat:
         text = self._render({"role": "system", "content": system}, {"role": "user", "content": probe})
         return text.rsplit(probe, 1)[0]
 
-    def opening(self, system: str | None) -> tuple[list[int], list[int]]:
-        """Token ids of the prefix, and of what stands between it and the first user's text.
+    def opening(self, system: str | None) -> tuple[list[int], str]:
+        """Token ids of the prefix, and what stands between it and the first user's text.
 
         The prefix is never empty where the template allows it: with neither BOS nor system prompt
         the first user's header is the prefix (models need their first tokens as attention sink).
         """
         head = self._head_text(system)
+        # space belongs to what follows it: tokenizers merge it with the first word of the text
         prefix = head.removesuffix(self._user_open)
-        opening = head[len(prefix) :]
-        return (self._ids(prefix), self._ids(opening)) if prefix else (self._ids(opening), [])
+        prefix = prefix if 0 < len(prefix) < len(head) else head.rstrip()
+        return self._ids(prefix), head[len(prefix) :]
 
     def user(self, text: str) -> list[int]:
         """Token ids of a user message, header included."""
         return self._ids(self._user_open + text + self._user_close)
 
-    def first_user(self, text: str, opening: list[int]) -> list[int]:
+    def first_user(self, text: str, opening: str) -> list[int]:
         """Token ids of the first user message, after the prefix that came with `opening`."""
-        return opening + self._ids(text + self._user_close)
+        return self._ids(opening + text + self._user_close)
 
     def assistant(self, text: str) -> list[int]:
         """Token ids of a finished assistant message, header included."""

@@ -217,7 +217,7 @@ class ChatSession:
     def stats(self) -> SessionStats:
         """Entries, bytes and segments as they are now."""
         cache, lengths = self.cache, self.cache.lengths
-        ends = [*lengths.segment_starts[1:], lengths.closed]
+        ends = [*lengths.segment_starts, lengths.closed][1:]
         kept = [0.0] * len(lengths.segment_starts)
         if lengths.memory:
             starts = torch.tensor(lengths.segment_starts)

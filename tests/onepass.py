@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from tiny import tiny_tokenizer
+from torch import Tensor
 
 from sonic_kv import layout as lay
 from sonic_kv.cache import SessionCache
@@ -30,7 +30,11 @@ class RecordingModel(SonicModel):
 
 
 def record(
-    base: object, adapter: object, messages: list[dict[str, str]], budgets: list[Budget], config: SessionConfig
+    base: object,
+    adapter: object,
+    messages: list[dict[str, str]],
+    budgets: list[Budget],
+    config: SessionConfig,
 ) -> tuple[RecordingModel, ChatSession]:
     """Run a session over gold messages, with `budgets[i]` from exchange i on."""
     model = RecordingModel(base, tiny_tokenizer(), adapter)  # type: ignore[arg-type]
@@ -51,7 +55,9 @@ def plan(session: ChatSession) -> tuple[lay.Layout, list[Tensor]]:
     segments = len(ends)
     nexus = []
     for number, (start, end) in enumerate(zip(lengths.segment_starts, ends, strict=True), start=1):
-        held = torch.cat([torch.cat([p.flatten() for p in model.kept.get(number + 1, [])] or [torch.empty(0).long()])])
+        held = torch.cat(
+            [torch.cat([p.flatten() for p in model.kept.get(number + 1, [])] or [torch.empty(0).long()])]
+        )
         inside = held[(held >= start) & (held < end)].unique()
         nexus.append(inside if session._compressor.reencode else inside[:0])
     counts = [0] + [model.kept[n][0].shape[-1] if n in model.kept else 0 for n in range(2, segments + 2)]
@@ -65,7 +71,8 @@ def plan(session: ChatSession) -> tuple[lay.Layout, list[Tensor]]:
     )
     last = max(model.kept, default=1)
     lifetimes = [
-        lay.lifetimes(layout, [model.kept[n][layer] for n in range(2, last + 1)]) for layer in range(model.num_layers)
+        lay.lifetimes(layout, [model.kept[n][layer] for n in range(2, last + 1)])
+        for layer in range(model.num_layers)
     ]
     return layout, lifetimes
 
@@ -77,7 +84,12 @@ def one_pass_logits(sessions: list[ChatSession]) -> list[Tensor]:
     layout = lay.pad([p[0] for p in plans])
     width = layout.index.shape[-1]
     lifetime = [
-        torch.cat([torch.nn.functional.pad(p[1][n], (0, width - p[1][n].shape[-1]), value=lay.PADDING) for p in plans])
+        torch.cat(
+            [
+                torch.nn.functional.pad(p[1][n], (0, width - p[1][n].shape[-1]), value=lay.PADDING)
+                for p in plans
+            ]
+        )
         for n in range(model.num_layers)
     ]
     longest = max(len(s.token_ids) for s in sessions)

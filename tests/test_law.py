@@ -18,11 +18,13 @@ SHORT = [
 ]
 
 
-def check(base: Any, adapter: Any, budgets: list[Budget], dialogues: list[list[dict[str, str]]], **config: Any) -> None:
+def check(
+    base: Any, adapter: Any, budgets: list[Budget], dialogues: list[list[dict[str, str]]], **config: Any
+) -> None:
     options = SessionConfig(**{"min_segment_tokens": 16, "max_segment_tokens": 40, **config})
     sessions = []
     for messages in dialogues:
-        model, session = record(base, adapter, messages, budgets, options)
+        _, session = record(base, adapter, messages, budgets, options)
         assert len(session.cache.lengths.segment_starts) >= 2
         assert session.cache.stored < session.cache.logical_length
         sessions.append(session)
@@ -45,7 +47,9 @@ def test_session_matches_one_pass_forward(family: str, positions: str) -> None:
     [{"form": "learned"}, {"scope": "segment"}, {"lora_rank": 0}, None],
     ids=["learned", "whole-segment", "importance-only", "no-adapter"],
 )
-def test_session_matches_one_pass_forward_for_every_kind_of_nexus(adapter: dict[str, Any] | None, positions: str) -> None:
+def test_session_matches_one_pass_forward_for_every_kind_of_nexus(
+    adapter: dict[str, Any] | None, positions: str
+) -> None:
     base = tiny_base()
     check(
         base,

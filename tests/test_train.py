@@ -57,7 +57,9 @@ def test_killed_run_resumes_to_the_same_adapter_and_log(tmp_path: Path) -> None:
     )
     folder = tmp_path / "killed"
     child = subprocess.Popen(
-        [sys.executable, "-c", script, str(Path(__file__).parent), str(folder)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, str(Path(__file__).parent), str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert child.stdout is not None
     while child.stdout.readline().strip() != "5":
@@ -85,7 +87,9 @@ def test_training_leaves_the_base_untouched_and_moves_every_part_of_the_adapter(
     start = {name: p.clone() for name, p in run.adapter.named_parameters()}
     run.run()
     assert all(torch.equal(before[name], p) for name, p in run.model.base.named_parameters())
-    moved = {name.split(".")[0] for name, p in run.adapter.named_parameters() if not torch.equal(start[name], p)}
+    moved = {
+        name.split(".")[0] for name, p in run.adapter.named_parameters() if not torch.equal(start[name], p)
+    }
     assert {"scorer", "lora", "embedding"} <= moved
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, CONFIG_MAPPING, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sonic_kv.adapter import Adapter
 from sonic_kv.config import AdapterConfig
@@ -33,7 +33,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": {"head_dim": 8},
     "mistral": {"head_dim": 8, "sliding_window": None},
-    "gemma2": {"head_dim": 8, "sliding_window": 512, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
+    "gemma2": {
+        "head_dim": 8,
+        "sliding_window": 512,
+        "query_pre_attn_scalar": 8,
+        "attn_logit_softcapping": 2.0,
+    },
     "gemma3_text": {"head_dim": 8, "sliding_window": 512, "query_pre_attn_scalar": 8},
     "phi3": {},
     "phi3-partial": {"partial_rotary_factor": 0.5},
@@ -80,7 +85,9 @@ def tiny_model(family: str = "qwen3", *, adapter: bool | dict[str, Any] = True, 
     """A `SonicModel` on a tiny random base, with a random adapter unless told otherwise."""
     base = tiny_base(family, **changes)
     options = adapter if isinstance(adapter, dict) else {}
-    return SonicModel(base, tiny_tokenizer(), random_adapter(base, **options) if adapter is not False else None)
+    return SonicModel(
+        base, tiny_tokenizer(), random_adapter(base, **options) if adapter is not False else None
+    )
 
 
 DIALOGUE = [

@@ -47,7 +47,9 @@ def exchanges(messages: list[dict[str, str]]) -> list[list[dict[str, str]]]:
     return found
 
 
-def run(model: Recorder, dialogue: dict[str, Any], budget: Budget | None, config: SessionConfig) -> tuple[Tensor, int]:
+def run(
+    model: Recorder, dialogue: dict[str, Any], budget: Budget | None, config: SessionConfig
+) -> tuple[Tensor, int]:
     """Logits of every token (T, V) and entries at the end. Without budget each exchange begins afresh."""
     messages = dialogue["messages"]
     system = messages[0]["content"] if messages[0]["role"] == "system" else None
@@ -64,7 +66,9 @@ def run(model: Recorder, dialogue: dict[str, Any], budget: Budget | None, config
 
 
 def measure(
-    model: Recorder, dialogues: list[dict[str, Any]], methods: dict[str, tuple[Budget | None, SessionConfig, bool]]
+    model: Recorder,
+    dialogues: list[dict[str, Any]],
+    methods: dict[str, tuple[Budget | None, SessionConfig, bool]],
 ) -> list[dict[str, dict[str, float]]]:
     """Per dialogue and method: loss, KL to full context, questions, right answers, entries."""
     adapter, rows = model.adapter, []
@@ -131,12 +135,16 @@ def interval(rows: list[dict[str, dict[str, float]]], name: str, key: str) -> tu
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, default=HERE.parent.parent / "src/sonic_kv/assets/default")
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--dialogues", type=int, default=100)
     parser.add_argument("--exchanges", type=int, default=14)
-    parser.add_argument("--real", action="store_true", help="held-out real dialogues instead of synthetic ones")
+    parser.add_argument(
+        "--real", action="store_true", help="held-out real dialogues instead of synthetic ones"
+    )
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.8, 0.9, 0.95])
     parser.add_argument("--split", default="test")
@@ -146,7 +154,7 @@ if __name__ == "__main__":
     if arguments.real:
         sources = load_config(HERE / "config.toml")["data"]["sources"]
         each = -(-arguments.dialogues // len(sources))
-        found = [d for d in real_dialogues(arguments.data, sources, each, validation=True)]
+        found = list(real_dialogues(arguments.data, sources, each, validation=True))
         dialogues = [d for d in found if len(exchanges(d["messages"])) >= 3][: arguments.dialogues]
         dialogues = [{**d, "messages": d["messages"][:40]} for d in dialogues]
     else:
@@ -171,7 +179,9 @@ if __name__ == "__main__":
                 methods[f"SONIC {ratio}"] = (budget, SessionConfig(), True)
     with torch.no_grad():
         rows = measure(model, dialogues, methods)
-    print("| method | recall | 95 % | recovery | 95 % | KL to full | entries |\n|---|---|---|---|---|---|---|")
+    print(
+        "| method | recall | 95 % | recovery | 95 % | KL to full | entries |\n|---|---|---|---|---|---|---|"
+    )
     for name in methods:
         s = summary(rows, name)
         recall, recovery = interval(rows, name, "recall"), interval(rows, name, "recovery")

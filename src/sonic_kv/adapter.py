@@ -82,10 +82,11 @@ class ImportanceScorer(nn.Module):
         Returns:
             (B, G, S) float32
         """
-        weight = self.up[layer].weight
+        dtype = self.linear_rate.dtype
         entry = torch.cat((keys.transpose(1, 2).flatten(2), values.transpose(1, 2).flatten(2)), dim=-1)
-        hidden = nn.functional.gelu(self.up[layer](self.norm[layer](entry.to(weight.dtype))))
-        return self.down[layer](hidden).transpose(1, 2).float()
+        hidden = nn.functional.gelu(self.up[layer](self.norm[layer](entry.to(dtype))))
+        scores: Tensor = self.down[layer](hidden)
+        return scores.transpose(1, 2).float()
 
     def recency(self, layer: int, distance: Tensor) -> Tensor:
         """What the distance (in tokens, ≥ 0) takes from the score. (…, G, S) → (…, G, S), ≤ 0"""
@@ -187,7 +188,8 @@ class Adapter(nn.Module):
             return anchors + self.embedding.to(anchors.dtype)
         # distance classes double in width: 1, 2–3, 4–7, …
         turn = segment.clamp(min=1).float().log2().floor().long().clamp(max=self.config.turn_classes - 1)
-        return (self.embedding + self.turn(turn)).to(anchors.dtype)
+        rows: Tensor = self.embedding + self.turn(turn)
+        return rows.to(anchors.dtype)
 
     def save(self, folder: str | Path, base: dict[str, Any], notes: dict[str, Any] | None = None) -> Path:
         """Write `adapter.safetensors` for a base with fingerprint `base`; returns its path."""
@@ -226,5 +228,3 @@ class Adapter(nn.Module):
             reason = json.dumps(str(error).splitlines()[0])
             raise FileError(f"adapter {path} does not fit this version of sonic-kv: {reason}") from error
         return adapter.eval()
-
-

@@ -81,7 +81,9 @@ class Probe:
     rows: Tensor  # (B, Q) row numbers
     seen: dict[int, Tensor] = field(default_factory=dict)
 
-    def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor, scale: float, softcap: float | None) -> None:
+    def observe(
+        self, layer: int, query: Tensor, key: Tensor, mask: Tensor, scale: float, softcap: float | None
+    ) -> None:
         heads, groups = query.shape[1], key.shape[1]
         at = self.rows[:, None, :, None].expand(-1, heads, -1, query.shape[-1])
         chosen = query.gather(2, at).unflatten(1, (groups, heads // groups))  # (B, G, R, Q, D)
@@ -102,7 +104,9 @@ class OnePass:
     rope: Rope | None = None  # given: compact positions
     probe: Probe | None = None
 
-    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, own: Tensor, **options: Any) -> Tensor:
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, own: Tensor, **options: Any
+    ) -> Tensor:
         lifetime = self.lifetime[module.layer_idx]
         segment = self.layout.segment
         earlier = (segment[:, None, :] < segment[:, :, None])[:, None]  # (B, 1, T, T)
@@ -128,7 +132,9 @@ class OnePass:
             moved = self.rope.rotate(layer, key, shift)
             rows = (segment == number).any(0).nonzero()[:, 0]
             part = masked_attention(query[:, :, rows], moved, value, mask[:, :, rows], **options)
-            output[:, :, rows] = torch.where((segment[:, rows] == number)[:, None, :, None], part, output[:, :, rows])
+            output[:, :, rows] = torch.where(
+                (segment[:, rows] == number)[:, None, :, None], part, output[:, :, rows]
+            )
         return output
 
 
@@ -138,7 +144,9 @@ class Observed:
 
     probe: Probe
 
-    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any) -> Tensor:
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
+    ) -> Tensor:
         self.probe.observe(module.layer_idx, query, key, mask, options["scale"], options["softcap"])
         return masked_attention(query, key, value, mask, **options)
 
@@ -199,5 +207,3 @@ def sonic_attention(base: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
-
-

@@ -170,7 +170,9 @@ class _ReadLayer(DynamicLayer):
         super().__init__()
         self._source = source
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
         self.keys, self.values, self.is_initialized = key_states, value_states, True
         return (
             torch.cat((self._source.keys, key_states), dim=2),

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 from sonic_kv import __version__
 from sonic_kv.config import (
     AdapterConfig,
+    BenchOptions,
     Budget,
     SamplingConfig,
     SessionConfig,
@@ -183,6 +184,18 @@ def train(call: Call) -> None:
     print(json.dumps({"adapter": str(path), **last}) if call.json else path)
 
 
+def bench(call: Call) -> None:
+    """Paired timings."""
+    options = call.options(BenchOptions)
+    model = load_model(call.options(ModelOptions))
+
+    from sonic_kv.bench import as_json, report
+    from sonic_kv.bench import bench as measure
+
+    results = measure(model, options)
+    print(json.dumps(as_json(results)) if call.json else report(results))
+
+
 def inspect(call: Call) -> None:
     """Show what is in a file, a folder or a model."""
     from sonic_kv.inspection import as_text
@@ -243,6 +256,13 @@ COMMANDS = (
         {"model": ModelOptions, "adapter": AdapterConfig, "train": TrainConfig, "synth": SynthConfig},
         file_only=("synth",),  # two sections with a seed cannot both have the flag
         json="the adapter's path and the last step's record",
+    ),
+    Command(
+        "bench",
+        "time closing a segment and decoding on a compressed cache, as paired ratios",
+        bench,
+        {"model": ModelOptions, "bench": BenchOptions},
+        json="the figures",
     ),
     Command(
         "inspect",

@@ -83,9 +83,9 @@ class Compressor:
 
     def bytes_per_entry(self, cache: SessionCache) -> int:
         """Bytes of one memory entry over all layers and KV heads, bookkeeping included."""
-        itemsize = torch.empty(0, dtype=self.model.dtype).element_size()
+        itemsize: int = self.model.dtype.itemsize
         head_dim = cache.layers[0].keys.shape[-1]
-        return self.model.num_layers * self.model.num_heads * (2 * head_dim * itemsize + 8)
+        return int(self.model.num_layers * self.model.num_heads * (2 * head_dim * itemsize + 8))
 
     def _target(self, cache: SessionCache, lengths: Lengths, budget: Budget, open_length: int) -> int | None:
         return target_entries(
@@ -100,7 +100,9 @@ class Compressor:
     def _with_open(self, cache: SessionCache, layer: int, scores: Tensor) -> Memory:
         """Memory and open segment of a layer, as candidates for keeping."""
         store, start = cache.layers[layer], cache.lengths.prefix
-        fresh = torch.arange(cache.lengths.closed, cache.logical_length, dtype=torch.int32, device=self.model.device)
+        fresh = torch.arange(
+            cache.lengths.closed, cache.logical_length, dtype=torch.int32, device=self.model.device
+        )
         fresh = fresh.expand(1, self.model.num_heads, -1)
         positions = torch.cat((store.positions, fresh), dim=-1)
         return Memory(store.keys[:, :, start:], store.values[:, :, start:], positions, scores)
@@ -118,7 +120,9 @@ class Compressor:
         old = cache.lengths.memory
         kept = self.selection.keep(entries, lengths.segment_starts, lengths.closed, total, counts)
         chosen = candidates(entries, kept, old, self.config.candidates)
-        encoded = self.model.reread(cache, token_ids, chosen, encode=True, segment=len(lengths.segment_starts))
+        encoded = self.model.reread(
+            cache, token_ids, chosen, encode=True, segment=len(lengths.segment_starts)
+        )
         return self._insert(entries, encoded, old, old + chosen)
 
     def _learned(
@@ -131,7 +135,9 @@ class Compressor:
         encoded = self.model.reread(cache, token_ids, chosen, encode=True, segment=segment)
         # Elastic order: a segment's last Nexus token is dropped last, in every head alike.
         return [
-            replace(entry, scores=torch.cat((entry.scores[..., :old], entry.scores[..., old:].sort().values), -1))
+            replace(
+                entry, scores=torch.cat((entry.scores[..., :old], entry.scores[..., old:].sort().values), -1)
+            )
             for entry in self._insert(entries, encoded, old, old + chosen)
         ]
 
@@ -162,7 +168,10 @@ class Compressor:
         selected = self.selection.keep(entries, lengths.segment_starts, lengths.closed, total, counts)
         kept = [_gather(entry, index) for entry, index in zip(entries, selected, strict=True)]
         if cache.compact:
-            kept = [self._move(cache, layer, entry, kept[layer], selected[layer]) for layer, entry in enumerate(entries)]
+            kept = [
+                self._move(cache, layer, entry, kept[layer], selected[layer])
+                for layer, entry in enumerate(entries)
+            ]
         cache.replace_memory(kept, replace(lengths, memory=total), drop_open)
         if cache.compact and not drop_open:
             shift = torch.tensor(total - lengths.memory)

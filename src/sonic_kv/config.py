@@ -130,7 +130,7 @@ class AdapterConfig:
     lora_rank: int = option(
         16, "rank of the conditional LoRA; 0: importance only, entries are not re-encoded"
     )
-    lora_alpha: float = option(32.0, "LoRA scale is alpha / rank")
+    lora_alpha: int = option(32, "LoRA scale is alpha / rank")
     scorer_hidden: int = option(64, "width of the importance scorer's hidden layer")
     turn_classes: int = option(8, "distance classes of the turn embedding (learned form)")
 
@@ -216,3 +216,22 @@ class SynthConfig:
         for name in ("question_share", "fact_share", "update_share", "coreference_share", "system_share"):
             require(0.0 <= getattr(self, name) <= 1.0, f"{name}={getattr(self, name)} is outside [0, 1]")
         require(self.chatter_sentences >= 1, f"chatter_sentences={self.chatter_sentences} must be at least 1")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is timed."""
+
+    history: int = option(1024, "tokens of closed history")
+    segment: int = option(128, "tokens of the segment that is closed")
+    ratio: float = option(0.8, "compression ratio")
+    steps: int = option(16, "decode steps in one timing")
+    repetitions: int = option(30, "pairs of timings")
+    seed: int = option(0, "seed of the random tokens")
+
+    def __post_init__(self) -> None:
+        Budget(compression_ratio=self.ratio)
+        require(self.history > 4, f"history={self.history} must be more than 4")
+        require(self.repetitions >= 2, f"repetitions={self.repetitions} must be at least 2")
+        for name in ("segment", "steps"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")

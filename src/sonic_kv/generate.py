@@ -1,6 +1,6 @@
 """Next tokens: `generate_step` → `stream_generate` → `generate`, for one dialogue or a batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -65,7 +65,7 @@ def generate_step(
     prompts: Sequence[Sequence[int]],
     caches: Sequence[SessionCache],
     sampling: SamplingConfig,
-) -> Iterator[list[int]]:
+) -> Generator[list[int], None, None]:
     """Feed each prompt to its cache, then yield one token a row, endlessly: close it to stop.
 
     A yielded token is fed when the next one is asked for. A batch works on a padded copy and hands
@@ -152,7 +152,7 @@ def stream_generate(
     prompts: Sequence[Sequence[int]],
     caches: Sequence[SessionCache] | None = None,
     sampling: SamplingConfig | None = None,
-) -> Iterator[list[Piece | None]]:
+) -> Generator[list[Piece | None], None, None]:
     """Yield, at each step, a `Piece` for every row that is still going (None: that row has ended).
 
     When it ends, or is closed, every cache holds its prompt and its reply except the reply's last
@@ -167,7 +167,9 @@ def stream_generate(
         raise ConfigError("generate needs at least one prompt, and every prompt at least one token")
     for cache, prompt in zip(caches, prompts, strict=True):
         model.check_room(cache, len(prompt) + 1)
-    room = [min(sampling.max_new_tokens, model.room(c) - len(p)) for c, p in zip(caches, prompts, strict=True)]
+    room = [
+        min(sampling.max_new_tokens, model.room(c) - len(p)) for c, p in zip(caches, prompts, strict=True)
+    ]
     texts = [Detokenizer(model, (*model.format.stop, *sampling.stop)) for _ in prompts]
     count, done = [0] * len(prompts), [False] * len(prompts)
     try:

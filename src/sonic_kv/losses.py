@@ -51,7 +51,10 @@ def importance(scores: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         scores: per layer, recency included. (G, S)
         targets: per layer. (G, S)
     """
-    losses = [-(target * score.log_softmax(-1)).sum(-1).mean() for score, target in zip(scores, targets, strict=True)]
+    losses = [
+        -(target * score.log_softmax(-1)).sum(-1).mean()
+        for score, target in zip(scores, targets, strict=True)
+    ]
     return torch.stack(losses).mean()
 
 

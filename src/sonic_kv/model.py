@@ -75,7 +75,9 @@ class SonicModel:
             raise
         except Exception as error:  # transformers raises anything from KeyError to its own classes
             missing = not Path(name).exists() and ("/" not in name or name.startswith((".", "/", "~")))
-            reason = "no such folder" if missing else (str(error).strip().splitlines() or ["unknown reason"])[0]
+            reason = (
+                "no such folder" if missing else (str(error).strip().splitlines() or ["unknown reason"])[0]
+            )
             raise (FileError if missing else ModelError)(f"cannot load model {name!r}: {reason}") from error
         found = _find_adapter(name, adapter)
         self = cls(base, tokenizer)
@@ -85,11 +87,13 @@ class SonicModel:
 
     @property
     def device(self) -> torch.device:
-        return self.base.device
+        device: torch.device = self.base.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.base.dtype
+        dtype: torch.dtype = self.base.dtype
+        return dtype
 
     def fingerprint(self) -> dict[str, Any]:
         """What saved sessions and adapters of this model depend on."""
@@ -100,7 +104,9 @@ class SonicModel:
         """Tokens that end a reply: the tokenizer's and the model's end tokens."""
         ids = self.base.generation_config.eos_token_id if self.base.generation_config is not None else None
         found = ids if isinstance(ids, list) else [ids]
-        return frozenset(i for i in (*found, self.tokenizer.eos_token_id, *self.format.stop_ids) if i is not None)
+        return frozenset(
+            i for i in (*found, self.tokenizer.eos_token_id, *self.format.stop_ids) if i is not None
+        )
 
     def room(self, cache: SessionCache) -> int:
         """Tokens that can still be fed."""
@@ -254,7 +260,9 @@ def _find_adapter(model: str, adapter: str | Path | None) -> Path | None:
         return Path(hf_hub_download(str(adapter), FILE_NAME))
     except Exception as error:  # network, authentication, missing repository …
         reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
-        raise FileError(f"adapter {adapter!r} is neither a path nor to be had from the hub: {reason}") from error
+        raise FileError(
+            f"adapter {adapter!r} is neither a path nor to be had from the hub: {reason}"
+        ) from error
 
 
 def _sliding_window(config: Any) -> int | None:

@@ -3,9 +3,8 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -225,7 +224,7 @@ class ChatSession:
             owner = torch.bucketize(positions, starts, right=True) - 1
             heads = owner.numel() // lengths.memory
             kept = (torch.bincount(owner.flatten(), minlength=len(kept)) / heads).tolist()
-        itemsize = torch.empty(0, dtype=self.model.dtype).element_size()
+        itemsize = self.model.dtype.itemsize
         per_token = cache.layers[0].keys.shape[1] * cache.layers[0].keys.shape[3] * 2 * itemsize
         return SessionStats(
             logical_tokens=cache.logical_length,
@@ -341,5 +340,3 @@ class ChatSession:
 
     def _close(self) -> None:
         self._compressor.close(self.cache, self.token_ids[-self.cache.open_length :], self.budget)
-
-

@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sonic_kv import losses
+from sonic_kv.adapter import Adapter
 from sonic_kv.attention import Observed, Probe, sonic_attention
 from sonic_kv.config import AdapterConfig, SynthConfig, TrainConfig
-from sonic_kv.adapter import Adapter
 from sonic_kv.data.mixture import Mixture
 from sonic_kv.errors import ConfigError, NumericalError
 from sonic_kv.files import read_sealed, write_atomic, write_sealed
@@ -84,7 +84,9 @@ def run_teacher(model: SonicModel, token_ids: Tensor, queries: Tensor) -> Teache
     )
 
 
-def importance_loss(adapter: Adapter, teacher: Teacher, start: int, ends: Sequence[int], reduce: str) -> Tensor:
+def importance_loss(
+    adapter: Adapter, teacher: Teacher, start: int, ends: Sequence[int], reduce: str
+) -> Tensor:
     """`losses.importance` at every boundary that queries follow."""
     found = []
     raw = [adapter.scorer(n, keys, teacher.values[n])[0] for n, keys in enumerate(teacher.keys)]  # (G, T)
@@ -100,7 +102,12 @@ def importance_loss(adapter: Adapter, teacher: Teacher, start: int, ends: Sequen
 
 @torch.no_grad()
 def draw_plan(
-    model: SonicModel, adapter: Adapter, teacher: Teacher, encoded: Encoded, ends: list[int], config: TrainConfig,
+    model: SonicModel,
+    adapter: Adapter,
+    teacher: Teacher,
+    encoded: Encoded,
+    ends: list[int],
+    config: TrainConfig,
     rng: random.Random,
 ) -> Plan:
     """Close the segments as a session would, with budgets, allocation and exceptions drawn at random.
@@ -150,7 +157,9 @@ def draw_plan(
         memory = []
         for layer, index in enumerate(selection.keep(entries, starts, end, total, counts)):
             entry = entries[layer]
-            memory.append(Entries(entry.positions.gather(-1, index[None]), entry.scores.gather(-1, index[None])))
+            memory.append(
+                Entries(entry.positions.gather(-1, index[None]), entry.scores.gather(-1, index[None]))
+            )
             kept[layer].append(memory[-1].positions[0])
     layout = interleave(length, prefix, ends, [n.cpu() for n in nexus], whole_segment=_whole_segment(adapter))
     lifetime = [lifetimes(layout, [k.cpu() for k in ks]).to(device) for ks in kept]
@@ -161,7 +170,9 @@ def _whole_segment(adapter: Adapter) -> bool:
     return adapter.config.form == "learned" or adapter.config.scope == "segment"
 
 
-def distillation_loss(model: SonicModel, adapter: Adapter, teacher: Teacher, token_ids: Tensor, plan: Plan, share: float) -> Tensor:
+def distillation_loss(
+    model: SonicModel, adapter: Adapter, teacher: Teacher, token_ids: Tensor, plan: Plan, share: float
+) -> Tensor:
     """The compressed run's distance to the base on every token after the first closed segment.
 
     Run backward inside `adapter.attached(plan.layout.nexus)`.
@@ -187,7 +198,9 @@ class Trainer:
         FileError: the folder cannot be written.
     """
 
-    def __init__(self, model: SonicModel, adapter: AdapterConfig, synth: SynthConfig, config: TrainConfig) -> None:
+    def __init__(
+        self, model: SonicModel, adapter: AdapterConfig, synth: SynthConfig, config: TrainConfig
+    ) -> None:
         self.model, self.config = model, config
         self.folder = Path(config.out)
         torch.manual_seed(config.seed)
@@ -256,12 +269,16 @@ class Trainer:
         if not ends:  # too short for these sizes: close after its first exchange
             ends = [encoded.exchange_ends[0]]
         later = list(range(ends[0], len(ids)))
-        queries = torch.tensor(sorted(rng.sample(later, min(config.importance_queries, len(later)))), device=ids.device)
+        queries = torch.tensor(
+            sorted(rng.sample(later, min(config.importance_queries, len(later)))), device=ids.device
+        )
         found: dict[str, float] = {}
         with torch.autocast(model.device.type, torch.bfloat16, enabled=config.bf16):
             teacher = run_teacher(model, ids, queries)
             if config.importance_weight:
-                loss = importance_loss(adapter, teacher, encoded.prefix_length, ends, config.importance_target)
+                loss = importance_loss(
+                    adapter, teacher, encoded.prefix_length, ends, config.importance_target
+                )
                 (loss * config.importance_weight / batch_size).backward()
                 found["importance"] = loss.item()
             if config.distillation_weight and adapter.reencodes and self.step >= config.importance_steps:
@@ -294,7 +311,9 @@ class Trainer:
             return
         header, tensors = read_sealed(path, "checkpoint")
         if header["options"] != json.loads(json.dumps(self._options)):
-            raise ConfigError(f"{self.folder} holds a run with other options: choose another --out or remove it")
+            raise ConfigError(
+                f"{self.folder} holds a run with other options: choose another --out or remove it"
+            )
         if header["base"] != self.model.fingerprint():
             raise ConfigError(f"{self.folder} holds a run for another base model: choose another --out")
         self.step = int(header["step"])

@@ -25,7 +25,13 @@ class Mixture:
 
     @classmethod
     def read(
-        cls, format: ChatFormat, paths: Sequence[str], share: float, synth: SynthConfig, max_tokens: int, seed: int
+        cls,
+        format: ChatFormat,
+        paths: Sequence[str],
+        share: float,
+        synth: SynthConfig,
+        max_tokens: int,
+        seed: int,
     ) -> "Mixture":
         """Load dialogue files; malformed lines are left out and counted in a warning.
 
@@ -34,7 +40,9 @@ class Mixture:
         """
         dialogues = [d for path in paths for d in read_dialogues(path, skip_malformed=True)]
         if share and not dialogues:
-            raise DataError("data_share is not 0, but no dialogue file has a dialogue: give --data, or --data-share 0")
+            raise DataError(
+                "data_share is not 0, but no dialogue file has a dialogue: give --data, or --data-share 0"
+            )
         return cls(format, dialogues, share, synth, max_tokens, seed)
 
     def batch(self, step: int, size: int) -> list[Encoded]:

@@ -1,0 +1,129 @@
+"""`sonic-kv bench`: what closing a segment and decoding on a compressed cache cost, as paired ratios.
+
+Both sides of a ratio run in turn, A B A B …, on the same model in the same process, and the ratio is
+taken pair by pair: what the machine does meanwhile slows both.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from transformers import DynamicCache
+
+from sonic_kv.cache import SessionCache
+from sonic_kv.compressor import Compressor
+from sonic_kv.config import BenchOptions, Budget, SessionConfig
+from sonic_kv.human import table
+from sonic_kv.model import SonicModel
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two things timed in turn: medians in milliseconds, and the pairwise ratio's quartiles."""
+
+    name: str
+    ms: float
+    baseline_ms: float
+    ratio: float
+    low: float
+    high: float
+
+
+def paired(
+    name: str, measured: Callable[[], object], baseline: Callable[[], object], repetitions: int
+) -> Paired:
+    """Time `measured` and `baseline` in turn, after one warm-up each."""
+
+    def clock(run: Callable[[], object]) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    measured(), baseline()
+    times = [(clock(measured), clock(baseline)) for _ in range(repetitions)]
+    low, middle, high = statistics.quantiles((a / b for a, b in times), n=4)
+    ours, theirs = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
+    return Paired(name, round(ours, 3), round(theirs, 3), round(middle, 3), round(low, 3), round(high, 3))
+
+
+@torch.no_grad()
+def bench(model: SonicModel, options: BenchOptions) -> list[Paired]:
+    """Closing against prefilling as many tokens as are encoded; decoding against a plain cache."""
+    generator = torch.Generator().manual_seed(options.seed)
+    ids = torch.randint(
+        model.config.vocab_size, (options.history + options.segment,), generator=generator
+    ).tolist()
+    budget, config = Budget(compression_ratio=options.ratio), SessionConfig()
+    compressor = Compressor(model, config)
+    cache = SessionCache(model.num_layers)
+    model.feed(cache, ids[:4])
+    cache.mark_prefix()
+    for start in range(4, options.history, options.segment):
+        piece = ids[start : min(start + options.segment, options.history)]
+        model.feed(cache, piece)
+        compressor.close(cache, piece, budget)
+    segment = ids[-options.segment :]
+    open_cache = cache.fork()
+    model.feed(open_cache, segment)
+    encoded = min(options.segment, round(config.candidates * (1 - options.ratio) * options.segment))
+
+    def close() -> None:
+        compressor.close(open_cache.fork(), segment, budget)
+
+    def decode(store: SessionCache | DynamicCache) -> None:
+        position = options.history
+        for token in ids[: options.steps]:
+            model.base(
+                input_ids=torch.tensor([[token]], device=model.device),
+                position_ids=torch.tensor([[position]], device=model.device),
+                past_key_values=store,
+                use_cache=True,
+            )
+            position += 1
+
+    def plain() -> DynamicCache:
+        store = DynamicCache()
+        for number, layer in enumerate(cache.layers):
+            store.update(layer.keys, layer.values, number)
+        return store
+
+    return [
+        paired(
+            f"closing {options.segment} tokens / prefilling {encoded}",
+            close,
+            lambda: model.feed(cache.fork(), segment[:encoded]),
+            options.repetitions,
+        ),
+        paired(
+            f"closing {options.segment} tokens / prefilling them",
+            close,
+            lambda: model.feed(cache.fork(), segment),
+            options.repetitions,
+        ),
+        paired(
+            f"{options.steps} decode steps on {cache.stored} entries / plain cache of as many",
+            lambda: decode(cache.fork()),
+            lambda: decode(plain()),
+            options.repetitions,
+        ),
+    ]
+
+
+def report(results: list[Paired]) -> str:
+    """The results as a table."""
+    rows = [
+        [r.name, f"{r.ms:.1f}", f"{r.baseline_ms:.1f}", f"{r.ratio:.2f} ({r.low:.2f}–{r.high:.2f})"]
+        for r in results
+    ]
+    return table(["A / B", "A ms", "B ms", "A/B (quartiles)"], rows)
+
+
+def as_json(results: list[Paired]) -> list[dict[str, object]]:
+    """The results for `--json`."""
+    return [asdict(result) for result in results]

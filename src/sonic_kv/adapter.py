@@ -30,10 +30,8 @@ def fingerprint(base: PreTrainedModel) -> dict[str, Any]:
     config = base.config.get_text_config()
     digest = hashlib.sha256()
     for name, weight in sorted(base.named_parameters()):
-        if "lora_" in name:
-            continue
         sample = weight.detach().flatten()[:64].to("cpu", torch.bfloat16)
-        digest.update(f"{name.replace('.base_layer', '')}:{tuple(weight.shape)}".encode())
+        digest.update(f"{name}:{tuple(weight.shape)}".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes())
     return {
         "model_type": config.model_type,
@@ -43,6 +41,11 @@ def fingerprint(base: PreTrainedModel) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "weights": digest.hexdigest()[:16],
     }
+
+
+def head_dim(config: Any) -> int:
+    """Width of one attention head, which many configs leave to be computed."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def check_fingerprint(found: dict[str, Any], base: dict[str, Any], what: str) -> None:
@@ -106,10 +109,9 @@ class Adapter(nn.Module):
     def __init__(self, base: PreTrainedModel, config: AdapterConfig) -> None:
         super().__init__()
         text = base.config.get_text_config()
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.config = config
         self.scorer = ImportanceScorer(
-            text.num_hidden_layers, text.num_key_value_heads, head_dim, config.scorer_hidden
+            text.num_hidden_layers, text.num_key_value_heads, head_dim(text), config.scorer_hidden
         )
         # anchored: added to the anchor's embedding; learned: the whole embedding, with the turn's
         self.embedding = nn.Parameter(torch.zeros(text.hidden_size))
@@ -136,6 +138,7 @@ class Adapter(nn.Module):
             target_modules=rf".*\b{layers}\.\d+\..*proj",
         )
         inject_adapter_in_model(options, base, LORA_NAME)
+        del base.peft_config  # the base is nobody's PEFT model: it may get another adapter
         for name, module in list(base.named_modules()):
             if isinstance(module, LoraLayer):
                 path, _, child = name.rpartition(".")

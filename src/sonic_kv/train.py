@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from sonic_kv import losses
 from sonic_kv.adapter import Adapter
 from sonic_kv.attention import Observed, Probe, sonic_attention
+from sonic_kv.cache import SessionCache
 from sonic_kv.config import AdapterConfig, SynthConfig, TrainConfig
 from sonic_kv.data.mixture import Mixture
 from sonic_kv.errors import ConfigError, NumericalError
@@ -68,7 +68,7 @@ def run_teacher(model: SonicModel, token_ids: Tensor, queries: Tensor) -> Teache
     """The full-context forward. `token_ids` (T,), `queries` (Q,) positions to observe."""
     length = token_ids.shape[0]
     probe = Probe(rows=queries[None])
-    cache = DynamicCache()
+    cache = SessionCache(model.num_layers)
     causal = torch.ones(length, length, dtype=torch.bool, device=token_ids.device).tril()[None, None]
     with sonic_attention(model.base):
         output = model.base(

@@ -235,6 +235,20 @@ def test_a_reader_that_leaves_ends_the_command_quietly() -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize(("variable", "expected"), [(None, [1]), ("2", [])])
+def test_a_small_model_decodes_on_one_thread_unless_told(
+    monkeypatch: pytest.MonkeyPatch, model_folder: Path, variable: str | None, expected: list[int]
+) -> None:
+    if variable is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    cli.load_for_decoding(cli.ModelOptions(model=str(model_folder)))
+    assert found == expected
+
+
 # --- chat --------------------------------------------------------------------------------------
 
 CHAT = ("--max-new-tokens", "6", "--min-segment-tokens", "8", "--compression-ratio", "0.5")

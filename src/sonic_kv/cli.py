@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sonic_kv.model import SonicModel
 
 Options = TypeVar("Options")
+SMALL_MODEL = 20_000_000  # parameters
 INTERRUPTED = 130  # what shells report for Ctrl-C
 BROKEN_PIPE = 141  # and for a reader that has gone
 
@@ -120,6 +121,20 @@ def load_model(options: ModelOptions) -> "SonicModel":
     return SonicModel.from_pretrained(options.model, options.adapter, device=device, dtype=dtype)
 
 
+def load_for_decoding(options: ModelOptions) -> "SonicModel":
+    """The model, for decoding: on a CPU a small one runs on one thread, others would only wait for it.
+
+    `OMP_NUM_THREADS` decides instead where it is set.
+    """
+    import torch
+
+    model = load_model(options)
+    size = sum(weight.numel() for weight in model.base.parameters())
+    if model.device.type == "cpu" and size < SMALL_MODEL and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    return model
+
+
 def chat(call: Call) -> None:
     """A dialogue at the terminal, or one user message per line of standard input."""
     options, session_options = call.options(ChatOptions), call.options(SessionConfig)
@@ -128,7 +143,7 @@ def chat(call: Call) -> None:
     fixed = [*call.given(SessionConfig), *(["system"] if options.system is not None else [])]
     if options.load is not None and fixed:
         raise ConfigError(f"a saved session keeps its own {', '.join(fixed)}: leave it out with --load")
-    model = load_model(call.options(ModelOptions))
+    model = load_for_decoding(call.options(ModelOptions))
 
     from sonic_kv.repl import Repl
     from sonic_kv.session import ChatSession
@@ -149,7 +164,7 @@ def demo(call: Call) -> None:
     from sonic_kv.demo_page import write_page
 
     options = call.options(DemoOptions)
-    result = replay.run(load_model(call.options(ModelOptions)), options)
+    result = replay.run(load_for_decoding(call.options(ModelOptions)), options)
     if options.html:
         write_page(result, options.html)
         print(f"sonic-kv: wrote {options.html}", file=sys.stderr)
@@ -187,7 +202,7 @@ def train(call: Call) -> None:
 def bench(call: Call) -> None:
     """Paired timings."""
     options = call.options(BenchOptions)
-    model = load_model(call.options(ModelOptions))
+    model = load_for_decoding(call.options(ModelOptions))
 
     from sonic_kv.bench import as_json, report
     from sonic_kv.bench import bench as measure

@@ -196,6 +196,16 @@ def _forward(
     return output.transpose(1, 2).contiguous(), None  # (B, Q, H, D)
 
 
+def respect_softcap(base: PreTrainedModel) -> None:
+    """Run a model with soft-capped attention logits on eager attention: SDPA leaves the cap out.
+
+    transformers up to 5.2 chooses SDPA for such models (Gemma 2) all the same.
+    """
+    config = base.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+        config._attn_implementation = "eager"
+
+
 @contextmanager
 def sonic_attention(base: PreTrainedModel) -> Iterator[None]:
     """Run `base` on the registered attention function; the caller gives every forward a boolean 4D mask."""

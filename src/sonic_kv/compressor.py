@@ -81,11 +81,9 @@ class Compressor:
             counts = self.selection.counts(memory, cache.lengths.segment_starts, cache.lengths.closed, total)
             self._keep(cache, memory, cache.lengths, total, counts, drop_open=False)
 
-    def bytes_per_entry(self, cache: SessionCache) -> int:
+    def bytes_per_entry(self) -> int:
         """Bytes of one memory entry over all layers and KV heads, bookkeeping included."""
-        itemsize: int = self.model.dtype.itemsize
-        head_dim = cache.layers[0].keys.shape[-1]
-        return int(self.model.num_layers * self.model.num_heads * (2 * head_dim * itemsize + 8))
+        return self.model.bytes_per_token + 8 * self.model.num_layers * self.model.num_heads
 
     def _target(self, cache: SessionCache, lengths: Lengths, budget: Budget, open_length: int) -> int | None:
         return target_entries(
@@ -94,7 +92,7 @@ class Compressor:
             segments=len(lengths.segment_starts),
             prefix=lengths.prefix,
             open_length=open_length,
-            bytes_per_entry=self.bytes_per_entry(cache),
+            bytes_per_entry=self.bytes_per_entry(),
         )
 
     def _with_open(self, cache: SessionCache, layer: int, scores: Tensor) -> Memory:

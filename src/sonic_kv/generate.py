@@ -3,6 +3,7 @@
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,11 +38,13 @@ def sample(logits: Tensor, sampling: SamplingConfig, generator: torch.Generator 
     Raises:
         NumericalError: the logits are not finite.
     """
-    if not bool(torch.isfinite(logits).any(-1).all()) or bool(torch.isnan(logits).any()):
+    best = logits.max(-1, keepdim=True).values  # NaN if any is
+    if not bool(best.isfinite().all()):
         raise NumericalError("the model produced NaN logits: its weights are damaged or its dtype overflows")
     if sampling.temperature == 0.0:
         return logits.argmax(-1)
-    probabilities = (logits.float() / sampling.temperature).softmax(-1)
+    # the best is at 0, so that no temperature, however low, overflows
+    probabilities = ((logits - best).float() / sampling.temperature).softmax(-1)
     if sampling.top_p < 1.0:
         ranked, order = probabilities.sort(-1, descending=True)
         outside = ranked.cumsum(-1) - ranked >= sampling.top_p
@@ -100,6 +103,11 @@ def generate_step(
         batch.split()
 
 
+def detokenize(tokenizer: Any, token_ids: list[int]) -> str:
+    """The text of a reply's tokens: special ones left out, spaces as they are."""
+    return str(tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
 class Detokenizer:
     """Text of a growing list of tokens, without half characters and without stop texts."""
 
@@ -113,9 +121,6 @@ class Detokenizer:
         self._held = ""  # text that may be the beginning of a stop text
         self.stopped = False
 
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
     def add(self, token_id: int) -> str:
         """Text that has become certain with this token."""
         self._ids.append(token_id)
@@ -126,12 +131,14 @@ class Detokenizer:
         return "" if self.stopped else self._advance(final=True)
 
     def _advance(self, final: bool) -> str:
-        before = self._decode(self._ids[self._context : self._read])
-        text = self._decode(self._ids[self._context :])
-        new = ""
-        # a character split over tokens decodes to U+FFFD until it is complete
-        if final or not text.endswith("\ufffd"):
-            new = text[len(before) :]
+        before = detokenize(self._tokenizer, self._ids[self._context : self._read])
+        text = detokenize(self._tokenizer, self._ids[self._context :])
+        new = text[len(before) :]
+        # A character split over tokens decodes to U+FFFD until it is complete. A token without text
+        # does not move the window: what follows may need the token before it for its space.
+        if not final and text.endswith("\ufffd"):
+            new = ""
+        if new:
             self._context, self._read = self._read, len(self._ids)
         self._held += new
         for stop in self._stop:
@@ -185,7 +192,8 @@ def stream_generate(
                     text = texts[row].finish() if ended else texts[row].add(token)
                     reason = "stop" if ended or texts[row].stopped else None
                     if reason is None and count[row] >= room[row]:
-                        reason, text = "length", text + texts[row].finish()
+                        text += texts[row].finish()
+                        reason = "stop" if texts[row].stopped else "length"
                     done[row] = reason is not None
                     pieces.append(Piece(text, token, reason))
                 yield pieces

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint
-from sonic_kv.attention import Observed, OnePass, Probe, Rope, sonic_attention
+from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint, head_dim
+from sonic_kv.attention import Observed, OnePass, Probe, Rope, respect_softcap, sonic_attention
 from sonic_kv.cache import ReadCache, SessionCache
 from sonic_kv.errors import ContextLengthError, FileError, ModelError, UnsupportedModelError
 from sonic_kv.layout import Layout, own_segment
@@ -38,12 +38,14 @@ class SonicModel:
                 f"{type(base).__name__} is an encoder-decoder model: only decoder-only models have a dialogue cache"
             )
         self.rope = Rope(base)
+        respect_softcap(base)
         self.base = base.eval()
         self.tokenizer = tokenizer
         self.adapter = adapter
         self.format = ChatFormat(tokenizer)
         self.num_layers: int = self.config.num_hidden_layers
         self.num_heads: int = self.config.num_key_value_heads
+        self.head_dim: int = head_dim(self.config)
         self.max_length: int = self.config.max_position_embeddings
         self.sliding_window = _sliding_window(self.config)
 
@@ -95,6 +97,11 @@ class SonicModel:
         dtype: torch.dtype = self.base.dtype
         return dtype
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one raw token's keys and values over all layers."""
+        return 2 * self.num_layers * self.num_heads * self.head_dim * self.dtype.itemsize
+
     def fingerprint(self) -> dict[str, Any]:
         """What saved sessions and adapters of this model depend on."""
         return fingerprint(self.base)
@@ -121,9 +128,10 @@ class SonicModel:
         """
         end = cache.next_position + new_tokens
         if end > self.max_length:
+            compact = "use positions='compact'"
             raise ContextLengthError(
                 f"{new_tokens} new tokens would end at position {end}, and the model has {self.max_length}: "
-                "shorten the message, or use positions='compact'"
+                f"shorten the message, or {'lower the budget' if cache.compact else compact}"
             )
         if new_tokens > self.room(cache):
             raise UnsupportedModelError(

@@ -13,9 +13,9 @@ from sonic_kv.adapter import check_fingerprint
 from sonic_kv.cache import Lengths, SessionCache
 from sonic_kv.compressor import Compressor
 from sonic_kv.config import Budget, SamplingConfig, SessionConfig
-from sonic_kv.errors import AdapterError, FileError, MessageError
+from sonic_kv.errors import AdapterError, FileError, MessageError, NumericalError
 from sonic_kv.files import read_sealed, write_sealed
-from sonic_kv.generate import stream_generate
+from sonic_kv.generate import detokenize, stream_generate
 from sonic_kv.model import SonicModel
 from sonic_kv.segments import Message, check_messages
 
@@ -97,11 +97,12 @@ class ChatSession:
             check_messages([{"role": "system", "content": system}])
             self.messages.append({"role": "system", "content": system})
         prefix, self._opening = model.format.opening(system)
+        self._busy = False
+        self._check_room(len(prefix))
         if prefix:
-            model.check_room(self.cache, len(prefix))
-            model.feed(self.cache, prefix)
-        self.token_ids += prefix
+            self._feed_chunk(prefix)
         self.cache.mark_prefix()
+        self._compressor.shrink(self.cache, self.budget)  # raises if it cannot hold the prefix
 
     def send(self, text: str | None, sampling: SamplingConfig | None = None) -> Reply:
         """Say `text` and return the reply; None answers a user message that `extend` appended.
@@ -120,6 +121,7 @@ class ChatSession:
         The segment is closed after the last piece. A stream that is not read to its end is undone.
         """
         start = time.perf_counter()
+        self._check_idle()
         unanswered = bool(self.messages) and self.messages[-1]["role"] == "user"
         if unanswered is not (text is None):
             raise MessageError(
@@ -137,7 +139,9 @@ class ChatSession:
             yield from self._reply(prompt, sampling or self.sampling, start)
 
     def _reply(self, prompt: list[int], sampling: SamplingConfig, start: float) -> Iterator[str]:
-        self.model.check_room(self.cache, len(prompt) + 1)
+        self._check_room(len(prompt) + 1)
+        if not prompt:  # the template has no generation prompt: the last token is fed again for its logits
+            prompt = self._take_back(1)
         self._feed(prompt[:-1])
         self._close_if_full()
         text, reason, written = "", "length", list[int]()
@@ -164,11 +168,10 @@ class ChatSession:
         if written[-1] in self.model.stop_ids:
             rest = []
         elif reason == "stop":  # take back what spelled the stop text
-            decode = self.model.tokenizer.decode
-            size = next(n for n in range(len(written) + 1) if len(decode(written[:n])) >= len(text))
-            back = min(max(len(written) - 1 - size, 0), self.cache.open_length)
-            self.cache.drop_newest(back)
-            self.token_ids = self.token_ids[: len(self.token_ids) - back]
+            size = len(written)
+            while size and detokenize(self.model.tokenizer, written[: size - 1]).startswith(text):
+                size -= 1
+            self._take_back(min(max(len(written) - 1 - size, 0), self.cache.open_length))
             rest = written[len(written) - 1 : size]
         rest = rest + self.model.format.assistant_close()
         self._feed(rest[: self.model.room(self.cache)])
@@ -206,6 +209,10 @@ class ChatSession:
 
     def fork(self) -> "ChatSession":
         """A copy that goes on by itself."""
+        self._check_idle()
+        return self._copy()
+
+    def _copy(self) -> "ChatSession":
         other = object.__new__(ChatSession)
         other.__dict__.update(self.__dict__)
         other.messages, other.token_ids = list(self.messages), list(self.token_ids)
@@ -224,8 +231,6 @@ class ChatSession:
             owner = torch.bucketize(positions, starts, right=True) - 1
             heads = owner.numel() // lengths.memory
             kept = (torch.bincount(owner.flatten(), minlength=len(kept)) / heads).tolist()
-        itemsize = self.model.dtype.itemsize
-        per_token = cache.layers[0].keys.shape[1] * cache.layers[0].keys.shape[3] * 2 * itemsize
         return SessionStats(
             logical_tokens=cache.logical_length,
             entries=cache.stored,
@@ -233,7 +238,7 @@ class ChatSession:
             memory=lengths.memory,
             open=cache.open_length,
             bytes=cache.nbytes,
-            full_bytes=cache.logical_length * per_token * self.model.num_layers,
+            full_bytes=cache.logical_length * self.model.bytes_per_token,
             segments=tuple(
                 SegmentStats(end - start, entries)
                 for start, end, entries in zip(lengths.segment_starts, ends, kept, strict=True)
@@ -242,10 +247,12 @@ class ChatSession:
 
     def save(self, path: str | Path) -> None:
         """Write the session to a sealed safetensors file, atomically."""
+        self._check_idle()
         tensors: dict[str, Tensor] = {"token_ids": torch.tensor(self.token_ids, dtype=torch.int64)}
         for number, layer in enumerate(self.cache.layers):
-            for name in ("keys", "values", "positions", "scores"):
-                tensors[f"{number}.{name}"] = getattr(layer, name)
+            names = ("keys", "values", "positions", "scores")
+            # a session without a token has none of them yet
+            tensors |= {f"{number}.{name}": t for name, t in zip(names, layer.tensors(), strict=False)}
         header = {
             "base": self.model.fingerprint(),
             "adapter": self._adapter_digest(),
@@ -273,15 +280,19 @@ class ChatSession:
             sampling = dict(header["sampling"], stop=tuple(header["sampling"]["stop"]))
             session = object.__new__(cls)
             session.model, session.config, session.last_reply = model, config, None
+            session._busy = False
             session.budget, session.sampling = Budget(**header["budget"]), SamplingConfig(**sampling)
             session.messages = [dict(message) for message in header["messages"]]
             session.token_ids = tensors["token_ids"].tolist()
             cache = SessionCache(model.num_layers, compact=config.positions == "compact")
             for number, layer in enumerate(cache.layers):
-                keys, values = (tensors[f"{number}.{name}"].to(model.device) for name in ("keys", "values"))
-                layer.update(keys, values)
-                layer.positions = tensors[f"{number}.positions"].to(model.device)
-                layer.scores = tensors[f"{number}.scores"].to(model.device)
+                if not session.token_ids:
+                    break
+                # copies: the file's own storage must not stay open
+                names = ("keys", "values", "positions", "scores")
+                stored = [tensors[f"{number}.{name}"].to(model.device, copy=True) for name in names]
+                layer.update(*stored[:2])
+                layer.positions, layer.scores = stored[2:]
             lengths = header["lengths"]
             cache.lengths = Lengths(**dict(lengths, segment_starts=tuple(lengths["segment_starts"])))
             found = header["adapter"]
@@ -302,14 +313,21 @@ class ChatSession:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Undo everything if the block fails or is abandoned."""
-        before = self.fork()
+        """Undo everything if the block fails or is abandoned; meanwhile no other call may begin."""
+        self._check_idle()
+        before = self._copy()
+        self._busy = True
         try:
             yield
         except BaseException:
             self.cache.restore(before.cache)
             self.__dict__.update({**before.__dict__, "cache": self.cache})
             raise
+        self._busy = False
+
+    def _check_idle(self) -> None:
+        if self._busy:
+            raise MessageError("a reply is still being streamed: read the stream to its end, or close it")
 
     def _user_ids(self, text: str) -> list[int]:
         first = all(message["role"] == "system" for message in self.messages)
@@ -317,14 +335,36 @@ class ChatSession:
 
     def _feed(self, token_ids: Sequence[int]) -> None:
         """Append tokens, closing the open segment whenever it is full and more comes."""
-        self.model.check_room(self.cache, len(token_ids))
+        self._check_room(len(token_ids))
         rest = list(token_ids)
         while rest:
             self._close_if_full()
             size = self.config.max_segment_tokens - self.cache.open_length if self._limited else len(rest)
-            self.model.feed(self.cache, rest[:size])
-            self.token_ids += rest[:size]
+            self._feed_chunk(rest[:size])
             rest = rest[size:]
+
+    def _feed_chunk(self, token_ids: list[int]) -> None:
+        self.model.check_room(self.cache, len(token_ids))
+        logits = self.model.feed(self.cache, token_ids)
+        if bool(logits.isnan().any()):
+            raise NumericalError(
+                "the model produced NaN logits: its weights are damaged or its dtype overflows"
+            )
+        self.token_ids += token_ids
+
+    def _take_back(self, count: int) -> list[int]:
+        """Remove the newest tokens of the open segment; returns them."""
+        if count > self.cache.open_length:
+            raise MessageError("there is nothing to answer: the message has no tokens")
+        self.cache.drop_newest(count)
+        taken = self.token_ids[len(self.token_ids) - count :]
+        del self.token_ids[len(self.token_ids) - count :]
+        return taken
+
+    def _check_room(self, new_tokens: int) -> None:
+        """Fail early; compact positions are checked chunk by chunk, because closing a segment frees some."""
+        if not self.cache.compact:
+            self.model.check_room(self.cache, new_tokens)
 
     @property
     def _limited(self) -> bool:

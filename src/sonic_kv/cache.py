@@ -118,8 +118,9 @@ class SessionCache(Cache):
         assert 0 <= count <= self.open_length
         if count:
             for layer in self.layers:
-                layer.keys = layer.keys[:, :, :-count].contiguous()
-                layer.values = layer.values[:, :, :-count].contiguous()
+                # a copy: a contiguous slice would keep the whole storage
+                layer.keys = layer.keys[:, :, :-count].clone()
+                layer.values = layer.values[:, :, :-count].clone()
 
     def memory(self) -> list[Memory]:
         """The memory entries of every layer."""
@@ -226,5 +227,5 @@ class BatchCache(Cache):
         for row, source in enumerate(self._sources):
             first = int(self.valid[row].int().argmax())
             for layer, mine in zip(source.layers, self.layers, strict=True):
-                layer.keys = mine.keys[row : row + 1, :, first:].contiguous()
-                layer.values = mine.values[row : row + 1, :, first:].contiguous()
+                layer.keys = mine.keys[row : row + 1, :, first:].clone()
+                layer.values = mine.values[row : row + 1, :, first:].clone()

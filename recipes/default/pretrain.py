@@ -7,6 +7,7 @@ the model and its tokenizer in bf16 under `OUT/export`.
 """
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -179,9 +180,13 @@ class Mixture:
 
 
 def schedule(progress: Progress, minutes: float, train: dict[str, Any]) -> float:
-    """The share of the peak rates: warm-up by steps, then constant, then down by the clock."""
-    left = max(0.0, 1.0 - progress.seconds / (60.0 * minutes))
-    return min(1.0, (progress.step + 1) / train["warmup_steps"], max(0.01, left / train["decay_share"]))
+    """The share of the peak rates: warm-up by steps, then the configured line over the clock."""
+    now = progress.seconds / (60.0 * minutes)
+    share = 0.0
+    for (start, low), (end, high) in itertools.pairwise(train["schedule"]):
+        if start <= now < end:
+            share = low + (high - low) * (now - start) / (end - start)
+    return min(share, (progress.step + 1) / train["warmup_steps"])
 
 
 def validation_recall(model: Qwen3ForCausalLM, mixture: Mixture, exchanges: int) -> tuple[float, int]:

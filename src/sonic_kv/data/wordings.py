@@ -94,6 +94,18 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <has/have> a nice place in the city of {V}.
             the town {S} <lives/live> in is called {V}.
             {P} address is in {V}, near the centre.
+            {S} <is/am> at home in {V}.
+            {S} <has/have> a little house in {V}.
+            you will find {S_obj} in {V}, {he} <lives/live> there.
+            {S} <has/have> been living in {V} since last spring.
+            {P} place is in {V}.
+            {V} is {P} home town now.
+            the place {S} <calls/call> home is {V}.
+            {S} <chose/chose> to live in {V}.
+            {S} <likes/like> living in {V}.
+            in {V}, that is where {P} flat is.
+            {S} <shares/share> a home with friends in {V}.
+            for some years now the city of {V} has been home to {S_obj}.
             ~ validation
             {S} <lives/live> over in {V}.
             {P} house is in {V}.
@@ -108,6 +120,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <has/have> left and now <lives/live> in {V}.
             {P} new home is in {V}.
             {S} <has/have> a new flat in {V} now.
+            {S} <lives/live> somewhere else now: {V}.
+            {S} <is/am> in {V} now, {he} moved there.
+            since last week {S} <lives/live> in {V}.
             ~ validation
             {S} <does/do> not live there any more: {he} moved to {V}.
             ~ test
@@ -126,6 +141,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what is the name of the city where {S} <lives/live>?
             in what town <does/do> {S} live now?
             tell me where {S} <lives/live>.
+            what is the city {S} <lives/live> in?
+            in what city <does/do> {S} have {his} home?
+            what place <does/do> {S} call home?
+            the city {S} <lives/live> in, which one is it?
+            name the town where {S} <lives/live>.
+            what is {P} home town now?
             ~ validation
             what city <does/do> {S} live in?
             tell me what town {S} <lives/live> in.
@@ -155,6 +176,16 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {P} parents had {his} first home in {V}, and {he} grew up there.
             {V} is where {S} grew up.
             {S} went to school in {V} as a child.
+            {S} <comes/come> from a place called {V}.
+            {S} <was/was> a child in {V}.
+            {P} childhood was in {V}.
+            {P} first years were in {V}, where {he} grew up.
+            the town where {S} <was/was> born is {V}.
+            {S} <was/was> born and grew up in {V}.
+            {P} family is from {V} originally, {he} grew up there.
+            growing up, {S} lived in {V}.
+            {S} left {V}, where {he} <was/was> born.
+            originally {S} <is/am> from {V}.
             ~ validation
             {S} <comes/come> from {V}.
             ~ test
@@ -171,6 +202,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             in which town did {S} grow up?
             do you know where {S} grew up?
             where <does/do> {S} originally come from?
+            what is the place where {S} <was/was> born?
+            in what place did {S} spend {his} childhood?
+            which town is {S} from originally?
+            where was {P} childhood?
+            name the town where {S} grew up.
+            growing up, where did {S} live?
             ~ validation
             what town did {S} grow up in?
             ~ test
@@ -200,6 +237,17 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             for a living {S} <works/work> as {aV}.
             {P} job: {he} <works/work> as {aV}.
             {S} trained as {aV} and <does/do> that work now.
+            {S} <became/became> {aV} some years ago.
+            as {aV}, {S} <works/work> long hours.
+            {P} work is that of {aV}.
+            being {aV} is {P} job.
+            {S} <is/am> employed as {aV}.
+            {S} <earns/earn> {his} money as {aV}.
+            {P} trade: {he} <is/am> {aV}.
+            {S} <has/have> always been {aV} by profession.
+            the job {S} <has/have> is {aV}.
+            {S} <works/work> in town as {aV}.
+            {S} <likes/like> being {aV}.
             ~ validation
             {S} <has/have> a job as {aV}.
             ~ test
@@ -212,6 +260,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <has/have> a new job as {aV}.
             {S} <works/work> as {aV} now.
             {S} started a new job: {he} <is/am> {aV} now.
+            {S} <is/am> no longer doing that: now {he} <is/am> {aV}.
+            these days {S} <earns/earn> {his} living as {aV}.
             ~ validation
             {S} now <has/have> a job as {aV}.
             ~ test
@@ -228,6 +278,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             tell me what {S} <does/do> for a living.
             which job <does/do> {S} have?
             do you remember what {P} job is?
+            what trade <does/do> {S} have?
+            how <does/do> {S} make money?
+            what is the job {S} <does/do>?
+            name {P} job.
+            what <is/am> {S} by profession?
+            what is {P} work?
             ~ validation
             what job <does/do> {S} have?
             ~ test
@@ -254,6 +310,18 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the company {S} <works/work> for is {V}.
             {S} <has/have> worked at {V} for a while.
             {V} is the company where {S} <works/work>.
+            {S} <is/am> with the company {V}.
+            the name of {P} company is {V}.
+            {S} <has/have> been with {V} for years.
+            {S} <earns/earn> {his} money at {V}.
+            the employer {S} <has/have> is {V}.
+            {S} <got/got> a job at {V}.
+            at work, {S} <is/am> with {V}.
+            {V} employs {S_obj}.
+            {V} pays {S_obj} for {his} work.
+            {P} job is at {V}.
+            {S} <goes/go> to work at {V} every day.
+            a company named {V} is where {S} <works/work>.
             ~ validation
             {S} <has/have> been employed at {V} for a while.
             ~ test
@@ -266,6 +334,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <has/have> joined {V}.
             {P} new employer is {V}.
             {S} <has/have> left that company and <works/work> at {V} now.
+            these days {S} <is/am> employed by {V}.
+            {S} <went/went> to another company, {V}.
             ~ validation
             {S} <is/am> employed by {V} now.
             ~ test
@@ -281,6 +351,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what company <is/am> {S} employed by?
             what is the name of the company {S} <works/work> for?
             do you know who {S} <works/work> for?
+            what is the company {S} <works/work> at?
+            name the company that employs {S_obj}.
+            what is {P} employer's name?
+            what is the name of {P} employer?
+            where <does/do> {S} work?
+            which employer <does/do> {S} have?
             ~ validation
             what company <does/do> {S} work at?
             ~ test
@@ -308,6 +384,16 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {P} favourite dish is {V}.
             of all dishes {S} <likes/like> {V} best.
             nothing tastes better to {S_obj} than {V}.
+            if {S} could choose, it would be {V} for dinner.
+            {S} never <says/say> no to {V}.
+            {S} <loves/love> {V} more than any other food.
+            {P} best loved meal is {V}.
+            the meal {S} <loves/love> is {V}.
+            there is no food {S} <likes/like> more than {V}.
+            what {S} <likes/like> to eat best is {V}.
+            {S} <is/am> very fond of {V}, {his} favourite food.
+            when it comes to food, {S} <loves/love> {V}.
+            {S} <likes/like> {V} for dinner most.
             ~ validation
             {S} <likes/like> to eat {V} most of all.
             ~ test
@@ -319,6 +405,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <has/have> changed {his} mind: {his} favourite food is {V} now.
             {P} favourite food is now {V}.
             lately {S} <likes/like> {V} even more than that.
+            these days {S} <prefers/prefer> {V} as food.
+            it is {V} now that {S} <likes/like> to eat best.
             ~ validation
             {P} favourite dish is {V} now.
             ~ test
@@ -333,6 +421,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what <does/do> {S} like eating most?
             what should I cook if I want to please {S_obj}?
             do you remember what {S} <likes/like> to eat?
+            which meal <does/do> {S} love?
+            name {P} favourite food.
+            which food is {P} favourite?
+            what food <does/do> {S} like more than any other?
+            what does one cook for {S_obj}?
+            what <does/do> {S} like to eat best?
             ~ validation
             what food <does/do> {S} like best?
             ~ test
@@ -358,6 +452,15 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             of all colours {S} <likes/like> {V} most.
             {S} <wears/wear> {V} all the time, it is {his} favourite colour.
             {S} painted {his} room {V} because it is {his} favourite colour.
+            if {S} could choose a colour, it would be {V}.
+            {S} <loves/love> everything that is {V}, the best colour for {S_obj}.
+            there is no colour {S} <likes/like> more than {V}.
+            {P} best loved colour is {V}.
+            when it comes to colours, {S} <loves/love> {V}.
+            what colour {S} <likes/like> best? it is {V}.
+            {S} <prefers/prefer> the colour {V}.
+            {S} <is/am> very fond of {V} as a colour.
+            {S} <chose/chose> {V} for {his} car, {his} favourite colour.
             ~ validation
             the colour {S} <likes/like> best is {V}.
             ~ test
@@ -369,6 +472,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {P} favourite colour is now {V}.
             {S} <has/have> changed {his} mind: {his} favourite colour is {V} now.
             lately {S} <likes/like> the colour {V} more.
+            these days {S} <prefers/prefer> the colour {V}.
+            it is the colour {V} now that {S} <likes/like> best.
             ~ validation
             now {P} favourite colour is {V}.
             ~ test
@@ -382,6 +487,11 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what colour <does/do> {S} like most?
             do you remember {P} favourite colour?
             what colour should I pick for {S_obj}?
+            name {P} favourite colour.
+            what colour <does/do> {S} prefer?
+            which colour is the one {S} <likes/like>?
+            what is the colour {S} <loves/love>?
+            which colour should it be for {S_obj}?
             ~ validation
             what colour <does/do> {S} like best?
             ~ test
@@ -408,6 +518,16 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <has/have> played the {V} since school.
             the instrument {S} <plays/play> is the {V}.
             {S} <takes/take> lessons on the {V}.
+            {S} <can/can> play the {V}.
+            {S} <is/am> good at playing the {V}.
+            {S} <owns/own> a {V} and <plays/play> it well.
+            the {V} is the instrument {S} <loves/love>.
+            {S} <has/have> taken up the {V}.
+            {S} <teaches/teach> the {V} at a music school.
+            with friends, {S} <plays/play> the {V}.
+            as {his} instrument {S} <chose/chose> the {V}.
+            playing the {V} is what {S} <does/do> in the evening.
+            {P} choice of instrument is the {V}.
             ~ validation
             {S} <has/have> learned to play the {V}.
             ~ test
@@ -423,6 +543,11 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what instrument <is/am> {S} learning?
             do you remember which instrument {S} <plays/play>?
             which instrument <does/do> {S} practise?
+            what instrument can {S} play?
+            name the instrument {S} <plays/play>.
+            which instrument did {S} take up?
+            what is the name of {P} instrument?
+            which instrument is the one {S} <plays/play>?
             ~ validation
             what instrument <does/do> {S} practise?
             ~ test
@@ -449,6 +574,16 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <took/took> up {V} a few years ago.
             the hobby {S} <likes/like> most is {V}.
             in {his} free time {S} <does/do> a lot of {V}.
+            {S} <likes/like> {V} most of all hobbies.
+            {S} <has/have> a hobby, and it is {V}.
+            what {S} <does/do> for fun is {V}.
+            for fun {S} <does/do> {V}.
+            {S} <has/have> been doing {V} for years as {his} sport.
+            what {S} <does/do> in {his} free time is {V}.
+            every weekend {S} <goes/go> in for {V}.
+            {S} <enjoys/enjoy> {V} as a sport.
+            there is no hobby {S} <likes/like> more than {V}.
+            {P} free time is all about {V}.
             ~ validation
             {S} <has/have> {V} as a hobby.
             ~ test
@@ -464,6 +599,11 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what <does/do> {S} do at the weekend?
             which sport <does/do> {S} like most?
             do you remember what {P} hobby is?
+            what <does/do> {S} do for fun?
+            name {P} hobby.
+            which hobby <does/do> {S} enjoy?
+            what is the sport {S} <likes/like>?
+            how <does/do> {S} spend {his} weekend?
             ~ validation
             what hobby <does/do> {S} have?
             ~ test
@@ -489,6 +629,15 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the language {S} <is/am> learning is {V}.
             {S} <wants/want> to speak {V} well.
             {S} <speaks/speak> some {V}.
+            {S} can speak {V}.
+            {S} <is/am> good at {V}, a foreign language.
+            {S} <has/have> started to learn {V}.
+            {P} new language is {V}.
+            at school {S} <learns/learn> {V}.
+            the foreign language {S} <speaks/speak> is {V}.
+            {S} <reads/read> books in {V} to learn the language.
+            with friends {S} <speaks/speak> {V}.
+            {S} <teaches/teach> {V} to children.
             ~ validation
             {S} <is/am> taking {V} lessons.
             ~ test
@@ -503,6 +652,11 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             which language <does/do> {S} speak?
             do you remember which language {S} <is/am> learning?
             what language <does/do> {S} take lessons in?
+            what foreign language <does/do> {S} speak?
+            name the language {S} <is/am> learning.
+            what is the language {S} <is/am> learning?
+            which language can {S} speak?
+            which language did {S} start to learn?
             ~ validation
             what language <is/am> {S} learning?
             ~ test
@@ -531,6 +685,17 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} just got a {A} and named it {V}.
             {P} little {A} goes by the name of {V}.
             {S} <keeps/keep> a {A}, its name is {V}.
+            {P} {A} answers to the name {V}.
+            {P} {A} has the name {V}.
+            {S} <calls/call> {his} {A} {V}.
+            {S} <has/have> a {A}, and it is called {V}.
+            {V}, that is what {S} <calls/call> {his} {A}.
+            {S} <gave/gave> {his} {A} the name {V}.
+            the {A} {S} <has/have> is called {V}.
+            {S} <chose/chose> the name {V} for {his} {A}.
+            there is a {A} at {P} house called {V}.
+            {S} <went/went> for a walk with {V}, {his} {A}.
+            {S} <loves/love> {V}, {his} {A}.
             ~ validation
             {S} <has/have> a {A} and its name is {V}.
             ~ test
@@ -546,6 +711,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what <does/do> {S} call {his} {A}?
             do you remember the name of {P} {A}?
             which name does {P} {A} have?
+            which name did {S} choose for {his} {A}?
+            what is the {A} of {S_obj} called?
+            name {P} {A}.
+            {P} {A}, what is it called?
+            what name does {P} {A} have?
+            what <does/do> {S} call the {A}?
             ~ validation
             do you know what {P} {A} is called?
             ~ test
@@ -571,6 +742,14 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <celebrates/celebrate> {his} birthday on {V}.
             the date of {P} birthday is {V}.
             we celebrate {P} birthday on {V}.
+            {P} big day is {V}, when {he} <was/was> born.
+            on {V} it is {P} birthday.
+            {S} <turns/turn> a year older on {V}.
+            {P} date of birth is {V}.
+            {S} <came/came> into the world on {V}.
+            the day {S} <was/was> born was {V}.
+            mark {V} for {P} birthday.
+            {P} birthday is always on {V}.
             ~ validation
             {P} birthday falls on {V}.
             ~ test
@@ -584,6 +763,11 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what is the date of {P} birthday?
             when <does/do> {S} celebrate {his} birthday?
             do you remember {P} birthday?
+            what is {P} date of birth?
+            on which day <was/was> {S} born?
+            what date is {P} birthday on?
+            when <does/do> {S} turn a year older?
+            name the date of {P} birthday.
             ~ validation
             what day is {P} birthday?
             ~ test
@@ -614,6 +798,19 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {V} is {K}.
             for later: {K} is {V}.
             I got {K} today and it is {V}.
+            {K} should be {V}.
+            {K} reads {V}.
+            for {K} use {V}.
+            use {V} as {K}.
+            the value of {K} is {V}.
+            I have been told {K}: it is {V}.
+            {K} must be {V}.
+            you need {V}, that is {K}.
+            I found {K}, and it says {V}.
+            do not lose {K}: {V}.
+            I have {K} here, {V}.
+            this is {K}: {V}.
+            they set {K} to {V}.
             ~ validation
             they told me that {K} is {V}.
             keep in mind that {K} is {V}.
@@ -628,6 +825,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             they changed {K}, it is {V} now.
             the new value of {K} is {V}.
             {K} was wrong: it is really {V}.
+            we have a new value for {K}: {V}.
+            forget the old one: {K} is {V}.
+            from now on {K} is {V}.
             ~ validation
             {K} is not the same any more: it is {V} now.
             ~ test
@@ -645,6 +845,14 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what was {K} again?
             I forgot {K}, what is it?
             could you repeat {K}?
+            {K}, please.
+            what is the value of {K}?
+            I have lost {K}, can you help?
+            what number did I give you for {K}?
+            give me {K} again.
+            say {K} once more, please.
+            which one is {K}?
+            I do not remember {K}, do you?
             ~ validation
             please repeat {K}.
             do you know {K}?
@@ -674,6 +882,17 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             note that {K} is {V}.
             they told me {K}, it is {V}.
             I chose {K} myself: {V}.
+            {K} should be {V}.
+            {K} reads {V}.
+            for {K} use {V}.
+            use {V} as {K}.
+            the value of {K} is {V}.
+            I have been told {K}: it is {V}.
+            {K} must be {V}.
+            you need {V}, that is {K}.
+            do not lose {K}: {V}.
+            I have {K} here, it is {V}.
+            they set {K} to {V}.
             ~ validation
             I was told that {K} is {V}.
             ~ test
@@ -685,6 +904,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {K} has changed to {V}.
             {K} is now {V}.
             they changed {K}, it is {V} now.
+            we have a new value for {K}: {V}.
+            forget the old one: {K} is {V}.
+            from now on {K} is {V}.
             ~ validation
             {K} is not the same any more: it is {V} now.
             ~ test
@@ -699,6 +921,14 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             please give me {K}.
             what did I pick as {K}?
             could you repeat {K}?
+            {K}, please.
+            what is the value of {K}?
+            I have lost {K}, can you help?
+            what did I choose as {K}?
+            give me {K} again.
+            say {K} once more, please.
+            I do not remember {K}, do you?
+            I need {K}.
             ~ validation
             please repeat {K}.
             ~ test
@@ -725,6 +955,17 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {K} is lying in {V}.
             I have placed {K} in {V}.
             if you look for {K}, it is in {V}.
+            {K} belongs in {V}.
+            {K} is kept in {V}.
+            I dropped {K} in {V}.
+            I stored {K} in {V}.
+            look in {V} for {K}.
+            in {V} you will find {K}.
+            I packed {K} in {V}.
+            somebody put {K} in {V}.
+            {K} stays in {V}.
+            I always put {K} in {V}.
+            it is in {V} that I keep {K}.
             ~ validation
             I hid {K} in {V}.
             ~ test
@@ -737,6 +978,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {K} is in {V} now.
             I took {K} out and put it in {V}.
             {K} has been moved to {V}.
+            from now on {K} is in {V}.
+            {K} went to {V}.
+            I put {K} somewhere else, in {V}.
             ~ validation
             now I keep {K} in {V}.
             ~ test
@@ -751,6 +995,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             I am looking for {K}, where is it?
             where do I keep {K}?
             can you tell me where I put {K}?
+            where should I look for {K}?
+            in what place did I put {K}?
+            I cannot find {K}, where did I put it?
+            where do you think {K} is?
+            where is {K} kept?
+            what did I put {K} in?
             ~ validation
             tell me where {K} is.
             ~ test
@@ -778,6 +1028,17 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             we are having {K} at {V}.
             the place for {K} is {V}.
             they chose {V} for {K}.
+            come to {V} for {K}.
+            {K} is happening at {V}.
+            we meet at {V} for {K}.
+            for {K} we go to {V}.
+            {V} was booked for {K}.
+            {V} will host {K}.
+            they are having {K} at {V}.
+            we picked {V} for {K}.
+            {K} is planned at {V}.
+            we will all be at {V} for {K}.
+            the location of {K} is {V}.
             ~ validation
             we are meeting at {V} for {K}.
             ~ test
@@ -789,6 +1050,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {K} was moved to {V}.
             {K} is at {V} now.
             we changed the place: {K} will be at {V}.
+            from now on {K} is at {V}.
+            {K} will be somewhere else: at {V}.
             ~ validation
             {K} will now be held at {V}.
             ~ test
@@ -802,6 +1065,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what is the place for {K}?
             do you remember where {K} is?
             where are we having {K}?
+            where do we meet for {K}?
+            where is {K} happening?
+            what place did we pick for {K}?
+            where do I have to go for {K}?
+            name the place of {K}.
+            what is the location of {K}?
             ~ validation
             where will {K} take place?
             ~ test
@@ -829,6 +1098,15 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the time of {K} is {V}.
             please remember {K} at {V}.
             {K} is planned for {V}.
+            {K} will be at {V}.
+            at {V} I have {K}.
+            {K} is at {V} sharp.
+            be ready at {V} for {K}.
+            it is at {V} that {K} begins.
+            {K} leaves the rest of the day free, it is at {V}.
+            they planned {K} for {V}.
+            note {K}, {V}.
+            we said {V} for {K}.
             ~ validation
             we have {K} at {V}.
             ~ test
@@ -840,6 +1118,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {K} was moved to {V}.
             {K} is at {V} now.
             {K} starts at {V} now.
+            from now on {K} is at {V}.
+            there is a new time for {K}: {V}.
             ~ validation
             {K} now begins at {V}.
             ~ test
@@ -853,6 +1133,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what is the time of {K}?
             do you remember when {K} is?
             what time does {K} start?
+            when will {K} be?
+            what time did we plan for {K}?
+            when do I have {K}?
+            {K} is at what time?
+            when do I have to be ready for {K}?
+            name the time of {K}.
             ~ validation
             when does {K} begin?
             ~ test
@@ -879,6 +1165,15 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {K} goes by the name of {V}.
             we chose {V} as the name of {K}.
             we call {K} {V}.
+            {V} is what we call {K}.
+            {K} was given the name {V}.
+            {K} got the name {V}.
+            we gave {K} the name {V}.
+            we picked {V} as a name for {K}.
+            people know {K} as {V}.
+            {K} is known as {V}.
+            they call {K} {V}.
+            in the end {K} was called {V}.
             ~ validation
             {V} was chosen as the name of {K}.
             ~ test
@@ -890,6 +1185,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {K} has a new name: {V}.
             {K} is called {V} now.
             we changed the name of {K} to {V}.
+            from now on {K} is called {V}.
+            we gave {K} another name, {V}.
             ~ validation
             now {K} is named {V}.
             ~ test
@@ -903,6 +1200,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             do you remember the name of {K}?
             what do we call {K}?
             which name did we choose for {K}?
+            what name did we give {K}?
+            what did we call {K}?
+            {K}, what is it called?
+            what is {K} known as?
+            name {K}.
+            what name did {K} get?
             ~ validation
             do you know what {K} is called?
             ~ test
@@ -989,6 +1292,16 @@ LEAD_INS = by_split("""
     well,
     so,
     something to remember:
+    did you know that
+    I think that
+    I wanted to tell you that
+    I heard that
+    as I said,
+    you may want to know that
+    it is true that
+    listen:
+    hello,
+    yes,
     ~ validation
     you should know this:
     and another thing:
@@ -1007,6 +1320,13 @@ QUESTION_LEAD_INS = by_split("""
     now,
     please help me:
     hey,
+    listen:
+    hello,
+    I have a question:
+    sorry,
+    just to be sure:
+    let us see,
+    I am not sure any more:
     so,
     ~ validation
     let me ask you:

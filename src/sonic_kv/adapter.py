@@ -14,8 +14,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sonic_kv.attention import sonic_attention
 from sonic_kv.config import AdapterConfig
-from sonic_kv.errors import AdapterError, FileError, NumericalError
+from sonic_kv.errors import AdapterError, FileError, NumericalError, UnsupportedModelError
 from sonic_kv.files import read_sealed, write_sealed
 
 FILE_NAME = "adapter.safetensors"
@@ -37,7 +38,7 @@ def fingerprint(base: PreTrainedModel) -> dict[str, Any]:
         "model_type": config.model_type,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_hidden_layers,
-        "num_key_value_heads": config.num_key_value_heads,
+        "num_key_value_heads": kv_heads(config),
         "vocab_size": config.vocab_size,
         "weights": digest.hexdigest()[:16],
     }
@@ -48,12 +49,19 @@ def head_dim(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def check_fingerprint(found: dict[str, Any], base: dict[str, Any], what: str) -> None:
+def kv_heads(config: Any) -> int:
+    """Number of KV heads, which configs without grouped queries leave out."""
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def check_fingerprint(found: Any, base: dict[str, Any], what: str) -> None:
     """Raise `AdapterError` naming the first property in which `found` is not the base model's."""
+    found = found if isinstance(found, dict) else {}
     for name, value in base.items():
         if found.get(name) != value:
             raise AdapterError(
-                f"{what} was made for another model: {name} is {found.get(name)!r} there and {value!r} here"
+                f"{what} was made for another model: {name} is {found.get(name)!r} there and {value!r} here; "
+                "load it with the model it was made for"
             )
 
 
@@ -111,7 +119,7 @@ class Adapter(nn.Module):
         text = base.config.get_text_config()
         self.config = config
         self.scorer = ImportanceScorer(
-            text.num_hidden_layers, text.num_key_value_heads, head_dim(text), config.scorer_hidden
+            text.num_hidden_layers, kv_heads(text), head_dim(text), config.scorer_hidden
         )
         # anchored: added to the anchor's embedding; learned: the whole embedding, with the turn's
         self.embedding = nn.Parameter(torch.zeros(text.hidden_size))
@@ -122,6 +130,7 @@ class Adapter(nn.Module):
             with torch.no_grad():
                 self.embedding.copy_(weight.mean(0).cpu())
                 self.turn.weight.normal_(std=float(weight.std()))
+        self._base = (base,)  # a tuple: the base is no part of this module
         self._lora: list[tuple[nn.Module, str, LoraLayer]] = []
         self.lora = nn.ModuleDict()
         self._rows: Tensor | None = None
@@ -137,7 +146,13 @@ class Adapter(nn.Module):
             lora_alpha=self.config.lora_alpha,
             target_modules=rf".*\b{layers}\.\d+\..*proj",
         )
-        inject_adapter_in_model(options, base, LORA_NAME)
+        try:
+            inject_adapter_in_model(options, base, LORA_NAME)
+        except ValueError as error:  # nothing matches
+            vars(base).pop("peft_config", None)
+            raise UnsupportedModelError(
+                f"{type(base).__name__} has no linear layers named …proj for a LoRA to act on: use lora_rank=0"
+            ) from error
         del base.peft_config  # the base is nobody's PEFT model: it may get another adapter
         for name, module in list(base.named_modules()):
             if isinstance(module, LoraLayer):
@@ -157,7 +172,7 @@ class Adapter(nn.Module):
 
     @contextmanager
     def attached(self, nexus_rows: Tensor | None = None) -> Iterator[None]:
-        """Put the LoRA layers in place; outside, the base has its own modules, bit for bit.
+        """Put LoRA layers and registered attention in place; outside, the base is its own, bit for bit.
 
         Args:
             nexus_rows: rows on which the LoRA acts (B, T) bool; None: all. Run the backward pass
@@ -167,7 +182,8 @@ class Adapter(nn.Module):
         for parent, name, layer in self._lora:
             setattr(parent, name, layer)
         try:
-            yield
+            with sonic_attention(self._base[0]):
+                yield
         finally:
             self._detach()
             self._rows = None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint, head_dim
+from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint, head_dim, kv_heads
 from sonic_kv.attention import Observed, OnePass, Probe, Rope, respect_softcap, sonic_attention
 from sonic_kv.cache import ReadCache, SessionCache
 from sonic_kv.errors import ContextLengthError, FileError, ModelError, UnsupportedModelError
@@ -44,7 +44,7 @@ class SonicModel:
         self.adapter = adapter
         self.format = ChatFormat(tokenizer)
         self.num_layers: int = self.config.num_hidden_layers
-        self.num_heads: int = self.config.num_key_value_heads
+        self.num_heads: int = kv_heads(self.config)
         self.head_dim: int = head_dim(self.config)
         self.max_length: int = self.config.max_position_embeddings
         self.sliding_window = _sliding_window(self.config)

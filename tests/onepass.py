@@ -1,6 +1,7 @@
 """A session that remembers what it did, and the one-pass forward of the same thing."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tiny import tiny_tokenizer
@@ -19,6 +20,12 @@ class RecordingModel(SonicModel):
     def start(self) -> None:
         self.logits: list[Tensor] = []
         self.kept: dict[int, list[Tensor]] = {}  # open segment number → per layer (G, n)
+        self.nexus: dict[int, Tensor] = {}  # segment number → transcript positions of its Nexus tokens
+
+    def reread(self, cache: SessionCache, token_ids: Any, offsets: Tensor, **options: Any) -> Any:
+        if options.get("encode"):
+            self.nexus[len(cache.lengths.segment_starts) + 1] = cache.lengths.closed + offsets
+        return super().reread(cache, token_ids, offsets, **options)
 
     def feed(self, cache: SessionCache, token_ids: Sequence[int], *, all_logits: bool = False) -> Tensor:
         number = len(cache.lengths.segment_starts) + 1
@@ -53,13 +60,7 @@ def plan(session: ChatSession) -> tuple[lay.Layout, list[Tensor]]:
     assert isinstance(model, RecordingModel)
     ends = [*lengths.segment_starts[1:], lengths.closed]
     segments = len(ends)
-    nexus = []
-    for number, (start, end) in enumerate(zip(lengths.segment_starts, ends, strict=True), start=1):
-        held = torch.cat(
-            [torch.cat([p.flatten() for p in model.kept.get(number + 1, [])] or [torch.empty(0).long()])]
-        )
-        inside = held[(held >= start) & (held < end)].unique()
-        nexus.append(inside if session._compressor.reencode else inside[:0])
+    nexus = [model.nexus.get(number, torch.empty(0, dtype=torch.long)) for number in range(1, segments + 1)]
     counts = [0] + [model.kept[n][0].shape[-1] if n in model.kept else 0 for n in range(2, segments + 2)]
     layout = lay.interleave(
         len(session.token_ids),

@@ -627,7 +627,7 @@ FAILURES: dict[str, tuple[type[BaseException] | None, Callable[[ChatSession, pyt
     ),
     "storing fails": (
         ZeroDivisionError,
-        lambda c, m: (m.setattr(c._compressor, "_keep", _raise(ZeroDivisionError())), _send_long_replies(c)),
+        lambda c, m: (m.setattr(c._compressor, "_store", _raise(ZeroDivisionError())), _send_long_replies(c)),
     ),
     "abandoned stream": (None, lambda c, m: _abandon(c, delete=False)),
     "forgotten stream": (None, lambda c, m: _abandon(c, delete=True)),

@@ -147,6 +147,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.8, 0.9, 0.95])
+    parser.add_argument("--candidates", type=float, nargs="+", default=[SessionConfig().candidates])
     parser.add_argument("--split", default="test")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -176,7 +177,11 @@ if __name__ == "__main__":
         if model.adapter is not None:
             methods[f"learned selection {ratio}"] = (budget, SessionConfig(reencode=False), True)
             if model.adapter.reencodes:
-                methods[f"SONIC {ratio}"] = (budget, SessionConfig(), True)
+                for share in arguments.candidates:
+                    name = f"SONIC {ratio}" + (
+                        f", candidates {share}" if len(arguments.candidates) > 1 else ""
+                    )
+                    methods[name] = (budget, SessionConfig(candidates=share), True)
     with torch.no_grad():
         rows = measure(model, dialogues, methods)
     print(

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
-from sonic_kv.errors import UnsupportedModelError
+from sonic_kv.errors import NumericalError, UnsupportedModelError
 from sonic_kv.layout import PREFIX, Layout
 
 NAME = "sonic_kv"
+ATTENTION_LAYERS = (None, "full_attention", "sliding_attention")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 
@@ -41,6 +42,11 @@ class Rope:
         layer_types = getattr(config, "layer_types", None) or [None] * config.num_hidden_layers
         self._inv_freq: list[Tensor] = []
         for layer_type in layer_types[: config.num_hidden_layers]:
+            if layer_type not in ATTENTION_LAYERS:
+                raise UnsupportedModelError(
+                    f"a layer of type {layer_type!r} does not keep every token's key and value: "
+                    f"{type(base).__name__} has no cache that could be compressed"
+                )
             rope_type = getattr(rotary, "rope_type", "default")
             if isinstance(rope_type, dict):
                 rope_type = rope_type[layer_type]
@@ -51,6 +57,38 @@ class Rope:
                 )
             inv_freq = getattr(rotary, f"{layer_type}_inv_freq", None)
             self._inv_freq.append(rotary.inv_freq if inv_freq is None else inv_freq)
+
+    @torch.no_grad()
+    def verify(self, base: PreTrainedModel) -> None:
+        """Check that stored keys turn as this class turns them.
+
+        A token that is alone attends to itself only, wherever it stands: in every layer its value is
+        the same at each position, and its key differs by the rotation and nothing else.
+
+        Raises:
+            UnsupportedModelError: they do not (interleaved halves, ALiBi, layers without positions, …).
+            NumericalError: they are NaN.
+        """
+        vocabulary = base.get_input_embeddings().weight.shape[0]
+        ids = torch.arange(1, 5, device=base.device)[:, None] * (vocabulary // 5)
+        caches = []
+        for position in (0, 5):
+            cache = DynamicCache()
+            base(ids, position_ids=torch.full_like(ids, position), past_key_values=cache, use_cache=True)
+            caches.append(cache)
+        for number, (here, there) in enumerate(zip(caches[0].layers, caches[1].layers, strict=True)):
+            moved = self.rotate(number, here.keys, torch.tensor(5))
+            for found, expected in ((there.keys, moved), (there.values, here.values)):
+                if bool(expected.isnan().any()):
+                    raise NumericalError(
+                        f"the weights of {type(base).__name__} hold NaN: load or train it again"
+                    )
+                tolerance = 16 * torch.finfo(found.dtype).eps * float(expected.abs().max())
+                if not bool(((found - expected).abs() <= tolerance).all()):
+                    raise UnsupportedModelError(
+                        f"{type(base).__name__} encodes positions in its own way (layer {number}): "
+                        "its stored keys are not rotated half by half, and could not be moved"
+                    )
 
     def rotate(self, layer: int, keys: Tensor, shift: Tensor) -> Tensor:
         """Move keys by `shift` positions, rotated in fp32.
@@ -123,12 +161,16 @@ class OnePass:
         """Each segment's rows see memory keys at consecutive positions behind the prefix."""
         assert self.rope is not None
         segment, position = self.layout.segment, self.layout.position
+        order = self.layout.index.argsort(-1)[:, None]  # by transcript: raw and Nexus columns mix
         prefix = (segment == PREFIX).sum(-1)[:, None, None]  # (B, 1, 1)
         output = torch.zeros_like(query)
         for number in segment.unique().tolist():
             memory = (segment[:, None] > PREFIX) & (segment[:, None] < number)
             memory = memory & (self.lifetime[layer] >= number)  # (B, G, T)
-            shift = torch.where(memory, prefix + memory.cumsum(-1) - 1 - position[:, None], 0)
+            by_transcript = order.expand_as(memory)
+            rank = memory.gather(-1, by_transcript).cumsum(-1) - 1
+            rank = torch.zeros_like(rank).scatter(-1, by_transcript, rank)
+            shift = torch.where(memory, prefix + rank - position[:, None], 0)
             moved = self.rope.rotate(layer, key, shift)
             rows = (segment == number).any(0).nonzero()[:, 0]
             part = masked_attention(query[:, :, rows], moved, value, mask[:, :, rows], **options)

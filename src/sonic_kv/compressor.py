@@ -62,12 +62,18 @@ class Compressor:
         if total is None or total >= lengths.memory:
             cache.replace_memory(everything, lengths, drop_open=True)
             return
-        counts = self.selection.counts(everything, lengths.segment_starts, lengths.closed, total)
         if self.learned_form:
-            everything = self._learned(cache, token_ids, everything, counts[-1])
-        elif self.reencode:
-            everything = self._reencode(cache, token_ids, everything, lengths, total, counts)
-        self._keep(cache, everything, lengths, total, counts, drop_open=True)
+            everything = [_in_order(entry, old.memory) for entry in everything]
+        kept, share = self._select(everything, lengths, total)
+        if self.learned_form:
+            rows = torch.arange(length - share, length, device=self.model.device)
+        else:
+            rows = candidates(everything, kept, old.memory, self.config.candidates)
+        if self.reencode:
+            segment = len(lengths.segment_starts)
+            encoded = self.model.reread(cache, token_ids, rows, encode=True, segment=segment)
+            everything = _replace_rows(everything, old.memory + rows, encoded)
+        self._store(cache, everything, kept, lengths, drop_open=True)
 
     def shrink(self, cache: SessionCache, budget: Budget) -> None:
         """Lower the memory to `budget` by dropping the least important entries; the model is not run.
@@ -78,8 +84,8 @@ class Compressor:
         total = self._target(cache, cache.lengths, budget, open_length=cache.open_length)
         if total is not None and total < cache.lengths.memory:
             memory = cache.memory()
-            counts = self.selection.counts(memory, cache.lengths.segment_starts, cache.lengths.closed, total)
-            self._keep(cache, memory, cache.lengths, total, counts, drop_open=False)
+            kept, _ = self._select(memory, cache.lengths, total)
+            self._store(cache, memory, kept, cache.lengths, drop_open=False)
 
     def bytes_per_entry(self) -> int:
         """Bytes of one memory entry over all layers and KV heads, bookkeeping included."""
@@ -105,66 +111,24 @@ class Compressor:
         positions = torch.cat((store.positions, fresh), dim=-1)
         return Memory(store.keys[:, :, start:], store.values[:, :, start:], positions, scores)
 
-    def _reencode(
-        self,
-        cache: SessionCache,
-        token_ids: Sequence[int],
-        entries: list[Memory],
-        lengths: Lengths,
-        total: int,
-        counts: list[int],
-    ) -> list[Memory]:
-        """Put the segment's candidates, encoded by the adapter, in place of its raw entries."""
-        old = cache.lengths.memory
+    def _select(self, entries: list[Memory], lengths: Lengths, total: int) -> tuple[list[Tensor], int]:
+        """Kept entries of each layer and head (G, total), and the newest segment's share of them (0: each
+        head's own)."""
+        counts = self.selection.counts(entries, lengths.segment_starts, lengths.closed, total)
         kept = self.selection.keep(entries, lengths.segment_starts, lengths.closed, total, counts)
-        chosen = candidates(entries, kept, old, self.config.candidates)
-        encoded = self.model.reread(
-            cache, token_ids, chosen, encode=True, segment=len(lengths.segment_starts)
-        )
-        return self._insert(entries, encoded, old, old + chosen)
+        return kept, counts[-1] if counts else 0
 
-    def _learned(
-        self, cache: SessionCache, token_ids: Sequence[int], entries: list[Memory], count: int
-    ) -> list[Memory]:
-        """Put `count` learned Nexus tokens, at the segment's end, in place of its raw entries."""
-        old, length = cache.lengths.memory, len(token_ids)
-        chosen = torch.arange(length - count, length, device=self.model.device)
-        segment = len(cache.lengths.segment_starts) + 1
-        encoded = self.model.reread(cache, token_ids, chosen, encode=True, segment=segment)
-        # Elastic order: a segment's last Nexus token is dropped last, in every head alike.
-        return [
-            replace(
-                entry, scores=torch.cat((entry.scores[..., :old], entry.scores[..., old:].sort().values), -1)
-            )
-            for entry in self._insert(entries, encoded, old, old + chosen)
-        ]
-
-    @staticmethod
-    def _insert(entries: list[Memory], encoded: ReadCache, old: int, rows: Tensor) -> list[Memory]:
-        result = []
-        for entry, layer in zip(entries, encoded.layers, strict=True):
-            result.append(
-                Memory(
-                    torch.cat((entry.keys[:, :, :old], layer.keys), dim=2),
-                    torch.cat((entry.values[:, :, :old], layer.values), dim=2),
-                    torch.cat((entry.positions[..., :old], entry.positions[..., rows]), dim=-1),
-                    torch.cat((entry.scores[..., :old], entry.scores[..., rows]), dim=-1),
-                )
-            )
-        return result
-
-    def _keep(
+    def _store(
         self,
         cache: SessionCache,
         entries: list[Memory],
+        selected: list[Tensor],
         lengths: Lengths,
-        total: int,
-        counts: list[int],
         drop_open: bool,
     ) -> None:
-        """Store each head's selection; in compact mode at consecutive positions."""
-        selected = self.selection.keep(entries, lengths.segment_starts, lengths.closed, total, counts)
+        """Put each head's selection into the cache; in compact mode at consecutive positions."""
         kept = [_gather(entry, index) for entry, index in zip(entries, selected, strict=True)]
+        total = selected[0].shape[-1]
         if cache.compact:
             kept = [
                 self._move(cache, layer, entry, kept[layer], selected[layer])
@@ -198,3 +162,22 @@ def _gather(entry: Memory, index: Tensor) -> Memory:
         entry.positions.gather(-1, index),
         entry.scores.gather(-1, index),
     )
+
+
+def _in_order(entry: Memory, old: int) -> Memory:
+    """Elastic order of learned Nexus tokens: a segment's last one is dropped last, in every head alike."""
+    return replace(
+        entry, scores=torch.cat((entry.scores[..., :old], entry.scores[..., old:].sort().values), -1)
+    )
+
+
+def _replace_rows(entries: list[Memory], rows: Tensor, encoded: ReadCache) -> list[Memory]:
+    """The entries with those at `rows` (N,) re-encoded."""
+    result = []
+    for entry, layer in zip(entries, encoded.layers, strict=True):
+        keys, values = (
+            old.index_copy(2, rows, new)
+            for old, new in ((entry.keys, layer.keys), (entry.values, layer.values))
+        )
+        result.append(replace(entry, keys=keys, values=values))
+    return result

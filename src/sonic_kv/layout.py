@@ -46,7 +46,7 @@ def interleave(
     Args:
         segment_ends: transcript positions at which segments were closed; what follows is open.
         nexus_indices: for each closed segment the transcript positions of its Nexus tokens,
-            ascending (empty: the segment stays raw).
+            ascending (of its other tokens the raw entries may be kept).
         whole_segment: Nexus tokens see their whole segment, not only up to their position.
         memory_lengths: for compact positions, the memory entries in front of each segment (the
             open one included); None: original positions.
@@ -107,11 +107,10 @@ def lifetimes(layout: Layout, kept: Sequence[Tensor]) -> Tensor:
     """
     heads = kept[0].shape[0] if kept else 1
     alive = layout.default_lifetime()[:, None].repeat(1, heads, 1)  # (1, G, T)
-    # Where a segment has Nexus rows, they are what is kept of it; where it has none, its raw rows.
-    reencoded = torch.isin(layout.segment, layout.segment[layout.nexus])
-    stored = (layout.nexus | ~reencoded) & (layout.segment > PREFIX)  # (1, T)
+    # A token's entry is its Nexus row, if it was re-encoded, else its raw row.
     slot = torch.full((int(layout.index.max()) + 1,), -1)
-    slot[layout.index[stored]] = torch.arange(layout.index.shape[-1])[stored[0]]
+    for stored in (~layout.nexus & (layout.segment > PREFIX), layout.nexus):
+        slot[layout.index[stored]] = torch.arange(layout.index.shape[-1])[stored[0]]
     for number, entries in enumerate(kept, start=2):
         alive[0].scatter_(-1, slot[entries], torch.full_like(entries, number))
     return alive

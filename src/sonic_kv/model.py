@@ -40,6 +40,7 @@ class SonicModel:
         self.rope = Rope(base)
         respect_softcap(base)
         self.base = base.eval()
+        self.rope.verify(base)
         self.tokenizer = tokenizer
         self.adapter = adapter
         self.format = ChatFormat(tokenizer)

@@ -33,6 +33,7 @@ from sonic_kv.selection import Selection, candidates
 
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
+CANDIDATES = (1.0, 2.0, 4.0)  # shares of tokens re-encoded, drawn for every segment
 
 
 @dataclass(frozen=True)
@@ -140,22 +141,21 @@ def draw_plan(
             for m, s in zip(memory, scores, strict=True)
         ]
         total = min(max(round((1 - here) * (end - prefix)), len(starts)), old + end - start)
-        counts = selection.counts(entries, starts, end, total)
-        if learned:
-            chosen = torch.arange(end - start - counts[-1], end - start, device=device)
-        else:
-            chosen = candidates(entries, selection.keep(entries, starts, end, total, counts), old, 2.0)
-        raw = adapter.config.lora_rank == 0 or (not learned and rng.random() < config.raw_share)
-        nexus.append(start + chosen[:0] if raw else start + chosen)
-        rows = torch.cat((torch.arange(old, device=device), old + chosen))
-        entries = [Entries(e.positions[..., rows], e.scores[..., rows]) for e in entries]
         if learned:  # a segment's last Nexus token is dropped last
             entries = [
                 Entries(e.positions, torch.cat((e.scores[..., :old], e.scores[..., old:].sort().values), -1))
                 for e in entries
             ]
+        counts = selection.counts(entries, starts, end, total)
+        selected = selection.keep(entries, starts, end, total, counts)
+        if learned:
+            chosen = torch.arange(end - start - counts[-1], end - start, device=device)
+        else:
+            chosen = candidates(entries, selected, old, rng.choice(CANDIDATES))
+        raw = adapter.config.lora_rank == 0 or (not learned and rng.random() < config.raw_share)
+        nexus.append(start + chosen[:0] if raw else start + chosen)
         memory = []
-        for layer, index in enumerate(selection.keep(entries, starts, end, total, counts)):
+        for layer, index in enumerate(selected):
             entry = entries[layer]
             memory.append(
                 Entries(entry.positions.gather(-1, index[None]), entry.scores.gather(-1, index[None]))

@@ -79,7 +79,7 @@ def candidates(entries: Sequence[Scored], kept: Sequence[Tensor], old: int, shar
     Args:
         entries: `old` memory entries, then the newest segment's.
         kept: what each layer and head would keep of them. Each (G, n)
-        share: candidates per entry of the head that keeps most.
+        share: candidates per entry that the head which keeps most has of the segment.
 
     Returns:
         offsets into the segment, ascending. (N,)

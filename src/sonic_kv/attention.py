@@ -58,38 +58,6 @@ class Rope:
             inv_freq = getattr(rotary, f"{layer_type}_inv_freq", None)
             self._inv_freq.append(rotary.inv_freq if inv_freq is None else inv_freq)
 
-    @torch.no_grad()
-    def verify(self, base: PreTrainedModel) -> None:
-        """Check that stored keys turn as this class turns them.
-
-        A token that is alone attends to itself only, wherever it stands: in every layer its value is
-        the same at each position, and its key differs by the rotation and nothing else.
-
-        Raises:
-            UnsupportedModelError: they do not (interleaved halves, ALiBi, layers without positions, …).
-            NumericalError: they are NaN.
-        """
-        vocabulary = base.get_input_embeddings().weight.shape[0]
-        ids = torch.arange(1, 5, device=base.device)[:, None] * (vocabulary // 5)
-        caches = []
-        for position in (0, 5):
-            cache = DynamicCache()
-            base(ids, position_ids=torch.full_like(ids, position), past_key_values=cache, use_cache=True)
-            caches.append(cache)
-        for number, (here, there) in enumerate(zip(caches[0].layers, caches[1].layers, strict=True)):
-            moved = self.rotate(number, here.keys, torch.tensor(5))
-            for found, expected in ((there.keys, moved), (there.values, here.values)):
-                if bool(expected.isnan().any()):
-                    raise NumericalError(
-                        f"the weights of {type(base).__name__} hold NaN: load or train it again"
-                    )
-                tolerance = 16 * torch.finfo(found.dtype).eps * float(expected.abs().max())
-                if not bool(((found - expected).abs() <= tolerance).all()):
-                    raise UnsupportedModelError(
-                        f"{type(base).__name__} encodes positions in its own way (layer {number}): "
-                        "its stored keys are not rotated half by half, and could not be moved"
-                    )
-
     def rotate(self, layer: int, keys: Tensor, shift: Tensor) -> Tensor:
         """Move keys by `shift` positions, rotated in fp32.
 
@@ -193,6 +161,19 @@ class Observed:
         return masked_attention(query, key, value, mask, **options)
 
 
+@dataclass
+class _Witness:
+    """Notes which layers use the registered attention."""
+
+    layers: set[int] = field(default_factory=set)
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
+    ) -> Tensor:
+        self.layers.add(module.layer_idx)
+        return masked_attention(query, key, value, mask, **options)
+
+
 def masked_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float, softcap: float | None
 ) -> Tensor:
@@ -226,16 +207,65 @@ def _forward(
     scaling: float,
     dropout: float = 0.0,
     softcap: float | None = None,
-    sonic: OnePass | Observed | None = None,
+    sonic: OnePass | Observed | _Witness | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The attention function as transformers calls it; `sonic` comes through the forward's kwargs."""
+    if s_aux is not None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has learned attention sinks, which sonic-kv cannot compute"
+        )
     options: dict[str, Any] = {"scale": scaling, "softcap": softcap}
     if sonic is None:
         output = masked_attention(query, key, value, attention_mask, **options)
     else:
         output = sonic.attend(module, query, key, value, attention_mask, **options)
     return output.transpose(1, 2).contiguous(), None  # (B, Q, H, D)
+
+
+@torch.no_grad()
+def verify(base: PreTrainedModel, rope: Rope, kv_heads: int, head_dim: int) -> None:
+    """Check on four single tokens that this module knows how the model attends and where keys stand.
+
+    A token that is alone attends to itself only, wherever it stands: in every layer its value is the
+    same at each position, and its key differs by the rotation and nothing else.
+
+    Raises:
+        UnsupportedModelError: another attention, interleaved rotations, ALiBi, layers without positions …
+        NumericalError: the keys are NaN.
+    """
+    name = type(base).__name__
+    ids = torch.arange(1, 5, device=base.device)[:, None] * (base.get_input_embeddings().weight.shape[0] // 5)
+    here, there, witness = DynamicCache(), DynamicCache(), _Witness()
+    base(ids, position_ids=torch.full_like(ids, 5), past_key_values=there, use_cache=True)
+    mask = torch.ones(4, 1, 1, 1, dtype=torch.bool, device=base.device)
+    with sonic_attention(base):
+        call: dict[str, Any] = {"past_key_values": here, "use_cache": True, "sonic": witness}
+        try:
+            base(ids, position_ids=torch.zeros_like(ids), attention_mask=mask, **call)
+        except (TypeError, ValueError, RuntimeError, KeyError):
+            witness.layers.clear()
+    if len(witness.layers) != base.config.get_text_config().num_hidden_layers:
+        raise UnsupportedModelError(f"{name} has an attention of its own: transformers cannot exchange it")
+    for number, (first, second) in enumerate(zip(here.layers, there.layers, strict=True)):
+        if first.keys.isnan().any() or second.values.isnan().any():
+            raise NumericalError(f"the weights of {name} hold NaN: load or train it again")
+        same = first.keys.shape == first.values.shape == (4, kv_heads, 1, head_dim)
+        if not (
+            same
+            and _close(second.keys, rope.rotate(number, first.keys, torch.tensor(5)))
+            and _close(second.values, first.values)
+        ):
+            raise UnsupportedModelError(
+                f"{name} encodes positions in its own way (layer {number}): its stored keys are not rotated half "
+                "by half, and could not be moved"
+            )
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    tolerance = 16 * torch.finfo(found.dtype).eps * float(expected.abs().max())
+    return bool(((found - expected).abs() <= tolerance).all())
 
 
 def respect_softcap(base: PreTrainedModel) -> None:

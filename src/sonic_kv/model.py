@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint, head_dim, kv_heads
-from sonic_kv.attention import Observed, OnePass, Probe, Rope, respect_softcap, sonic_attention
+from sonic_kv.attention import Observed, OnePass, Probe, Rope, respect_softcap, sonic_attention, verify
 from sonic_kv.cache import ReadCache, SessionCache
 from sonic_kv.errors import ContextLengthError, FileError, ModelError, UnsupportedModelError
 from sonic_kv.layout import Layout, own_segment
@@ -40,13 +40,13 @@ class SonicModel:
         self.rope = Rope(base)
         respect_softcap(base)
         self.base = base.eval()
-        self.rope.verify(base)
         self.tokenizer = tokenizer
         self.adapter = adapter
         self.format = ChatFormat(tokenizer)
         self.num_layers: int = self.config.num_hidden_layers
         self.num_heads: int = kv_heads(self.config)
         self.head_dim: int = head_dim(self.config)
+        verify(base, self.rope, self.num_heads, self.head_dim)
         self.max_length: int = self.config.max_position_embeddings
         self.sliding_window = _sliding_window(self.config)
 

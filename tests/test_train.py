@@ -160,10 +160,16 @@ def test_attention_target_ignores_queries_inside_the_history() -> None:
     paid[0, 0, 0, 1] = 1.0  # query at 2, still in the history
     paid[0, 0, 1, 2] = 0.25
     paid[0, 0, 2, 2] = paid[0, 0, 2, 3] = 0.5
-    target = losses.attention_target(paid, torch.tensor([2, 4, 5]), boundary=4, start=1, reduce="max")
+    target = losses.attention_target(
+        paid, torch.tensor([2, 4, 5]), boundary=4, start=1, reduce="max", power=1.0
+    )
     assert target[0].tolist() == [0.0, 0.5, 0.5]
-    mean = losses.attention_target(paid, torch.tensor([2, 4, 5]), boundary=4, start=1, reduce="mean")
+    mean = losses.attention_target(
+        paid, torch.tensor([2, 4, 5]), boundary=4, start=1, reduce="mean", power=1.0
+    )
     assert mean[0].tolist() == pytest.approx([0.0, 0.6, 0.4])
+    sharp = losses.attention_target(paid, torch.tensor([2, 4, 5]), 4, 1, reduce="mean", power=2.0)
+    assert sharp[0].tolist() == pytest.approx([0.0, 9 / 13, 4 / 13])
 
 
 def test_distillation_is_zero_for_equal_logits_and_mixes_both_directions() -> None:

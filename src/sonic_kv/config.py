@@ -169,6 +169,7 @@ class TrainConfig:
     importance_weight: float = option(1.0, "weight of the scorer's attention-guided loss; 0: off")
     importance_queries: int = option(64, "later queries sampled per dialogue as the scorer's target")
     importance_target: Literal["max", "mean"] = option("max", "largest or mean attention of later queries")
+    importance_power: float = option(1.0, "power of that attention: above 1, peaks count more")
     bf16: bool = option(True, "bf16 autocast")
     seed: int = option(0, "seed of data, budgets and initialisation")
     log_every: int = option(10, "steps between lines of log.jsonl")
@@ -178,6 +179,7 @@ class TrainConfig:
         require(0.0 <= self.data_share <= 1.0, f"data_share={self.data_share} is outside [0, 1]")
         require(0.0 <= self.ratio_min <= self.ratio_max < 1.0, "ratios need 0 <= ratio_min <= ratio_max < 1")
         require(0.0 <= self.forward_kl <= 1.0, f"forward_kl={self.forward_kl} is outside [0, 1]")
+        require(self.importance_power > 0.0, f"importance_power={self.importance_power} must be above 0")
         require(0.0 <= self.raw_share <= 1.0, f"raw_share={self.raw_share} is outside [0, 1]")
         for name in ("max_steps", "batch_size", "log_every", "save_every", "importance_queries"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")

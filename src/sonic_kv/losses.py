@@ -23,7 +23,9 @@ def distillation(student: Tensor, teacher: Tensor, forward_share: float) -> Tens
     return (forward_share * forward + (1.0 - forward_share) * reverse).mean()
 
 
-def attention_target(paid: Tensor, queries: Tensor, boundary: int, start: int, reduce: str) -> Tensor:
+def attention_target(
+    paid: Tensor, queries: Tensor, boundary: int, start: int, reduce: str, power: float
+) -> Tensor:
     """What queries after `boundary` attend to in the history, as a distribution.
 
     Args:
@@ -32,12 +34,13 @@ def attention_target(paid: Tensor, queries: Tensor, boundary: int, start: int, r
         boundary: the history ends here.
         start: the history starts here (the prefix is always kept).
         reduce: "max" (the largest later query and head: planted facts) or "mean" (their mass).
+        power: above 1, what is looked at hard by few counts more than what many glance at.
 
     Returns:
         (G, boundary - start), rows sum to 1
     """
     later = paid[:, :, queries >= boundary, start:boundary].flatten(1, 2)  # (G, R·Q', S')
-    mass = later.amax(1) if reduce == "max" else later.mean(1)
+    mass = (later.amax(1) if reduce == "max" else later.mean(1)) ** power
     return mass / mass.sum(-1, keepdim=True).clamp_min(1e-9)
 
 

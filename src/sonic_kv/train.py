@@ -96,7 +96,9 @@ def importance_loss(
             continue
         distance = (end - torch.arange(start, end, device=raw[0].device)).expand(raw[0].shape[0], -1)
         scores = [s[:, start:end] + adapter.scorer.recency(n, distance) for n, s in enumerate(raw)]
-        targets = [losses.attention_target(p, teacher.queries, end, start, reduce) for p in teacher.paid]
+        targets = [
+            losses.attention_target(p, teacher.queries, end, start, reduce, power) for p in teacher.paid
+        ]
         found.append(losses.importance(scores, targets))
     return torch.stack(found).mean()
 

@@ -188,7 +188,7 @@ def test_scorer_learns_without_touching_the_lora() -> None:
     ends = segment_ends(encoded, 16, 40)[:2]
     ids = torch.tensor(encoded.token_ids)
     teacher = run_teacher(model, ids, torch.arange(ends[0], len(ids)))
-    importance_loss(model.adapter, teacher, encoded.prefix_length, ends, "mean").backward()
+    importance_loss(model.adapter, teacher, encoded.prefix_length, ends, "mean", 1.0).backward()
     for name, weight in model.adapter.named_parameters():
         assert (weight.grad is not None) == name.startswith("scorer."), name
 

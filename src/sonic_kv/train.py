@@ -86,7 +86,7 @@ def run_teacher(model: SonicModel, token_ids: Tensor, queries: Tensor) -> Teache
 
 
 def importance_loss(
-    adapter: Adapter, teacher: Teacher, start: int, ends: Sequence[int], reduce: str
+    adapter: Adapter, teacher: Teacher, start: int, ends: Sequence[int], reduce: str, power: float
 ) -> Tensor:
     """`losses.importance` at every boundary that queries follow."""
     found = []
@@ -279,7 +279,12 @@ class Trainer:
             teacher = run_teacher(model, ids, queries)
             if config.importance_weight:
                 loss = importance_loss(
-                    adapter, teacher, encoded.prefix_length, ends, config.importance_target
+                    adapter,
+                    teacher,
+                    encoded.prefix_length,
+                    ends,
+                    config.importance_target,
+                    config.importance_power,
                 )
                 (loss * config.importance_weight / batch_size).backward()
                 found["importance"] = loss.item()

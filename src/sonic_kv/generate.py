@@ -141,11 +141,10 @@ class Detokenizer:
         if new:
             self._context, self._read = self._read, len(self._ids)
         self._held += new
-        for stop in self._stop:
-            at = self._held.find(stop)
-            if at >= 0:
-                self.stopped = True
-                self._held = self._held[:at]
+        found = [at for at in map(self._held.find, self._stop) if at >= 0]
+        if found:  # several may end with the same token: the reply ends where the first begins
+            self.stopped = True
+            self._held = self._held[: min(found)]
         keep = 0
         if not (final or self.stopped):
             sizes = range(min(self._longest, len(self._held)), 0, -1)

@@ -128,7 +128,7 @@ def test_absolute_limit_counts_the_whole_cache(
 @st.composite
 def shares(draw: st.DrawFn) -> tuple[list[float], list[int], int, int]:
     number = draw(st.integers(1, 8))
-    weights = draw(st.lists(st.floats(0, 1e6) | st.just(0.0), min_size=number, max_size=number))
+    weights = draw(st.lists(st.floats(1e-9, 1e6) | st.just(0.0), min_size=number, max_size=number))
     capacity = draw(st.lists(st.integers(0, 40), min_size=number, max_size=number))
     return weights, capacity, draw(st.integers(0, 400)), draw(st.integers(0, 3))
 

@@ -14,7 +14,7 @@ from sonic_kv.config import AdapterConfig, Budget, SamplingConfig, SessionConfig
 from sonic_kv.errors import BudgetError, ConfigError
 
 RATIOS = st.floats(0.001, 0.999)
-SIZES = {"segments": 3, "prefix": 7, "open_length": 11, "bytes_per_entry": 100}
+SIZES = {"segments": 3, "prefix": 7, "bytes_per_entry": 100}
 
 
 # --- configuration ------------------------------------------------------------------------------
@@ -108,18 +108,15 @@ def test_no_limit_has_no_target(budget: Budget) -> None:
     assert target_entries(budget, history=100, **SIZES) is None
 
 
-@given(st.integers(1, 500), st.integers(0, 50), st.integers(0, 50), st.booleans())
-def test_absolute_limit_counts_the_whole_cache(
-    limit: int, prefix: int, open_length: int, in_bytes: bool
-) -> None:
+@given(st.integers(1, 500), st.integers(0, 50), st.booleans())
+def test_absolute_limit_counts_prefix_and_memory(limit: int, prefix: int, in_bytes: bool) -> None:
     budget = Budget(max_bytes=limit * 100 + 99) if in_bytes else Budget(max_entries=limit)
-    sizes = {**SIZES, "prefix": prefix, "open_length": open_length}
+    sizes = {**SIZES, "prefix": prefix}
     if limit <= prefix:
         with pytest.raises(BudgetError, match="raise the budget"):
             target_entries(budget, history=1000, **sizes)
         return
-    kept = target_entries(budget, history=1000, **sizes)
-    assert kept == max(limit - prefix - open_length, 0)
+    assert target_entries(budget, history=1000, **sizes) == limit - prefix
 
 
 # --- allocate -----------------------------------------------------------------------------------

@@ -339,6 +339,26 @@ def test_lowering_the_budget_does_not_run_the_model(positions: Any, monkeypatch:
     assert chat.stats.memory < memory
 
 
+@pytest.mark.parametrize("budget", [HALF, Budget(max_entries=60), Budget(max_bytes=40_000)])
+def test_setting_the_same_budget_again_changes_nothing(budget: Budget) -> None:
+    """Also while a segment is open, which comes on top until it is closed."""
+    chat = talk(tiny_model(), budget)
+    chat.extend([{"role": "user", "content": "still open, and rather long"}])
+    before = state(chat)
+    chat.set_budget(budget)
+    assert_same(before, state(chat))
+
+
+def test_a_budget_after_none_takes_hold_when_the_dialogue_is_next_closed() -> None:
+    chat = talk(tiny_model(), Budget())
+    chat.set_budget(Budget(compression_ratio=0.9))
+    assert chat.stats.memory == 0
+    chat.extend(DIALOGUE[6:])
+    stats = chat.stats
+    assert stats.memory == pytest.approx(0.1 * sum(s.tokens for s in stats.segments), abs=1)
+    assert stats.entries < 0.4 * stats.logical_tokens
+
+
 def test_raising_the_budget_brings_nothing_back_and_holds_from_then_on() -> None:
     chat = talk(tiny_model(), Budget(compression_ratio=0.9))
     before = [tensor.clone() for tensor in tensors(chat.cache)]

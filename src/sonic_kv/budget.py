@@ -11,12 +11,13 @@ from sonic_kv.errors import BudgetError
 
 
 def target_entries(
-    budget: Budget, *, history: int, segments: int, prefix: int, open_length: int, bytes_per_entry: int
+    budget: Budget, *, history: int, segments: int, prefix: int, bytes_per_entry: int
 ) -> int | None:
     """Memory entries (per layer and KV head) that `budget` allows; None if it sets no limit.
 
     A ratio counts the compressible history only and keeps at least one entry a segment. The
-    absolute limits count the whole cache: prefix, memory and the raw open segment.
+    absolute limits count prefix and memory, which are the whole cache right after a segment is closed;
+    the raw open segment comes on top until it is closed itself.
 
     Args:
         history: raw tokens of all closed segments.
@@ -39,7 +40,7 @@ def target_entries(
         raise BudgetError(
             f"{name} holds {limit} entries, and the prefix alone has {prefix}: raise the budget"
         )
-    return max(limit - prefix - open_length, 0)
+    return limit - prefix
 
 
 def allocate(weights: Sequence[float], capacity: Sequence[int], total: int, floor: int = 1) -> list[int]:

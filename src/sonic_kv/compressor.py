@@ -56,7 +56,7 @@ class Compressor:
             segment_starts=(*old.segment_starts, old.closed),
             closed=old.closed + length,
         )
-        total = self._target(cache, lengths, budget, open_length=0)
+        total = self._target(lengths, budget)
         scores = self.importance.scores(cache, token_ids)
         everything = [self._with_open(cache, layer, scores[layer]) for layer in range(self.model.num_layers)]
         if total is None or total >= lengths.memory:
@@ -81,7 +81,7 @@ class Compressor:
         Raises:
             BudgetError: the budget cannot hold the prefix.
         """
-        total = self._target(cache, cache.lengths, budget, open_length=cache.open_length)
+        total = self._target(cache.lengths, budget)
         if total is not None and total < cache.lengths.memory:
             memory = cache.memory()
             kept, _ = self._select(memory, cache.lengths, total)
@@ -91,13 +91,12 @@ class Compressor:
         """Bytes of one memory entry over all layers and KV heads, bookkeeping included."""
         return self.model.bytes_per_token + 8 * self.model.num_layers * self.model.num_heads
 
-    def _target(self, cache: SessionCache, lengths: Lengths, budget: Budget, open_length: int) -> int | None:
+    def _target(self, lengths: Lengths, budget: Budget) -> int | None:
         return target_entries(
             budget,
             history=lengths.closed - lengths.prefix,
             segments=len(lengths.segment_starts),
             prefix=lengths.prefix,
-            open_length=open_length,
             bytes_per_entry=self.bytes_per_entry(),
         )
 

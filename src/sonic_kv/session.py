@@ -196,9 +196,14 @@ class ChatSession:
                     self._end_exchange()
 
     def set_budget(self, budget: Budget) -> None:
-        """Change the budget. A lower one takes effect at once and does not run the model.
+        """Change the budget. A lower one shrinks the memory at once and does not run the model.
 
+        The open segment follows when it is closed: with no budget before, that is the whole dialogue.
         What has been dropped does not come back: a higher budget holds for what is still to come.
+
+        Lowering in steps is lowering once, if heads choose over the whole history (`allocation="global"`).
+        It is compressing with the lower budget in the first place as far as one segment goes whose
+        candidates hold all that is kept; later segments were encoded with more memory in sight.
 
         Raises:
             BudgetError: it cannot hold the prefix.

@@ -16,7 +16,7 @@ import torch
 from tiny import DIALOGUE, tiny_model
 
 from sonic_kv import __version__, cli
-from sonic_kv.config import Budget, SessionConfig, TrainConfig
+from sonic_kv.config import Budget, ModelOptions, SessionConfig, TrainConfig
 from sonic_kv.errors import ConfigError
 from sonic_kv.flags import Parser, add_flags, build, given_flags, read_toml
 from sonic_kv.repl import Repl, parse_budget
@@ -245,7 +245,7 @@ def test_a_small_model_decodes_on_one_thread_unless_told(
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     found: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", found.append)
-    cli.load_for_decoding(cli.ModelOptions(model=str(model_folder)))
+    cli.load_for_decoding(ModelOptions(model=str(model_folder)))
     assert found == expected
 
 
@@ -291,7 +291,7 @@ def test_chat_text_is_what_the_session_answers(sonic: Any, model_folder: Path) -
     )
     _, call = cli.parse(["chat", "--model", str(model_folder), *CHAT])
     session = ChatSession(
-        cli.load_model(call.options(cli.ModelOptions)),
+        cli.load_model(call.options(ModelOptions)),
         call.options(Budget),
         "be brief",
         call.options(SessionConfig),

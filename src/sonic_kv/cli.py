@@ -12,20 +12,22 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from sonic_kv import __version__
 from sonic_kv.config import (
     AdapterConfig,
     BenchOptions,
     Budget,
+    ChatOptions,
+    DemoOptions,
+    ModelOptions,
+    OutputOptions,
     SamplingConfig,
     SessionConfig,
     SynthConfig,
     TrainConfig,
-    option,
 )
-from sonic_kv.demo import DemoOptions
 from sonic_kv.errors import ConfigError, FileError, SonicError
 from sonic_kv.flags import Given, Parser, add_flags, build, given_flags, nearest, read_toml
 
@@ -36,33 +38,6 @@ Options = TypeVar("Options")
 SMALL_MODEL = 20_000_000  # parameters
 INTERRUPTED = 130  # what shells report for Ctrl-C
 BROKEN_PIPE = 141  # and for a reader that has gone
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which model, and where it runs."""
-
-    model: str | None = option(None, "base model: path or hub id; none: the default model")
-    adapter: str | None = option(None, "adapter: path or hub id; none: the one beside the model, if any")
-    device: str = option("cpu", "torch device")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = option(
-        None, "of the weights; none: as stored, on a CPU float32"
-    )
-
-
-@dataclass(frozen=True)
-class ChatOptions:
-    """The dialogue."""
-
-    system: str | None = option(None, "system prompt")
-    load: str | None = option(None, "go on with this saved session: it brings its system prompt and settings")
-
-
-@dataclass(frozen=True)
-class OutputOptions:
-    """Where the result goes."""
-
-    out: str | None = option(None, "file to write, compressed if it ends in .gz; none: standard output")
 
 
 @dataclass(frozen=True)

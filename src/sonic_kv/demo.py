@@ -13,34 +13,13 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from sonic_kv.config import Budget, SamplingConfig, SynthConfig, option, require
+from sonic_kv.config import Budget, DemoOptions, SamplingConfig, SynthConfig
 from sonic_kv.errors import DataError
 from sonic_kv.human import bytes_text, percent_text, table
 
 if TYPE_CHECKING:
     from sonic_kv.model import SonicModel
     from sonic_kv.segments import Message
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """What is replayed."""
-
-    dialogue: str | None = option(
-        None, 'JSONL file, {"messages": [{"role", "content"}, ...]} a line; none: synthetic dialogues'
-    )
-    dialogues: int = option(4, "how many dialogues; the first is shown in full")
-    exchanges: int = option(28, "exchanges of each synthetic dialogue")
-    seed: int = option(0, "seed of the synthetic dialogues")
-    ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios to compare")
-    max_new_tokens: int = option(32, "longest answer, in tokens")
-    html: str = option("demo.html", "page to write; an empty text: none")
-
-    def __post_init__(self) -> None:
-        for name in ("dialogues", "exchanges", "max_new_tokens"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        for ratio in self.ratios:
-            Budget(compression_ratio=ratio)
 
 
 @dataclass(frozen=True)

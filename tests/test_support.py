@@ -235,6 +235,17 @@ def test_missing_model_is_one_clear_error(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("make", "reason"), [(t5, "encoder-decoder"), (gpt2, "RoPE")])
+def test_unsupported_model_is_refused_by_its_folder_too(
+    make: Callable[[], Any], reason: str, tmp_path: Path
+) -> None:
+    make().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=reason) as caught:
+        SonicModel.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_folder_that_is_no_model_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot load model") as caught:
         SonicModel.from_pretrained(tmp_path)

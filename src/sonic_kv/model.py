@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint, head_dim, kv_heads
 from sonic_kv.attention import Observed, OnePass, Probe, Rope, respect_softcap, sonic_attention, verify
@@ -33,10 +33,7 @@ class SonicModel:
 
     def __init__(self, base: PreTrainedModel, tokenizer: Any, adapter: Adapter | None = None) -> None:
         self.config = base.config.get_text_config()
-        if base.config.is_encoder_decoder:
-            raise UnsupportedModelError(
-                f"{type(base).__name__} is an encoder-decoder model: only decoder-only models have a dialogue cache"
-            )
+        _refuse_encoder_decoder(base.config, type(base).__name__)
         self.rope = Rope(base)
         respect_softcap(base)
         self.base = base.eval()
@@ -72,6 +69,7 @@ class SonicModel:
         name = str(DEFAULT_MODEL if model is None else model)
         dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else None)
         try:
+            _refuse_encoder_decoder(AutoConfig.from_pretrained(name), f"model {name!r}")
             tokenizer = AutoTokenizer.from_pretrained(name)
             base = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto").to(device)
         except UnsupportedModelError:
@@ -253,6 +251,13 @@ class SonicModel:
             )
         logits: Tensor = output.logits
         return logits
+
+
+def _refuse_encoder_decoder(config: Any, name: str) -> None:
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"{name} is an encoder-decoder model: only decoder-only models have a dialogue cache"
+        )
 
 
 def _find_adapter(model: str, adapter: str | Path | None) -> Path | None:

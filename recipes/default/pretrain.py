@@ -144,8 +144,8 @@ class Mixture:
         return examples
 
     def synthetic(self, rng: random.Random, exchanges: int, budget: int, split: str = "train") -> Batch:
-        """Dialogues of up to `exchanges` exchanges, about `budget` tokens with padding."""
-        longest = rng.randint(max(2, exchanges // 2), exchanges)
+        """Dialogues of one length of up to `exchanges` exchanges, about `budget` tokens with padding."""
+        longest = rng.randint(max(2, exchanges // 6), exchanges)
         distance = 1 if rng.random() < 0.5 else rng.randint(1, max(1, longest - 2))
         examples: list[Example] = []
         width = 0

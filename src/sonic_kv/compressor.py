@@ -12,7 +12,7 @@ from sonic_kv.config import Budget, SessionConfig
 from sonic_kv.errors import ModelError
 from sonic_kv.importance import Importance, LearnedImportance, WindowImportance
 from sonic_kv.model import SonicModel
-from sonic_kv.selection import Selection, candidates
+from sonic_kv.selection import Selection, candidates, in_elastic_order
 
 
 class Compressor:
@@ -63,13 +63,13 @@ class Compressor:
             cache.replace_memory(everything, lengths, drop_open=True)
             return
         if self.learned_form:
-            everything = [_in_order(entry, old.memory) for entry in everything]
+            everything = [replace(e, scores=in_elastic_order(e.scores, old.memory)) for e in everything]
         kept, share = self._select(everything, lengths, total)
-        if self.learned_form:
-            rows = torch.arange(length - share, length, device=self.model.device)
-        else:
-            rows = candidates(everything, kept, old.memory, self.config.candidates)
         if self.reencode:
+            if self.learned_form:
+                rows = torch.arange(length - share, length, device=self.model.device)
+            else:
+                rows = candidates(everything, kept, old.memory, self.config.candidates)
             segment = len(lengths.segment_starts)
             encoded = self.model.reread(cache, token_ids, rows, encode=True, segment=segment)
             everything = _replace_rows(everything, old.memory + rows, encoded)
@@ -160,13 +160,6 @@ def _gather(entry: Memory, index: Tensor) -> Memory:
         entry.values.gather(2, wide),
         entry.positions.gather(-1, index),
         entry.scores.gather(-1, index),
-    )
-
-
-def _in_order(entry: Memory, old: int) -> Memory:
-    """Elastic order of learned Nexus tokens: a segment's last one is dropped last, in every head alike."""
-    return replace(
-        entry, scores=torch.cat((entry.scores[..., :old], entry.scores[..., old:].sort().values), -1)
     )
 
 

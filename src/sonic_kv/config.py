@@ -74,7 +74,7 @@ class SessionConfig:
         True, "re-encode kept entries with the adapter; off: plain selection, no extra forward"
     )
     candidates: float = option(
-        2.0, "candidates encoded per entry kept of a segment (at most the whole segment)"
+        1.0, "tokens re-encoded per entry that a head keeps of a segment, on average; the others stay raw"
     )
     window: int = option(16, "recent queries observed for importance when there is no adapter")
 

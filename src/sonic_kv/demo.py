@@ -28,6 +28,7 @@ class Method:
 
     name: str
     budget: Budget | None
+    adapted: bool = True  # off: without the adapter, entries are chosen by what recent queries look at
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,8 @@ def run(model: "SonicModel", options: DemoOptions) -> Result:
     """Replay every dialogue with every method; a progress bar on standard error."""
     from tqdm import tqdm
 
+    from sonic_kv.model import SonicModel
+
     dialogues = read(options)
     methods = [
         Method("full context", Budget()),
@@ -177,6 +180,11 @@ def run(model: "SonicModel", options: DemoOptions) -> Result:
             for ratio in options.ratios
         ),
     ]
+    if model.adapter is not None and options.ratios:
+        ratio = sorted(options.ratios)[len(options.ratios) // 2]
+        name = f"eviction {percent_text(ratio)}"  # the same entries, chosen by recent queries
+        methods.append(Method(name, Budget(compression_ratio=ratio), adapted=False))
+    plain = SonicModel(model.base, model.tokenizer)
     sampling = SamplingConfig(max_new_tokens=options.max_new_tokens)
     replays: list[list[Replay]] = [[] for _ in methods]
     warm_up = Dialogue(dialogues[0].messages[:4], {})  # so that the first method's time compares
@@ -185,7 +193,8 @@ def run(model: "SonicModel", options: DemoOptions) -> Result:
     with tqdm(total=total, desc="replaying", unit="dialogue", file=sys.stderr, disable=None) as progress:
         for dialogue in dialogues:
             for method, done in zip(methods, replays, strict=True):
-                done.append(replay(model, method, dialogue, sampling))
+                used = model if method.adapted else plain
+                done.append(replay(used, method, dialogue, sampling))
                 progress.update()
     parameters = sum(weight.numel() for weight in model.base.parameters())
     return Result(type(model.base).__name__, parameters, dialogues, methods, replays)

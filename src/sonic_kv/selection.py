@@ -1,5 +1,6 @@
 """Which entries are kept: from scores to indices, for a session and for training alike."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -79,15 +80,24 @@ def candidates(entries: Sequence[Scored], kept: Sequence[Tensor], old: int, shar
     Args:
         entries: `old` memory entries, then the newest segment's.
         kept: what each layer and head would keep of them. Each (G, n)
-        share: candidates per entry that the head which keeps most has of the segment.
+        share: candidates per entry that a head keeps of the segment, on average.
 
     Returns:
         offsets into the segment, ascending. (N,)
     """
     length = entries[0].positions.shape[-1] - old
-    votes, most = torch.zeros(length, device=kept[0].device), 0
+    votes, fresh = torch.zeros(length, device=kept[0].device), 0.0
     for entry, index in zip(entries, kept, strict=True):
         votes += torch.bincount(index[index >= old] - old, minlength=length)
         votes += entry.scores[0, :, old:].sigmoid().mean(0) / len(entries)  # decides ties
-        most = max(most, int((index >= old).sum(-1).max()))
-    return votes.topk(min(length, round(share * most))).indices.sort().values
+        fresh += float((index >= old).sum(-1).float().mean()) / len(entries)
+    return votes.topk(min(length, math.ceil(share * fresh))).indices.sort().values
+
+
+def in_elastic_order(scores: Tensor, old: int) -> Tensor:
+    """Scores for learned Nexus tokens: the newest segment's last one is dropped last, in every head alike.
+
+    Args:
+        scores: of `old` memory entries, then of the newest segment. (1, G, N)
+    """
+    return torch.cat((scores[..., :old], scores[..., old:].sort().values), dim=-1)

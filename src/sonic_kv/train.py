@@ -18,18 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sonic_kv import losses
+from sonic_kv import __version__, losses
 from sonic_kv.adapter import Adapter
 from sonic_kv.attention import Observed, Probe, sonic_attention
 from sonic_kv.cache import SessionCache
 from sonic_kv.config import AdapterConfig, SynthConfig, TrainConfig
 from sonic_kv.data.mixture import Mixture
-from sonic_kv.errors import ConfigError, NumericalError
+from sonic_kv.errors import ConfigError, FileError, NumericalError
 from sonic_kv.files import read_sealed, write_atomic, write_sealed
 from sonic_kv.layout import Layout, interleave, lifetimes
 from sonic_kv.model import SonicModel
 from sonic_kv.segments import Encoded, segment_ends
-from sonic_kv.selection import Selection, candidates
+from sonic_kv.selection import Selection, candidates, in_elastic_order
 
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
@@ -143,18 +143,16 @@ def draw_plan(
             for m, s in zip(memory, scores, strict=True)
         ]
         total = min(max(round((1 - here) * (end - prefix)), len(starts)), old + end - start)
-        if learned:  # a segment's last Nexus token is dropped last
-            entries = [
-                Entries(e.positions, torch.cat((e.scores[..., :old], e.scores[..., old:].sort().values), -1))
-                for e in entries
-            ]
+        everything = total == old + end - start  # a session then keeps the segment raw
+        if learned and not everything:
+            entries = [Entries(e.positions, in_elastic_order(e.scores, old)) for e in entries]
         counts = selection.counts(entries, starts, end, total)
         selected = selection.keep(entries, starts, end, total, counts)
         if learned:
             chosen = torch.arange(end - start - counts[-1], end - start, device=device)
         else:
             chosen = candidates(entries, selected, old, rng.choice(CANDIDATES))
-        raw = adapter.config.lora_rank == 0 or (not learned and rng.random() < config.raw_share)
+        raw = everything or (not learned and rng.random() < config.raw_share)
         nexus.append(start + chosen[:0] if raw else start + chosen)
         memory = []
         for layer, index in enumerate(selected):
@@ -163,13 +161,9 @@ def draw_plan(
                 Entries(entry.positions.gather(-1, index[None]), entry.scores.gather(-1, index[None]))
             )
             kept[layer].append(memory[-1].positions[0])
-    layout = interleave(length, prefix, ends, [n.cpu() for n in nexus], whole_segment=_whole_segment(adapter))
+    layout = interleave(length, prefix, ends, [n.cpu() for n in nexus], whole_segment=model.whole_segment)
     lifetime = [lifetimes(layout, [k.cpu() for k in ks]).to(device) for ks in kept]
     return Plan(Layout(**{k: v.to(device) for k, v in vars(layout).items()}), lifetime, ends)
-
-
-def _whole_segment(adapter: Adapter) -> bool:
-    return adapter.config.form == "learned" or adapter.config.scope == "segment"
 
 
 def distillation_loss(
@@ -224,7 +218,8 @@ class Trainer:
         self.step = 0
         self._options = {"train": asdict(config), "adapter": asdict(adapter), "synth": asdict(synth)}
         self._resume()
-        write_atomic(self.folder / "config.json", json.dumps(self._options, indent=1).encode())
+        written = {"sonic_kv": __version__, **self._options}
+        write_atomic(self.folder / "config.json", json.dumps(written, indent=1).encode())
 
     def run(self, progress: Callable[[dict[str, Any]], None] = lambda record: None) -> Path:
         """Train to `max_steps`; returns the adapter's path. `progress` gets every step's record."""
@@ -235,11 +230,10 @@ class Trainer:
             record["seconds"] = round(time.perf_counter() - start, 3)
             progress(record)
             if self.step % self.config.log_every == 0:
-                with open(self.folder / LOG, "a", encoding="utf-8") as log:
-                    log.write(json.dumps(record) + "\n")
+                self._log(record)
             if self.step % self.config.save_every == 0 or self.step == self.config.max_steps:
                 self._save()
-        notes = {"steps": self.step, **self._options}
+        notes = {"sonic_kv": __version__, "steps": self.step, **self._options}
         return self.adapter.eval().save(self.folder, self.model.fingerprint(), notes)
 
     def _train_step(self) -> dict[str, float]:
@@ -256,11 +250,11 @@ class Trainer:
             for name, value in self._backward(encoded, rng, len(batch)).items():
                 sums[name] = sums.get(name, 0.0) + value / len(batch)
             sums["tokens"] += len(encoded.token_ids)
-        if not all(math.isfinite(value) for value in sums.values()):
-            self._save_bad_batch(batch)
-        norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), config.grad_clip)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), config.grad_clip))
+        if not all(math.isfinite(value) for value in (norm, *sums.values())):
+            self._refuse(batch)
         self.optimizer.step()
-        return {**{name: round(value, 5) for name, value in sums.items()}, "grad_norm": round(float(norm), 4)}
+        return {**{name: round(value, 5) for name, value in sums.items()}, "grad_norm": round(norm, 4)}
 
     def _backward(self, encoded: Encoded, rng: random.Random, batch_size: int) -> dict[str, float]:
         """Accumulate one dialogue's gradients; returns its losses."""
@@ -297,10 +291,19 @@ class Trainer:
                     found["distillation"] = loss.item()
         return found
 
-    def _save_bad_batch(self, batch: list[Encoded]) -> None:
+    def _refuse(self, batch: list[Encoded]) -> None:
         path = self.folder / f"bad-step-{self.step + 1}.json"
         write_atomic(path, json.dumps([encoded.token_ids for encoded in batch]).encode())
-        raise NumericalError(f"the loss of step {self.step + 1} is not finite; its token ids are in {path}")
+        raise NumericalError(
+            f"loss or gradient of step {self.step + 1} is not finite; its token ids are in {path}"
+        )
+
+    def _log(self, record: dict[str, Any]) -> None:
+        try:
+            with open(self.folder / LOG, "a", encoding="utf-8") as log:
+                log.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise FileError(f"cannot write {self.folder / LOG}: {error.strerror}") from error
 
     def _save(self) -> None:
         tensors = {f"adapter.{name}": tensor for name, tensor in self.adapter.state_dict().items()}
@@ -314,7 +317,6 @@ class Trainer:
         """Continue from the folder's checkpoint, if there is one."""
         path = self.folder / CHECKPOINT
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
             return
         header, tensors = read_sealed(path, "checkpoint")
         if header["options"] != json.loads(json.dumps(self._options)):
@@ -334,6 +336,7 @@ class Trainer:
                 }
         log = self.folder / LOG
         if log.exists():  # lines that a killed run wrote after its last checkpoint will be written again
-            lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line]
+            text = log.read_text(encoding="utf-8")
+            lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may be torn
             kept = [line for line in lines if json.loads(line)["step"] <= self.step]
             write_atomic(log, "".join(line + "\n" for line in kept).encode())

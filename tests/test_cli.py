@@ -16,11 +16,11 @@ import torch
 from tiny import DIALOGUE, tiny_model
 
 from sonic_kv import __version__, cli
-from sonic_kv.config import Budget, ModelOptions, SessionConfig, TrainConfig
+from sonic_kv.config import DEFAULT_BUDGET, Budget, ModelOptions, SessionConfig, TrainConfig
 from sonic_kv.errors import ConfigError
 from sonic_kv.flags import Parser, add_flags, build, given_flags, read_toml
 from sonic_kv.repl import Repl, parse_budget
-from sonic_kv.session import DEFAULT_BUDGET, ChatSession
+from sonic_kv.session import ChatSession
 
 Ran = tuple[int, str, str]
 
@@ -491,11 +491,12 @@ def test_demo_replays_a_file_and_escapes_it(sonic: Any, model_folder: Path, tmp_
     )
     assert code == 0, error
     methods = json.loads(out)["methods"]
-    assert [method["recall"] for method in methods] == [None] * 5  # nobody said what is right
-    full, dropped, *compressed = (method["entries_after_exchange"][0][-1] for method in methods)
+    assert [method["recall"] for method in methods] == [None] * 6  # nobody said what is right
+    full, dropped, *compressed, eviction = (method["entries_after_exchange"][0][-1] for method in methods)
     assert dropped < full
     assert sorted(compressed, reverse=True) == compressed
     assert compressed[0] < full
+    assert eviction == compressed[1]  # the same number of entries
     assert "<script>" not in page.read_text(encoding="utf-8")
 
 

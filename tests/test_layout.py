@@ -11,6 +11,10 @@ from torch import Tensor
 from sonic_kv import layout as lay
 
 
+def visible(layout: lay.Layout, lifetime: Tensor) -> Tensor:
+    return lay.visible(layout, lifetime, lay.own_segment(layout)[:, None])
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of the one-pass forward, as a person would write it down."""
@@ -93,7 +97,7 @@ def test_everyone_sees_what_the_design_says_and_nothing_else(plan: Plan) -> None
     assert [
         *zip(layout.index[0].tolist(), layout.segment[0].tolist(), layout.nexus[0].tolist(), strict=True)
     ] == [(row.position, row.segment, row.nexus) for row in rows]
-    mask = lay.visible(layout, plan.lifetimes(layout))
+    mask = visible(layout, plan.lifetimes(layout))
     for head in range(mask.shape[1]):
         expected = [[plan.sees(head, query, column) for column in rows] for query in rows]
         assert mask[0, head].tolist() == expected
@@ -103,7 +107,7 @@ def test_everyone_sees_what_the_design_says_and_nothing_else(plan: Plan) -> None
 @given(plans())
 def test_nothing_sees_the_future(plan: Plan) -> None:
     layout = plan.layout()
-    mask = lay.visible(layout, plan.lifetimes(layout))[0].any(0)
+    mask = visible(layout, plan.lifetimes(layout))[0].any(0)
     for query, column in mask.nonzero().tolist():
         row, seen = plan.rows()[query], plan.rows()[column]
         if row.nexus and plan.whole:
@@ -125,8 +129,8 @@ def test_padding_changes_nothing_and_is_seen_by_nobody(batch: list[Plan]) -> Non
         alone = lay.Layout(
             *(getattr(padded, name)[row : row + 1] for name in lay.Layout.__dataclass_fields__)
         )
-        mask = lay.visible(alone, filled)
-        assert torch.equal(mask[:, :, :size, :size], lay.visible(single, alive))
+        mask = visible(alone, filled)
+        assert torch.equal(mask[:, :, :size, :size], visible(single, alive))
         assert not mask[:, :, :size, size:].any()
         assert mask.any(-1).all()  # every row sees something: softmax over nothing is NaN
 
@@ -159,20 +163,20 @@ def test_a_dropped_entry_stays_invisible() -> None:
     plan = Plan(7, 1, [3, 5], [[1, 2], []], [[[1, 2]], [[2, 4]]], whole=False)
     layout = plan.layout()
     assert plan.lifetimes(layout).tolist() == [[[lay.FOREVER, 1, 1, 2, 3, 2, 3, 3, 3]]]
-    mask = lay.visible(layout, plan.lifetimes(layout))[0, 0]
+    mask = visible(layout, plan.lifetimes(layout))[0, 0]
     assert mask[-1].nonzero()[:, 0].tolist() == [0, 4, 6, 7, 8]  # prefix, Nexus of 2, raw 4, own
     assert mask[5].nonzero()[:, 0].tolist() == [0, 3, 4, 5]  # segment 2 still saw both Nexus
 
 
 def test_layout_without_closed_segments_is_causal() -> None:
     layout = lay.interleave(5, 2, [], [])
-    mask = lay.visible(layout, lay.lifetimes(layout, []))
+    mask = visible(layout, lay.lifetimes(layout, []))
     assert torch.equal(mask[0, 0], torch.ones(5, 5, dtype=torch.bool).tril())
 
 
 @pytest.mark.parametrize("prefix", [0, 3])
 def test_default_lifetime_keeps_the_prefix_alone(prefix: int) -> None:
     layout = lay.interleave(prefix + 4, prefix, [prefix + 2], [torch.tensor([prefix])])
-    mask = lay.visible(layout, layout.default_lifetime()[:, None])[0, 0]
+    mask = visible(layout, layout.default_lifetime()[:, None])[0, 0]
     last = layout.index.shape[-1] - 1
     assert mask[last].nonzero()[:, 0].tolist() == [*range(prefix), last - 1, last]

@@ -715,3 +715,40 @@ def test_compact_positions_go_on_beyond_the_models_length() -> None:
     chat.extend([{"role": "user", "content": "y" * 150}])  # longer than the model at once
     assert chat.stats.logical_tokens > 300
     assert SHAPE["max_position_embeddings"] > chat.cache.next_position
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)]
+)
+def test_a_saved_session_continues_in_the_dtype_of_the_model_that_loads_it(
+    tmp_path: Path, saved: torch.dtype, loaded: torch.dtype
+) -> None:
+    first = tiny_model()
+    path = first.adapter.save(tmp_path, first.fingerprint())  # type: ignore[union-attr]
+
+    def model(dtype: torch.dtype) -> SonicModel:
+        base = tiny_base().to(dtype)
+        return SonicModel(base, tiny_tokenizer(), Adapter.load(base, path))
+
+    chat = ChatSession(
+        model(saved), Budget(compression_ratio=0.5), config=SessionConfig(min_segment_tokens=16)
+    )
+    chat.extend(DIALOGUE)
+    chat.save(tmp_path / "chat.safetensors")
+    again = ChatSession.load(model(loaded), tmp_path / "chat.safetensors")
+    assert all(layer.keys.dtype == loaded for layer in again.cache.layers)
+    again.send("and now?", SamplingConfig(max_new_tokens=3))
+    assert again.stats.segments[: len(chat.stats.segments)][0].tokens == chat.stats.segments[0].tokens
+
+
+@pytest.mark.parametrize("bad", [{"compression_ratio": "0.8"}, {"max_entries": True}, {"max_bytes": 1.5}])
+def test_a_budget_of_the_wrong_type_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(BudgetError):
+        Budget(**bad)
+
+
+def test_something_that_is_no_list_of_messages_is_refused() -> None:
+    chat = ChatSession(tiny_model())
+    for bad in (3, "hello"):
+        with pytest.raises(MessageError, match="list of messages"):
+            chat.extend(bad)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from tiny import DIALOGUE, random_adapter, tiny_base, tiny_model, tiny_tokenizer
 from sonic_kv import losses
 from sonic_kv.adapter import Adapter
 from sonic_kv.config import AdapterConfig, Budget, SessionConfig, SynthConfig, TrainConfig
-from sonic_kv.errors import ConfigError, DataError, NumericalError
+from sonic_kv.errors import ConfigError, DataError, FileError, NumericalError
 from sonic_kv.model import SonicModel
 from sonic_kv.segments import segment_ends
 from sonic_kv.session import ChatSession
@@ -200,6 +200,43 @@ def test_nan_loss_stops_with_the_batch_saved(tmp_path: Path) -> None:
     with pytest.raises(NumericalError, match="bad-step-1"):
         run.run()
     assert json.loads((tmp_path / "bad-step-1.json").read_text())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_adapter_is_touched(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    before = {name: weight.clone() for name, weight in run.adapter.named_parameters()}
+    run.adapter.scorer.log_rate.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NumericalError, match="loss or gradient of step 1"):
+        run.run()
+    assert all(torch.equal(before[name], weight) for name, weight in run.adapter.named_parameters())
+
+
+def test_a_torn_last_line_of_the_log_does_not_stop_resuming(tmp_path: Path) -> None:
+    trainer(tmp_path).run()
+    log = tmp_path / "log.jsonl"
+    lines = log.read_text()
+    log.write_text(lines + '{"step": 7, "tok')
+    trainer(tmp_path)
+    assert log.read_text() == lines
+
+
+def test_a_folder_that_cannot_be_written_fails_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot write"):
+        trainer(tmp_path / "file" / "run")
+
+
+def test_a_plan_that_keeps_a_whole_segment_keeps_it_raw() -> None:
+    base = tiny_base()
+    model = SonicModel(base, tiny_tokenizer(), random_adapter(base))
+    assert model.adapter is not None
+    encoded = model.format.encode(DIALOGUE)
+    ends = [end for end in segment_ends(encoded, 16, 40) if end < len(encoded.token_ids) - 1]
+    ids = torch.tensor(encoded.token_ids)
+    teacher = run_teacher(model, ids, torch.arange(ends[0], len(ids)))
+    config = TrainConfig(ratio_min=0.0, ratio_max=0.0, raw_share=0.0)
+    plan = draw_plan(model, model.adapter, teacher, encoded, ends, config, random.Random(0))
+    assert not plan.layout.nexus.any()
 
 
 def test_other_options_do_not_continue_a_run(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ class Adapter(nn.Module):
         """
         if self.config.form == "anchored":
             return anchors + self.embedding.to(anchors.dtype)
-        # distance classes double in width: 1, 2–3, 4–7, …
+        # classes double in width: segments 1, 2–3, 4–7, …
         turn = segment.clamp(min=1).float().log2().floor().long().clamp(max=self.config.turn_classes - 1)
         rows: Tensor = self.embedding + self.turn(turn)
         return rows.to(anchors.dtype)
@@ -221,7 +221,8 @@ class Adapter(nn.Module):
         """Identifies the weights, whatever their dtype and device."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().to("cpu", torch.float32).numpy().tobytes())
+            weights = tensor.detach().to("cpu", torch.bfloat16).flatten().view(torch.uint8)
+            digest.update(name.encode() + weights.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     @classmethod

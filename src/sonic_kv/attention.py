@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from sonic_kv.errors import NumericalError, UnsupportedModelError
-from sonic_kv.layout import PREFIX, Layout
+from sonic_kv.layout import PREFIX, Layout, visible
 
 NAME = "sonic_kv"
 ATTENTION_LAYERS = (None, "full_attention", "sliding_attention")
@@ -108,17 +108,11 @@ class OnePass:
     layout: Layout
     lifetime: Sequence[Tensor]  # per layer, (B, G, T)
     rope: Rope | None = None  # given: compact positions
-    probe: Probe | None = None
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, own: Tensor, **options: Any
     ) -> Tensor:
-        lifetime = self.lifetime[module.layer_idx]
-        segment = self.layout.segment
-        earlier = (segment[:, None, :] < segment[:, :, None])[:, None]  # (B, 1, T, T)
-        mask = own | (earlier & (segment[:, None, :, None] <= lifetime[:, :, None, :]))  # (B, G, T, T)
-        if self.probe is not None:
-            self.probe.observe(module.layer_idx, query, key, mask, options["scale"], options["softcap"])
+        mask = visible(self.layout, self.lifetime[module.layer_idx], own)
         if self.rope is None:
             return masked_attention(query, key, value, mask, **options)
         return self._attend_compact(module.layer_idx, query, key, value, mask, **options)

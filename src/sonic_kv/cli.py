@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from sonic_kv import __version__
 from sonic_kv.config import (
+    DEFAULT_BUDGET,
     AdapterConfig,
     BenchOptions,
     Budget,
@@ -30,6 +31,7 @@ from sonic_kv.config import (
 )
 from sonic_kv.errors import ConfigError, FileError, SonicError
 from sonic_kv.flags import Given, Parser, add_flags, build, given_flags, nearest, read_toml
+from sonic_kv.human import percent_text
 
 if TYPE_CHECKING:
     from sonic_kv.model import SonicModel
@@ -221,7 +223,8 @@ def _writing(path: str | None) -> AbstractContextManager[IO[str]]:
 COMMANDS = (
     Command(
         "chat",
-        "talk to a model; 80 % of the past is removed from its cache unless a budget says otherwise",
+        f"talk to a model; {percent_text(DEFAULT_BUDGET.compression_ratio or 0)} of the past is removed from its cache "
+        "unless a budget says otherwise",
         chat,
         {
             "model": ModelOptions,

@@ -39,22 +39,29 @@ class Budget:
     compression_ratio: float | None = option(
         None, "fraction of the compressible history's entries that is removed (0.8 keeps one fifth)"
     )
-    max_entries: int | None = option(None, "entries the cache may hold after a segment has been closed")
-    max_bytes: int | None = option(None, "bytes the cache may hold after a segment has been closed")
+    max_entries: int | None = option(
+        None, "entries (prefix and memory) the cache may hold once a segment is closed"
+    )
+    max_bytes: int | None = option(
+        None, "bytes (prefix and memory) the cache may hold once a segment is closed"
+    )
 
     def __post_init__(self) -> None:
         given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
         if len(given) > 1:
             raise BudgetError(f"a budget is one of {' or '.join(given)}, not both: leave one out")
         ratio = self.compression_ratio
-        if ratio is not None and not 0.0 <= ratio < 1.0:
+        if ratio is not None and not (isinstance(ratio, (int, float)) and 0.0 <= ratio < 1.0):
             raise BudgetError(
-                f"compression_ratio={ratio} is outside [0, 1): 0.8 keeps one fifth of the history"
+                f"compression_ratio={ratio!r} is outside [0, 1): 0.8 keeps one fifth of the history"
             )
         for name in ("max_entries", "max_bytes"):
             limit = getattr(self, name)
-            if limit is not None and not (isinstance(limit, int) and limit >= 1):
+            if limit is not None and not (type(limit) is int and limit >= 1):
                 raise BudgetError(f"{name}={limit!r} must be a whole number, at least 1")
+
+
+DEFAULT_BUDGET = Budget(compression_ratio=0.8)
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,9 @@ class SessionConfig:
     """How a session cuts its dialogue into segments and what it keeps of each."""
 
     min_segment_tokens: int = option(32, "exchanges are grouped until a segment has this many tokens")
-    max_segment_tokens: int = option(512, "a longer exchange is split into segments of this many tokens")
+    max_segment_tokens: int = option(
+        512, "with a budget, a longer exchange is split into segments of this many"
+    )
     positions: Positions = option(
         "original", "key positions of kept entries: the transcript's (original) or consecutive (compact)"
     )
@@ -132,7 +141,7 @@ class AdapterConfig:
     )
     lora_alpha: int = option(32, "LoRA scale is alpha / rank")
     scorer_hidden: int = option(64, "width of the importance scorer's hidden layer")
-    turn_classes: int = option(8, "distance classes of the turn embedding (learned form)")
+    turn_classes: int = option(8, "classes of the turn embedding (learned form): segments 1, 2–3, 4–7, …")
 
     def __post_init__(self) -> None:
         require(self.form in ("anchored", "learned"), f"form={self.form!r}: anchored or learned")
@@ -244,7 +253,9 @@ class ModelOptions:
     """Which model, and where it runs."""
 
     model: str | None = option(None, "base model: path or hub id; none: the default model")
-    adapter: str | None = option(None, "adapter: path or hub id; none: the one beside the model, if any")
+    adapter: str | None = option(
+        None, "adapter: path or hub id; none: the one in the model's local folder, if any"
+    )
     device: str = option("cpu", "torch device")
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
         None, "of the weights; none: as stored, on a CPU float32"

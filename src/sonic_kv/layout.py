@@ -123,7 +123,7 @@ def own_segment(layout: Layout) -> Tensor:
     return same & raw & (layout.index[:, None, :] <= layout.view[:, :, None])
 
 
-def visible(layout: Layout, lifetime: Tensor) -> Tensor:
+def visible(layout: Layout, lifetime: Tensor, own: Tensor) -> Tensor:
     """The hierarchical visibility mask: row q sees column k.
 
     A row sees its own segment (`own_segment`) and the columns of earlier segments that are still
@@ -131,10 +131,11 @@ def visible(layout: Layout, lifetime: Tensor) -> Tensor:
 
     Args:
         lifetime: (B, G, T)
+        own: `own_segment` of the layout, the same in all layers. (B, 1, T, T)
 
     Returns:
         (B, G, T, T) bool
     """
     earlier = layout.segment[:, None, :] < layout.segment[:, :, None]  # (B, T, T)
     alive = layout.segment[:, None, :, None] <= lifetime[:, :, None, :]  # (B, G, T, T)
-    return own_segment(layout)[:, None] | (earlier[:, None] & alive)
+    return own | (earlier[:, None] & alive)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def distillation(student: Tensor, teacher: Tensor, forward_share: float) -> Tensor:
@@ -59,8 +59,3 @@ def importance(scores: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         for score, target in zip(scores, targets, strict=True)
     ]
     return torch.stack(losses).mean()
-
-
-def cross_entropy(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """Negative log-likelihood of each next token, in nats. (T, V), (T,) → (T - 1,)"""
-    return nn.functional.cross_entropy(logits[:-1].float(), token_ids[1:], reduction="none")

@@ -59,7 +59,7 @@ class SonicModel:
         """Load a model by path or hub id; without a name, the default model that is shipped.
 
         Args:
-            adapter: folder, file or hub id; None: the adapter beside the model's weights, if any.
+            adapter: folder, file or hub id; None: the adapter beside the weights in a local folder, if any.
             dtype: of the weights; None: as stored, but float32 on a CPU.
 
         Raises:
@@ -194,14 +194,11 @@ class SonicModel:
             "use_cache": True,
             "sonic": None if probe is None else Observed(probe),
         }
-        with sonic_attention(self.base):
-            if not encode:
-                self.base.get_decoder()(inputs_embeds=embeddings, **call)
-                return reader
+        if encode:
             assert self.adapter is not None
-            rows = self.adapter.embed(embeddings, torch.full_like(ids, segment))
-            with self.adapter.attached():
-                self.base.get_decoder()(inputs_embeds=rows, **call)
+            embeddings = self.adapter.embed(embeddings, torch.full_like(ids, segment))
+        with self.adapter.attached() if self.adapter and encode else sonic_attention(self.base):
+            self.base.get_decoder()(inputs_embeds=embeddings, **call)
         return reader
 
     @property
@@ -217,7 +214,6 @@ class SonicModel:
         lifetime: Sequence[Tensor],
         *,
         compact: bool = False,
-        probe: Probe | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
         """The training forward: all segments and their Nexus tokens at once.
@@ -239,7 +235,7 @@ class SonicModel:
         if self.adapter is not None and bool(layout.nexus.any()):
             nexus = self.adapter.embed(embeddings, layout.segment)
             embeddings = torch.where(layout.nexus[..., None], nexus, embeddings)
-        plan = OnePass(layout, lifetime, self.rope if compact else None, probe)
+        plan = OnePass(layout, lifetime, self.rope if compact else None)
         with sonic_attention(self.base):
             output = self.base(
                 inputs_embeds=embeddings,

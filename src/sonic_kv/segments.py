@@ -20,6 +20,8 @@ _PROBES = ("probeone", "probetwo", "probethree", "probefour")
 
 def check_messages(messages: Sequence[Message]) -> None:
     """Raise `MessageError` unless `messages` is a dialogue: known roles, text contents, system first."""
+    if not isinstance(messages, (list, tuple)):
+        raise MessageError(f"a dialogue is a list of messages, not {type(messages).__name__}")
     if not messages:
         raise MessageError("the dialogue is empty: give at least one message")
     for i, message in enumerate(messages):
@@ -200,21 +202,16 @@ def _common_suffix(a: str, b: str, tokens: Sequence[str]) -> str:
     return a[start:]
 
 
-def segment_ends(
-    encoded: Encoded, min_segment_tokens: int, max_segment_tokens: int, length: int | None = None
-) -> list[int]:
+def segment_ends(encoded: Encoded, min_segment_tokens: int, max_segment_tokens: int) -> list[int]:
     """Transcript positions at which a session closes a segment, in order.
 
     A segment ends with an exchange, as soon as it has `min_segment_tokens`; one that reaches
     `max_segment_tokens` ends there, if more tokens come.
-
-    Args:
-        length: look only at the first `length` tokens of the dialogue.
     """
-    length = len(encoded.token_ids) if length is None else length
+    length = len(encoded.token_ids)
     ends: list[int] = []
     start = encoded.prefix_length
-    for end in [*(e for e in encoded.exchange_ends if e <= length), None]:
+    for end in [*encoded.exchange_ends, None]:
         while (length if end is None else end) - start > max_segment_tokens:
             start += max_segment_tokens
             ends.append(start)

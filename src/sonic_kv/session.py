@@ -12,14 +12,12 @@ from torch import Tensor
 from sonic_kv.adapter import check_fingerprint
 from sonic_kv.cache import Lengths, SessionCache
 from sonic_kv.compressor import Compressor
-from sonic_kv.config import Budget, SamplingConfig, SessionConfig
+from sonic_kv.config import DEFAULT_BUDGET, Budget, SamplingConfig, SessionConfig
 from sonic_kv.errors import AdapterError, FileError, MessageError, NumericalError
 from sonic_kv.files import read_sealed, write_sealed
 from sonic_kv.generate import detokenize, stream_generate
 from sonic_kv.model import SonicModel
 from sonic_kv.segments import Message, check_messages
-
-DEFAULT_BUDGET = Budget(compression_ratio=0.8)
 
 
 @dataclass(frozen=True)
@@ -202,8 +200,8 @@ class ChatSession:
         What has been dropped does not come back: a higher budget holds for what is still to come.
 
         Lowering in steps is lowering once, if heads choose over the whole history (`allocation="global"`).
-        It is compressing with the lower budget in the first place as far as one segment goes whose
-        candidates hold all that is kept; later segments were encoded with more memory in sight.
+        It equals compressing with the lower budget in the first place while one segment is closed and the
+        kept tokens were re-encoded in both; later segments were encoded with more memory in sight.
 
         Raises:
             BudgetError: it cannot hold the prefix.
@@ -296,7 +294,7 @@ class ChatSession:
                 # copies: the file's own storage must not stay open
                 names = ("keys", "values", "positions", "scores")
                 stored = [tensors[f"{number}.{name}"].to(model.device, copy=True) for name in names]
-                layer.update(*stored[:2])
+                layer.update(*(tensor.to(model.dtype) for tensor in stored[:2]))
                 layer.positions, layer.scores = stored[2:]
             lengths = header["lengths"]
             cache.lengths = Lengths(**dict(lengths, segment_starts=tuple(lengths["segment_starts"])))

@@ -6,7 +6,7 @@ from html import escape
 from math import ceil, log10
 from pathlib import Path
 
-from sonic_kv.demo import Answer, Result, Summary, exchanges, recall_text, summaries
+from sonic_kv.demo import Answer, Method, Result, Summary, exchanges, recall_text, summaries
 from sonic_kv.errors import FileError
 from sonic_kv.human import bytes_text
 from sonic_kv.segments import Message
@@ -54,18 +54,17 @@ footer { color: var(--soft); font-size: 14px; }
 """
 
 
-def _colours(number: int) -> tuple[list[str], list[str]]:
-    """Light and dark colours: slate for full context, ochre for none, blues by compression."""
-    sonic = max(number - 2, 1)
-    steps = [i / max(sonic - 1, 1) for i in range(number - 2)]
-    light = ["#4a5568", "#a86a12", *(f"hsl(214 80% {58 - 32 * step:.0f}%)" for step in steps)]
-    dark = ["#c3cad6", "#e0a94f", *(f"hsl(214 85% {56 + 28 * step:.0f}%)" for step in steps)]
-    return light, dark
-
-
-def _palette(number: int) -> str:
-    light, dark = ("".join(f"--m{i}: {c}; " for i, c in enumerate(side)) for side in _colours(number))
-    return f":root {{ {light}}} @media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}"
+def _palette(methods: Sequence[Method]) -> str:
+    """Slate for full context, ochre for no history, blues by compression, plum for eviction."""
+    light, dark, sonic = ["#4a5568", "#a86a12"], ["#c3cad6", "#e0a94f"], 0
+    number = max(sum(method.adapted for method in methods) - 3, 1)  # steps between the blues
+    for method in methods[2:]:
+        step = sonic / number
+        light.append(f"hsl(214 80% {58 - 32 * step:.0f}%)" if method.adapted else "#8a2f6b")
+        dark.append(f"hsl(214 85% {56 + 28 * step:.0f}%)" if method.adapted else "#e08ac4")
+        sonic += method.adapted
+    sides = ("".join(f"--m{i}: {c}; " for i, c in enumerate(side)) for side in (light, dark))
+    return ":root {{ {}}} @media (prefers-color-scheme: dark) {{ :root {{ {}}} }}".format(*sides)
 
 
 def bars(title: str, rows: Sequence[tuple[str, float, str]], top: float) -> str:
@@ -216,7 +215,7 @@ def page(result: Result) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>sonic-kv demo</title>
-<style>{STYLE}{_palette(len(names))}</style>
+<style>{STYLE}{_palette(result.methods)}</style>
 </head>
 <body>
 <main>

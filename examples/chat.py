@@ -12,7 +12,7 @@ TURNS = [
 
 
 def main() -> None:
-    chat = ChatSession(SonicModel.from_pretrained(), budget=Budget(compression_ratio=0.8))
+    chat = ChatSession(SonicModel.from_pretrained(), budget=Budget(compression_ratio=0.5))
     for turn in TURNS:
         print(f"user:      {turn}\nassistant: ", end="")
         for piece in chat.stream(turn):

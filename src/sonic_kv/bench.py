@@ -71,10 +71,17 @@ def bench(model: SonicModel, options: BenchOptions) -> list[Paired]:
     segment = ids[-options.segment :]
     open_cache = cache.fork()
     model.feed(open_cache, segment)
-    encoded = min(options.segment, round(config.candidates * (1 - options.ratio) * options.segment))
 
-    def close() -> None:
-        compressor.close(open_cache.fork(), segment, budget)
+    def close() -> SessionCache:
+        closed = open_cache.fork()
+        compressor.close(closed, segment, budget)
+        return closed
+
+    newest = close().layers
+    start = cache.logical_length  # where the segment starts: what of it is kept has later positions
+    nexus = round(
+        sum(float((layer.positions >= start).sum(-1).float().mean()) for layer in newest) / len(newest)
+    )
 
     def decode(store: SessionCache | DynamicCache) -> None:
         position = options.history
@@ -95,9 +102,9 @@ def bench(model: SonicModel, options: BenchOptions) -> list[Paired]:
 
     return [
         paired(
-            f"closing {options.segment} tokens / prefilling {encoded}",
+            f"closing {options.segment} tokens / prefilling the {nexus} entries kept of them",
             close,
-            lambda: model.feed(cache.fork(), segment[:encoded]),
+            lambda: model.feed(cache.fork(), segment[: max(nexus, 1)]),
             options.repetitions,
         ),
         paired(

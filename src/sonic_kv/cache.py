@@ -165,7 +165,7 @@ class SessionCache(Cache):
 
 
 class _ReadLayer(DynamicLayer):
-    """Shows a layer's entries to new rows and keeps the rows' own keys and values apart."""
+    """Shows a layer's entries to new rows, which do not see each other, and keeps the rows' own apart."""
 
     def __init__(self, source: SessionLayer) -> None:
         super().__init__()
@@ -175,10 +175,7 @@ class _ReadLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
         self.keys, self.values, self.is_initialized = key_states, value_states, True
-        return (
-            torch.cat((self._source.keys, key_states), dim=2),
-            torch.cat((self._source.values, value_states), dim=2),
-        )
+        return self._source.keys, self._source.values
 
     def get_seq_length(self, *_: object) -> int:
         return self._source.stored

@@ -174,7 +174,7 @@ class SonicModel:
             offsets: which of them, ascending. (N,)
             encode: with the adapter: the rows are Nexus tokens.
             segment: number of the open segment, from 1.
-            probe: records what the rows attend to; the columns are the cache's, then the rows.
+            probe: records what the rows attend to; the columns are the cache's.
 
         Returns:
             a cache whose layers hold the rows' own keys and values. (1, G, N, D)
@@ -185,7 +185,7 @@ class SonicModel:
         first = cache.open_start()
         columns = torch.arange(cache.stored, device=self.device)
         seen = columns < cache.stored if whole else columns <= first + offsets[:, None]
-        mask = torch.nn.functional.pad(seen.expand(len(offsets), -1), (0, len(offsets)))[None, None]
+        mask = seen.expand(len(offsets), -1)[None, None]  # (1, 1, N, S)
         reader = ReadCache(cache)
         call = {
             "attention_mask": mask,

@@ -7,6 +7,7 @@ taken pair by pair: what the machine does meanwhile slows both.
 import statistics
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import asdict, dataclass
 
 import torch
@@ -54,7 +55,7 @@ def paired(
 
 @torch.no_grad()
 def bench(model: SonicModel, options: BenchOptions) -> list[Paired]:
-    """Closing against prefilling as many tokens as are encoded; decoding against a plain cache."""
+    """Closing against prefilling as many tokens as entries are kept of it; decoding against a plain cache."""
     generator = torch.Generator().manual_seed(options.seed)
     ids = torch.randint(
         model.config.vocab_size, (options.history + options.segment,), generator=generator
@@ -94,10 +95,13 @@ def bench(model: SonicModel, options: BenchOptions) -> list[Paired]:
             )
             position += 1
 
+    filled = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        filled.update(layer.keys, layer.values, number)
+
     def plain() -> DynamicCache:
-        store = DynamicCache()
-        for number, layer in enumerate(cache.layers):
-            store.update(layer.keys, layer.values, number)
+        store = DynamicCache()  # shares tensors, as a fork does: copying them is no part of decoding
+        store.layers = [copy(layer) for layer in filled.layers]
         return store
 
     return [

@@ -13,6 +13,8 @@ from sonic_kv.config import SamplingConfig
 from sonic_kv.errors import ConfigError, NumericalError
 from sonic_kv.model import SonicModel
 
+NAN_LOGITS = "the model produced NaN logits: its weights are damaged or its dtype overflows"
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -40,7 +42,7 @@ def sample(logits: Tensor, sampling: SamplingConfig, generator: torch.Generator 
     """
     best = logits.max(-1, keepdim=True).values  # NaN if any is
     if not bool(best.isfinite().all()):
-        raise NumericalError("the model produced NaN logits: its weights are damaged or its dtype overflows")
+        raise NumericalError(NAN_LOGITS)
     if sampling.temperature == 0.0:
         return logits.argmax(-1)
     # the best is at 0, so that no temperature, however low, overflows

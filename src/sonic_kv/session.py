@@ -15,7 +15,7 @@ from sonic_kv.compressor import Compressor
 from sonic_kv.config import DEFAULT_BUDGET, Budget, SamplingConfig, SessionConfig
 from sonic_kv.errors import AdapterError, FileError, MessageError, NumericalError
 from sonic_kv.files import read_sealed, write_sealed
-from sonic_kv.generate import detokenize, stream_generate
+from sonic_kv.generate import NAN_LOGITS, detokenize, stream_generate
 from sonic_kv.model import SonicModel
 from sonic_kv.segments import Message, check_messages
 
@@ -350,9 +350,7 @@ class ChatSession:
         self.model.check_room(self.cache, len(token_ids))
         logits = self.model.feed(self.cache, token_ids)
         if bool(logits.isnan().any()):
-            raise NumericalError(
-                "the model produced NaN logits: its weights are damaged or its dtype overflows"
-            )
+            raise NumericalError(NAN_LOGITS)
         self.token_ids += token_ids
 
     def _take_back(self, count: int) -> list[int]:

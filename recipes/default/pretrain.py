@@ -208,6 +208,8 @@ def train(arguments: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     model = make_model(config, tokenizer)
     optimizers = make_optimizers(model, config)
+    if arguments.init:
+        model.load_state_dict(Qwen3ForCausalLM.from_pretrained(arguments.init, dtype=torch.float32).state_dict())
     arguments.out.mkdir(parents=True, exist_ok=True)
     checkpoint = arguments.out / "checkpoint.safetensors"
     progress = Progress(exchanges=settings["start_exchanges"])
@@ -276,5 +278,6 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=60.0, help="wall-clock time of the whole run")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--config", type=Path, default=HERE / "config.toml")
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--init", type=Path, help="start from the weights of this export, not at random")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.safetensors")
     train(parser.parse_args())

@@ -60,10 +60,10 @@ def entities(pool: str, split: str) -> tuple[str, ...]:
 def templates(split: str) -> frozenset[str]:
     """Every wording of a split, for statements, updates and questions, as `attribute.sort: wording`."""
     return frozenset(
-        f"{a.name}.{sort}: {wording}"
-        for a in w.ATTRIBUTES
-        for sort, block in (("statement", a.statements), ("update", a.updates), ("question", a.questions))
-        for wording in block[split]
+        f"{attribute.name}.{sort}: {wording}"
+        for attribute in w.ATTRIBUTES
+        for sort, composed in attribute.composed.items()
+        for wording in (*attribute.wordings(sort)[split], *(composed if split == "train" else ()))
     )
 
 
@@ -241,6 +241,12 @@ class _Dialogue:
         known.append(subject)
         return subject
 
+    def wording(self, attribute: w.Attribute, sort: str) -> str:
+        """A wording of this dialogue's split; when training, half of them are composed."""
+        written = attribute.wordings(sort)[self.config.split]
+        composed = self.config.split == "train" and self.rng.random() < 0.5
+        return self.rng.choice(attribute.composed[sort] if composed else written)
+
     def sentence(self, wording: str, fact: _Fact, form: str, *, reply: bool = False) -> str:
         """A wording with the fact's words filled in; `form` names the subject."""
         subject = fact.subject
@@ -317,7 +323,7 @@ class _Dialogue:
         if fact is None:
             return False
         fact.form = self.statement_form(fact.subject)
-        text = self.sentence(rng.choice(fact.attribute.statements[split]), fact, fact.form)
+        text = self.sentence(self.wording(fact.attribute, "statement"), fact, fact.form)
         text = self.opened(text, w.LEAD_INS[split], 0.3)
         self.facts.append(fact)
         person = fact.attribute.subject == "person"
@@ -328,7 +334,7 @@ class _Dialogue:
                 if not fact.subject.myself:
                     second.kind = "coreference"
                 more = self.sentence(
-                    rng.choice(second.attribute.statements[split]), second, second.subject.pronoun[0]
+                    self.wording(second.attribute, "statement"), second, second.subject.pronoun[0]
                 )
                 text += f" {more[:1].upper()}{more[1:]}"
                 self.facts.append(second)
@@ -348,7 +354,7 @@ class _Dialogue:
         new = _Fact(old.attribute, old.subject, old.detail, value, "", "update", exchange, len(self.messages))
         new.form = self.question_form(old)
         self.facts.append(new)
-        text = self.sentence(rng.choice(new.attribute.updates[split]), new, new.form)
+        text = self.sentence(self.wording(new.attribute, "update"), new, new.form)
         text = self.opened(text, w.LEAD_INS[split], 0.3)
         self.say(text, rng.choice((*w.UPDATE_ACKNOWLEDGEMENTS, *w.ACKNOWLEDGEMENTS[:6])))
         return True
@@ -368,7 +374,7 @@ class _Dialogue:
         """An exchange that asks for a fact; the reply holds its value."""
         rng, split = self.rng, self.config.split
         form = self.question_form(fact)
-        text = self.sentence(rng.choice(fact.attribute.questions[split]), fact, form)
+        text = self.sentence(self.wording(fact.attribute, "question"), fact, form)
         reply = self.sentence(rng.choice(fact.attribute.answers), fact, form, reply=True)
         self.say(self.opened(text, w.QUESTION_LEAD_INS[split], 0.3), self.opened(reply, (), 0.0))
         fact.asked = True

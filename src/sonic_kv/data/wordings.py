@@ -11,6 +11,9 @@ so that no split shares a wording with another. Placeholders:
     {A}       a detail both statement and question name (the kind of pet, the kind of event)
 
 Sentences start in lower case; the generator capitalises what opens a sentence.
+
+For training each attribute also has names of its value ("{P} home town") and clauses ("where {S}
+<lives/live>"), which frames turn into many more wordings; held-out wordings are left out of these.
 """
 
 from dataclasses import dataclass
@@ -18,11 +21,16 @@ from dataclasses import dataclass
 SPLITS = ("train", "validation", "test")
 
 
+def lines(block: str) -> tuple[str, ...]:
+    """The lines of a block."""
+    return tuple(filter(None, map(str.strip, block.splitlines())))
+
+
 def by_split(block: str) -> dict[str, tuple[str, ...]]:
     """Wordings of a block by split."""
     found: dict[str, list[str]] = {split: [] for split in SPLITS}
     split = "train"
-    for line in filter(None, map(str.strip, block.splitlines())):
+    for line in lines(block):
         if line.startswith("~"):
             split = line[1:].strip()
         else:
@@ -35,11 +43,78 @@ def words(block: str) -> tuple[str, ...]:
     return tuple(block.split())
 
 
+STATEMENT_FRAMES = lines("""
+    {N} is {V}.
+    {V} is {N}.
+    as for {N}, it is {V}.
+    {N}? it is {V}.
+    {N}: {V}.
+    {N}, that is {V}.
+    {N} is {V}, you know.
+    {V}, that is {N}.
+    it is {V}, {N}.
+    let me tell you {N}: it is {V}.
+    {N} happens to be {V}.
+    {N} has always been {V}.
+    I can tell you {N}: {V}.
+    if anyone asks for {N}, it is {V}.
+""")
+UPDATE_FRAMES = lines("""
+    {N} is now {V}.
+    {N} is {V} now.
+    {N} has changed: it is {V} now.
+    {N} has changed to {V}.
+    from now on {N} is {V}.
+    now {N} is {V}, not what it was.
+    forget what I said about {N}: it is {V}.
+    I was wrong about {N}: it is {V}.
+    there is a change: {N} is {V} from today.
+    {N} is no longer the same, it is {V}.
+""")
+QUESTION_FRAMES = lines("""
+    what is {N}?
+    what was {N}?
+    what was {N} again?
+    {N}, what is it?
+    {N}, what was it?
+    {N}, please.
+    {N}?
+    name {N}.
+    give me {N}.
+    repeat {N}, please.
+    what did I say about {N}?
+    what do you know about {N}?
+    what did I tell you about {N}?
+    what can you say about {N}?
+""")
+# Of names and of clauses alike.
+ASKING_FRAMES = lines("""
+    tell me {N}.
+    please tell me {N}.
+    can you tell me {N}?
+    could you tell me {N}?
+    do you know {N}?
+    do you remember {N}?
+    do you still know {N}?
+    I forgot {N}.
+    I have forgotten {N}.
+    I need to know {N}.
+    I want to know {N}.
+    I would like to know {N}.
+    I do not remember {N}, do you?
+    say {N} again.
+    have I told you {N}?
+    remember {N}?
+    let me hear {N}.
+""")
+
+
 @dataclass(frozen=True)
 class Attribute:
     """Something a dialogue can state, change and ask: wordings by split, and the pool of its values.
 
-    `subject` is what it is said of: a person, or a thing of the named pool (see `THINGS`).
+    `subject` is what it is said of: a person, or a thing of the named pool (see `THINGS`). `composed`
+    holds the training wordings made of frames, by sort.
     """
 
     name: str
@@ -49,7 +124,12 @@ class Attribute:
     updates: dict[str, tuple[str, ...]]
     questions: dict[str, tuple[str, ...]]
     answers: tuple[str, ...]
-    details: tuple[str, ...] = ()
+    details: tuple[str, ...]
+    composed: dict[str, tuple[str, ...]]
+
+    def wordings(self, sort: str) -> dict[str, tuple[str, ...]]:
+        """The written wordings by split: of "statement", "update" or "question"."""
+        return {"statement": self.statements, "update": self.updates, "question": self.questions}[sort]
 
 
 def attribute(
@@ -58,21 +138,36 @@ def attribute(
     values: str,
     *,
     statements: str,
+    names: str,
+    clauses: str,
     questions: str,
     answers: str,
     updates: str = "",
     details: str = "",
+    named: str = "{V}",
 ) -> Attribute:
-    """An `Attribute` from its blocks."""
+    """An `Attribute` from its blocks. `named` is how the value follows a name."""
+    written = {"statement": statements, "update": updates, "question": questions}
+    by_sort = {sort: by_split(block) for sort, block in written.items()}
+    frames = {"statement": STATEMENT_FRAMES, "update": UPDATE_FRAMES, "question": QUESTION_FRAMES}
+    composed = {}
+    for sort, own in frames.items():
+        held_out = {*by_sort[sort]["validation"], *by_sort[sort]["test"]}
+        pairs = [(frame, name) for frame in own for name in lines(names)]
+        if sort == "question":
+            pairs += [(frame, name) for frame in ASKING_FRAMES for name in (*lines(names), *lines(clauses))]
+        made = (frame.replace("{N}", name).replace("{V}", named) for frame, name in pairs)
+        composed[sort] = tuple(wording for wording in made if wording not in held_out)
     return Attribute(
         name,
         subject,
         values,
-        by_split(statements),
-        by_split(updates),
-        by_split(questions),
-        tuple(filter(None, map(str.strip, answers.splitlines()))),
+        by_sort["statement"],
+        by_sort["update"],
+        by_sort["question"],
+        lines(answers),
         words(details),
+        composed,
     )
 
 
@@ -81,6 +176,30 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "city",
         "person",
         "places",
+        names="""
+            {P} home town
+            {P} city
+            the city {S} <lives/live> in
+            the town {S} <lives/live> in
+            the place where {S} <lives/live>
+            {P} place of residence
+            the town {P} home is in
+            the city of {P} house
+            the place {S} <has/have> made {his} home
+            the place {S} <lives/live> now
+            the name of {P} town
+            the city {S} <calls/call> home
+        """,
+        clauses="""
+            where {S} <lives/live>
+            in which city {S} <lives/live>
+            which town {S} <lives/live> in
+            what city {P} home is in
+            where {P} house is
+            where {S} <is/am> living
+            in what town {P} flat is
+            where {S} <is/am> at home
+        """,
         statements="""
             {S} <lives/live> in {V}.
             {S} <has/have> lived in {V} for years.
@@ -167,6 +286,27 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "birthplace",
         "person",
         "places",
+        names="""
+            {P} birthplace
+            {P} place of birth
+            the place where {S} <was/was> born
+            the town {S} <comes/come> from
+            the town of {P} childhood
+            the place {S} <is/am> from
+            the city where {S} spent {his} childhood
+            the town where {S} went to school as a child
+            {P} place of origin
+            the place {P} family comes from
+        """,
+        clauses="""
+            where {S} <was/was> born
+            where {S} grew up
+            which town {S} <comes/come> from
+            in which place {S} spent {his} childhood
+            where {S} <is/am> from originally
+            what place {S} grew up in
+            where {S} <was/was> a child
+        """,
         statements="""
             {S} <was/was> born in {V}.
             {S} grew up in {V}.
@@ -227,6 +367,27 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "job",
         "person",
         "jobs",
+        names="""
+            {P} job
+            {P} profession
+            {P} trade
+            {P} occupation
+            {P} work
+            the job {S} <has/have>
+            the work {S} <does/do>
+            the trade {S} learned
+            the name of {P} profession
+            the kind of job {S} <does/do>
+        """,
+        clauses="""
+            what {S} <works/work> as
+            what {S} <does/do> for a living
+            how {S} <earns/earn> {his} money
+            what {P} work is
+            which job {S} <has/have>
+            what {S} <is/am> by trade
+            what sort of work {S} <does/do>
+        """,
         statements="""
             {S} <works/work> as {aV}.
             {S} <is/am> {aV}.
@@ -301,6 +462,26 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "employer",
         "person",
         "companies",
+        names="""
+            {P} employer
+            {P} company
+            the company {S} <works/work> for
+            the firm that employs {S_obj}
+            the name of {P} company
+            the company that pays {S_obj}
+            the place where {S} <works/work>
+            the business {S} <works/work> at
+            the employer of {S_obj}
+        """,
+        clauses="""
+            who {S} <works/work> for
+            where {S} <works/work>
+            which company {S} <works/work> at
+            who employs {S_obj}
+            at what company {S} <has/have> a job
+            what {P} company is called
+            who pays {S_obj}
+        """,
         statements="""
             {S} <works/work> for {V}.
             {S} <works/work> at {V}.
@@ -375,6 +556,26 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "food",
         "person",
         "foods",
+        names="""
+            {P} favourite food
+            {P} favourite dish
+            {P} favourite meal
+            the food {S} <loves/love>
+            the dish {S} <likes/like> best
+            the meal {S} <likes/like> most
+            the food {S} <likes/like> to eat
+            the thing {S} <loves/love> to eat
+            {P} best loved dish
+        """,
+        clauses="""
+            what {S} <likes/like> to eat
+            what {S} <loves/love> eating
+            which dish {S} <likes/like> best
+            what food {S} <likes/like> most
+            what to cook for {S_obj}
+            what {P} favourite dish is
+            which meal {S} <likes/like> most
+        """,
         statements="""
             {P} favourite food is {V}.
             {S} <loves/love> eating {V}.
@@ -444,6 +645,24 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "colour",
         "person",
         "colours",
+        names="""
+            {P} favourite colour
+            the colour {S} <likes/like> best
+            the colour {S} <loves/love>
+            the colour {S} <prefers/prefer>
+            {P} best loved colour
+            the colour that pleases {S_obj} most
+            {P} first choice of colour
+            the colour {S} <wears/wear> all the time
+        """,
+        clauses="""
+            which colour {S} <likes/like>
+            what colour {S} <loves/love>
+            which colour {S} <prefers/prefer>
+            what {P} favourite colour is
+            which colour {S} <likes/like> best
+            what colour {S} <likes/like> most
+        """,
         statements="""
             {P} favourite colour is {V}.
             {S} <likes/like> the colour {V} best.
@@ -509,6 +728,25 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "instrument",
         "person",
         "instruments",
+        names="""
+            {P} instrument
+            the instrument {S} <plays/play>
+            the instrument {S} <practises/practise>
+            the instrument {S} <is/am> learning
+            the name of {P} instrument
+            the instrument {S} <owns/own>
+            the thing {S} <plays/play> in the band
+            {P} favourite instrument
+        """,
+        clauses="""
+            what {S} <plays/play>
+            what instrument {S} <plays/play>
+            which instrument {S} <is/am> learning
+            what {P} instrument is
+            which instrument {S} <practises/practise>
+            what instrument {S} can play
+        """,
+        named="the {V}",
         statements="""
             {S} <plays/play> the {V}.
             {S} <is/am> learning to play the {V}.
@@ -565,6 +803,27 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "sport",
         "person",
         "sports",
+        names="""
+            {P} hobby
+            {P} favourite sport
+            {P} sport
+            the sport {S} <does/do>
+            the hobby {S} <has/have>
+            {P} favourite hobby
+            the hobby {S} <enjoys/enjoy>
+            the thing {S} <does/do> for fun
+            the thing {S} <does/do> at the weekend
+            {P} favourite pastime
+        """,
+        clauses="""
+            what {S} <does/do> for fun
+            what {S} <does/do> in {his} free time
+            which hobby {S} <has/have>
+            what sport {S} <likes/like>
+            which sport {S} <does/do>
+            how {S} <spends/spend> the weekend
+            what {P} hobby is
+        """,
         statements="""
             {P} favourite sport is {V}.
             {S} <spends/spend> every weekend on {V}.
@@ -621,6 +880,25 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "language",
         "person",
         "languages",
+        names="""
+            {P} language
+            the language {S} <is/am> learning
+            the language {S} <speaks/speak>
+            the foreign language {S} <knows/know>
+            {P} foreign language
+            the language {S} <studies/study>
+            the language of {P} lessons
+            the language {S} can speak
+            {P} new language
+        """,
+        clauses="""
+            which language {S} <speaks/speak>
+            what language {S} <is/am> learning
+            which language {S} <studies/study>
+            what language {S} can speak
+            which foreign language {S} <learns/learn>
+            what language {S} <takes/take> lessons in
+        """,
         statements="""
             {S} <is/am> learning {V}.
             {S} <speaks/speak> {V} at home.
@@ -676,6 +954,24 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "person",
         "pet_names",
         details="dog cat horse rabbit parrot hamster pony tortoise goat kitten puppy canary",
+        names="""
+            the name of {P} {A}
+            {P} {A}'s name
+            the name {S} gave {his} {A}
+            the name {P} {A} has
+            the name {S} chose for {his} {A}
+            the name of the {A} that {S} <has/have>
+            the {A} of {S_obj}
+        """,
+        clauses="""
+            what {P} {A} is called
+            what {S} <calls/call> {his} {A}
+            how {S} named {his} {A}
+            what the name of {P} {A} is
+            which name {P} {A} has
+            what name {S} chose for {his} {A}
+            what {P} {A} is named
+        """,
         statements="""
             {S} <has/have> a {A} called {V}.
             {S} <has/have> a {A} named {V}.
@@ -735,6 +1031,25 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "birthday",
         "person",
         "dates",
+        names="""
+            {P} birthday
+            {P} date of birth
+            the date of {P} birthday
+            the day {S} <was/was> born
+            the day of {P} birthday
+            the date {S} <was/was> born
+            the birthday of {S_obj}
+            the day {S} <celebrates/celebrate> {his} birthday
+        """,
+        clauses="""
+            when {S} <was/was> born
+            when {P} birthday is
+            on which date {S} <was/was> born
+            what day {P} birthday is
+            when {S} <has/have> {his} birthday
+            on what day {S} <celebrates/celebrate> {his} birthday
+            what {P} date of birth is
+        """,
         statements="""
             {P} birthday is on {V}.
             {S} <has/have> {his} birthday on {V}.
@@ -785,6 +1100,23 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "code",
         "access",
         "codes",
+        names="""
+            {K}
+            the value of {K}
+            the right value of {K}
+            the number I use as {K}
+            the number they gave me as {K}
+            the current value of {K}
+        """,
+        clauses="""
+            what {K} is
+            what {K} was
+            what number {K} is
+            what value {K} has
+            what to use as {K}
+            what I use as {K}
+            how {K} goes
+        """,
         statements="""
             {K} is {V}.
             {K} is {V}, please keep it in mind.
@@ -873,6 +1205,24 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "password",
         "account",
         "passwords",
+        names="""
+            {K}
+            the value of {K}
+            the right value of {K}
+            what I chose as {K}
+            what I use as {K}
+            the current value of {K}
+            the one I picked as {K}
+        """,
+        clauses="""
+            what {K} is
+            what {K} was
+            what I use as {K}
+            what value {K} has
+            what to use as {K}
+            what I picked as {K}
+            how {K} goes
+        """,
         statements="""
             {K} is {V}.
             {K} was set to {V}.
@@ -946,6 +1296,25 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "location",
         "item",
         "spots",
+        names="""
+            the place of {K}
+            the place where {K} is
+            the place where I keep {K}
+            the place I put {K} in
+            the right place for {K}
+            the place to look for {K}
+            the spot where I left {K}
+        """,
+        clauses="""
+            where {K} is
+            where I put {K}
+            where I left {K}
+            where to look for {K}
+            where I keep {K}
+            in which place I put {K}
+            where {K} can be found
+            what I put {K} in
+        """,
         statements="""
             {K} is in {V}.
             I put {K} in {V}.
@@ -1019,6 +1388,25 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "venue",
         "event",
         "venues",
+        names="""
+            the place for {K}
+            the location of {K}
+            the venue of {K}
+            the place where we have {K}
+            the place we booked for {K}
+            the place of {K}
+            the place where {K} is held
+            the place we chose for {K}
+        """,
+        clauses="""
+            where {K} is
+            where {K} takes place
+            where we have {K}
+            which place we booked for {K}
+            where to go for {K}
+            at what place {K} is held
+            where {K} will be
+        """,
         statements="""
             {K} is at {V}.
             {K} will be held at {V}.
@@ -1089,6 +1477,25 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "time",
         "appointment",
         "times",
+        names="""
+            the time of {K}
+            the time for {K}
+            the hour of {K}
+            the time when {K} starts
+            the start of {K}
+            the beginning of {K}
+            the time we planned for {K}
+            the time I have {K}
+        """,
+        clauses="""
+            when {K} is
+            when {K} starts
+            at what time {K} begins
+            what time {K} is
+            when I have {K}
+            what time {K} starts
+            when to be ready for {K}
+        """,
         statements="""
             {K} is at {V}.
             {K} starts at {V}.
@@ -1157,6 +1564,24 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "title",
         "titled",
         "titles",
+        names="""
+            the name of {K}
+            the name we gave {K}
+            the name {K} has
+            the name we chose for {K}
+            the name that {K} got
+            what we call {K}
+            the title of {K}
+        """,
+        clauses="""
+            what {K} is called
+            what we call {K}
+            how we named {K}
+            what the name of {K} is
+            which name {K} has
+            what name we chose for {K}
+            what {K} is named
+        """,
         statements="""
             {K} is called {V}.
             {K} is named {V}.

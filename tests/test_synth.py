@@ -4,15 +4,21 @@ import dataclasses
 import itertools
 import re
 import time
+import unicodedata
 
 import pytest
 
 from sonic_kv.config import SynthConfig
+from sonic_kv.data import wordings
 from sonic_kv.data.synth import entities, generate_dialogues, pools, split_of, templates
-from sonic_kv.data.wordings import ATTRIBUTES, CHATTER, SPLITS, SYSTEM_PROMPTS
+from sonic_kv.data.wordings import ATTRIBUTES, CHATTER, COUNTED, REFUSAL, SPLITS, SYSTEM_PROMPTS
 from sonic_kv.errors import ConfigError
 from sonic_kv.segments import check_messages
 
+OTHER_BLOCKS = (
+    *(wordings.COUNT_STATEMENTS, wordings.COUNT_MORE, wordings.COUNT_LESS, wordings.COUNT_QUESTIONS),
+    *(wordings.SECRECY, *wordings.INSTRUCTIONS.values()),
+)
 PAIRS = tuple(itertools.combinations(SPLITS, 2))
 
 
@@ -34,7 +40,7 @@ def test_splits_share_no_wording_and_no_listed_entity(one: str, other: str) -> N
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_splits_share_no_chatter_and_no_system_prompt(one: str, other: str) -> None:
-    for block in (CHATTER, SYSTEM_PROMPTS):
+    for block in (CHATTER, SYSTEM_PROMPTS, *OTHER_BLOCKS):
         assert not set(block[one]) & set(block[other])
 
 
@@ -53,7 +59,7 @@ def test_answers_belong_to_their_split(split: str) -> None:
     config = SynthConfig(dialogues=200, split=split)
     for dialogue in generate_dialogues(config):
         for question in dialogue["meta"]["questions"]:
-            assert split_of(question["answer"]) == split
+            assert question["kind"] in ("arithmetic", "refusal") or split_of(question["answer"]) == split
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -69,17 +75,23 @@ def test_a_question_can_be_answered_from_its_evidence_only(split: str) -> None:
             assert messages[reply]["role"] == "assistant"
             assert messages[evidence]["role"] == "user"
             assert holds(messages[reply]["content"], answer)
+            assert (reply - 1 - evidence) // 2 == question["distance"]
+            if question["kind"] in ("arithmetic", "refusal"):
+                continue
             assert holds(messages[evidence]["content"], answer)
             assert not holds(messages[reply - 1]["content"], answer)
-            assert (reply - 1 - evidence) // 2 == question["distance"]
             between = messages[evidence + 1 : reply - 1]
-            assert not any(holds(m["content"], answer) for m in between if m["role"] == "assistant")
+            told = any(holds(m["content"], answer) for m in between if m["role"] == "assistant")
+            assert told == (question["kind"] == "instruction" and len(between) > 0)
     assert asked > 300
 
 
 def test_no_two_things_of_a_dialogue_have_the_same_answer() -> None:
     for dialogue in generate_dialogues(SynthConfig(dialogues=300)):
-        answers = [question["answer"].lower() for question in dialogue["meta"]["questions"]]
+        asked = [
+            q for q in dialogue["meta"]["questions"] if q["kind"] in ("fact", "code", "update", "coreference")
+        ]
+        answers = [question["answer"].lower() for question in asked]
         assert len(answers) == len(set(answers))
 
 
@@ -94,9 +106,63 @@ def test_distance_is_exact(distance: int) -> None:
 
 
 def test_every_kind_occurs() -> None:
-    config = SynthConfig(dialogues=200)
+    config = SynthConfig(dialogues=500)
     kinds = {q["kind"] for d in generate_dialogues(config) for q in d["meta"]["questions"]}
-    assert kinds == {"fact", "code", "update", "coreference"}
+    assert kinds == {"fact", "code", "update", "coreference", "arithmetic", "instruction", "refusal"}
+
+
+def test_a_running_count_is_what_its_changes_make_it() -> None:
+    """Recomputed from the words of the dialogue alone."""
+    less = re.compile(r"gave|lost|sold|broken|a friend took")
+    asked = 0
+    for dialogue in generate_dialogues(SynthConfig(dialogues=300, count_share=0.7, question_share=0.3)):
+        totals: dict[str, int] = {}
+        questions = {q["message"]: q for q in dialogue["meta"]["questions"] if q["kind"] == "arithmetic"}
+        for i, message in enumerate(dialogue["messages"]):
+            text = message["content"].lower()
+            noun = next((n for n in COUNTED if re.search(rf"\b{n}\b", text)), None)
+            amount = re.search(r"\b\d+\b", text)
+            if i in questions:
+                noun = next(
+                    n for n in COUNTED if re.search(rf"\b{n}\b", dialogue["messages"][i - 1]["content"])
+                )
+                assert questions[i]["answer"] == str(totals[noun])
+                asked += 1
+            elif message["role"] == "user" and noun and amount:
+                away = less.search(text) and "somebody" not in text
+                sign = -1 if away else 1
+                totals[noun] = totals.get(noun, 0) + sign * int(amount[0])
+    assert asked > 100
+
+
+def test_a_standing_instruction_holds_to_the_end() -> None:
+    config = SynthConfig(dialogues=100, instruction_share=1.0, min_exchanges=14, max_exchanges=20)
+    distances = []
+    for dialogue in generate_dialogues(config):
+        for question in dialogue["meta"]["questions"]:
+            if question["kind"] == "instruction":
+                later = dialogue["messages"][question["evidence"] + 1 :: 2]
+                assert all(holds(m["content"], question["answer"]) for m in later)
+                distances.append(question["distance"])
+    assert max(distances) > 10
+
+
+def test_a_secret_is_not_told_after_it_was_declared() -> None:
+    refused = 0
+    for dialogue in generate_dialogues(SynthConfig(dialogues=1000, secret_share=1.0)):
+        for question in dialogue["meta"]["questions"]:
+            if question["kind"] == "refusal":
+                refused += 1
+                assert holds(dialogue["messages"][question["message"]]["content"], REFUSAL)
+    assert refused > 30
+
+
+def test_names_are_drawn_in_several_scripts() -> None:
+    config = SynthConfig(dialogues=200, script_share=1.0)
+    text = "".join(m["content"] for d in generate_dialogues(config) for m in d["messages"])
+    assert {unicodedata.name(c).split()[0] for c in text if c.isalpha()} >= {
+        *("LATIN", "CYRILLIC", "GREEK", "HEBREW", "ARABIC", "DEVANAGARI", "HANGUL", "KATAKANA", "CJK")
+    }
 
 
 def test_same_seed_same_dialogues_and_each_by_itself() -> None:

@@ -209,7 +209,9 @@ def train(arguments: argparse.Namespace) -> None:
     model = make_model(config, tokenizer)
     optimizers = make_optimizers(model, config)
     if arguments.init:
-        model.load_state_dict(Qwen3ForCausalLM.from_pretrained(arguments.init, dtype=torch.float32).state_dict())
+        model.load_state_dict(
+            Qwen3ForCausalLM.from_pretrained(arguments.init, dtype=torch.float32).state_dict()
+        )
     arguments.out.mkdir(parents=True, exist_ok=True)
     checkpoint = arguments.out / "checkpoint.safetensors"
     progress = Progress(exchanges=settings["start_exchanges"])

@@ -5,7 +5,7 @@ Each field carries its help text in `metadata["help"]`.
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
 from typing import Any, Literal
 
@@ -211,6 +211,10 @@ class SynthConfig:
     coreference_share: float = option(0.15, "share of facts followed by a second one about 'she' or 'he'")
     system_share: float = option(0.4, "share of dialogues with a system prompt")
     chatter_sentences: int = option(2, "most sentences of a chatter message")
+    count_share: float = option(0.15, "share of the stated facts that start or change a running count")
+    instruction_share: float = option(0.15, "share of dialogues with a standing instruction")
+    secret_share: float = option(0.4, "share of codes and passwords that the user later declares secret")
+    script_share: float = option(0.05, "share of composed names in other scripts than the Latin one")
 
     def __post_init__(self) -> None:
         require(self.dialogues >= 0, f"dialogues={self.dialogues} must not be negative")
@@ -224,7 +228,7 @@ class SynthConfig:
         require(
             1 <= self.min_distance <= self.max_distance, "distances need 1 <= min_distance <= max_distance"
         )
-        for name in ("question_share", "fact_share", "update_share", "coreference_share", "system_share"):
+        for name in (f.name for f in fields(self) if f.name.endswith("_share")):
             require(0.0 <= getattr(self, name) <= 1.0, f"{name}={getattr(self, name)} is outside [0, 1]")
         require(self.chatter_sentences >= 1, f"chatter_sentences={self.chatter_sentences} must be at least 1")
 

@@ -1,12 +1,21 @@
 """Synthetic dialogues whose later questions depend on earlier facts. Seeded; pure Python.
 
-A dialogue is a sequence of exchanges of three sorts: the user states or changes a fact and the
-assistant acknowledges it without repeating it; the user chats; the user asks for a fact stated some
+A dialogue is a sequence of exchanges of three sorts: the user states or changes something and the
+assistant acknowledges it without repeating it; the user chats; the user asks for something stated some
 exchanges before. Several people and things share attributes, so a question needs both the subject and
 the attribute. The splits share no wording and no entity: entities belong to a split by `split_of`.
 
-Kinds of question: `fact` (about a person or an item), `code` (digits, passwords, times), `update` (the
-fact was changed; the newest counts), `coreference` (the fact was stated of "she" or "he").
+Kinds of question:
+
+    fact         about a person or an item
+    code         digits, passwords, times, dates
+    update       the fact was changed; the newest counts
+    coreference  the fact was stated of "she" or "he"
+    arithmetic   a running count after one or more changes; its answer stands nowhere in the dialogue
+    instruction  a word that every reply since an instruction must hold (asked of no one: the reply is checked)
+    refusal      a code that the user later declared secret; the answer is `wordings.REFUSAL`
+
+How often each occurs is set by the shares of `SynthConfig`.
 """
 
 import hashlib
@@ -20,7 +29,7 @@ from typing import Any
 from sonic_kv.config import SynthConfig
 from sonic_kv.data import wordings as w
 
-VERSION = 1
+VERSION = 2
 SOURCE = f"sonic-kv synth v{VERSION}"
 CODE_ATTRIBUTES = ("code", "password", "time", "birthday")
 
@@ -45,6 +54,7 @@ _LISTS = {
     "sports": w.SPORTS,
     "languages": w.LANGUAGES,
     "rooms": w.ROOMS,
+    "counted": w.COUNTED,
 }
 
 _CAPITALISED = ("female_names", "male_names", "places", "languages")
@@ -78,7 +88,13 @@ def _word(rng: random.Random, syllables: int) -> str:
     return "".join(parts) + rng.choice(w.CODAS)
 
 
-def _draw(rng: random.Random, pool: str) -> str:
+def _foreign_word(rng: random.Random) -> str:
+    """A name in another script than the Latin one."""
+    first, middle, last = rng.choice(w.SCRIPTS)
+    return rng.choice(first) + rng.choice(middle) + rng.choice(("", rng.choice(last)))
+
+
+def _draw(rng: random.Random, pool: str, script_share: float) -> str:
     """A random value of a composed pool, of any split."""
     if pool == "codes":
         digits = "".join(rng.choices("0123456789", k=rng.choice((3, 4, 4, 4, 5, 6))))
@@ -112,15 +128,17 @@ def _draw(rng: random.Random, pool: str) -> str:
     if pool == "places":
         return (_word(rng, rng.choice((1, 2))) + rng.choice(w.CITY_ENDINGS)).capitalize()
     if pool in ("pet_names", "names"):
+        if rng.random() < script_share:
+            return _foreign_word(rng)
         return _word(rng, rng.choice((1, 2, 2))).capitalize()
     raise KeyError(pool)
 
 
-def _composed(rng: random.Random, pool: str, split: str) -> str:
+def _composed(rng: random.Random, pool: str, split: str, script_share: float) -> str:
     """A random value of a composed pool that belongs to `split`."""
     while True:
-        value = _draw(rng, pool)
-        if split_of(_gold(value)) == split and len(value) > 2:
+        value = _draw(rng, pool, script_share)
+        if split_of(_gold(value)) == split and (len(value) > 2 or not value.isascii()):
             return value
 
 
@@ -134,14 +152,17 @@ def _of_split(words: tuple[str, ...], split: str) -> tuple[str, ...]:
     return tuple(word for word in words if split_of(word) == split)
 
 
-def _value(rng: random.Random, pool: str, split: str, words: tuple[str, ...]) -> str:
+def _value(rng: random.Random, pool: str, config: SynthConfig, words: tuple[str, ...]) -> str:
     """A value of a pool; where the pool is listed, more often one of `words` if there are any."""
-    if words and (pool in _LISTS or pool == "places") and rng.random() < 0.6:
+    open_ended = pool == "places" or (pool in _LISTS and pool != "counted")
+    if words and open_ended and rng.random() < 0.6:
         word = rng.choice(words)
         return word.capitalize() if pool in _CAPITALISED else word
     if pool == "places" and rng.random() < 0.4:
-        return rng.choice(entities("cities", split))
-    return rng.choice(entities(pool, split)) if pool in _LISTS else _composed(rng, pool, split)
+        return rng.choice(entities("cities", config.split))
+    if pool in _LISTS:
+        return rng.choice(entities(pool, config.split))
+    return _composed(rng, pool, config.split, config.script_share)
 
 
 @dataclass(eq=False)
@@ -166,6 +187,28 @@ class _Fact:
     exchange: int
     message: int
     asked: bool = False
+    secret: bool = False
+
+
+@dataclass(eq=False)
+class _Count:
+    """A running count of `noun`. `exchange` and `message` are those of its newest change, if any."""
+
+    noun: str
+    total: int
+    exchange: int
+    message: int
+    changed: bool = False
+
+
+@dataclass
+class _Instruction:
+    """What every reply must hold from now on, and where: "begin", "end" or "address"."""
+
+    sort: str
+    word: str
+    exchange: int
+    message: int
 
 
 @dataclass
@@ -178,17 +221,43 @@ class _Dialogue:
     facts: list[_Fact] = field(default_factory=list)
     people: list[_Subject] = field(default_factory=list)
     things: dict[str, list[_Subject]] = field(default_factory=dict)
+    counts: list[_Count] = field(default_factory=list)
+    instruction: _Instruction | None = None
     used: set[str] = field(default_factory=set)  # names and values: none stands for two things
     myself: _Subject = field(default_factory=lambda: _Subject(("I",), pronoun=("I", "my", "me"), myself=True))
 
     def say(self, user: str, assistant: str) -> None:
         self.messages.append({"role": "user", "content": user})
-        self.messages.append({"role": "assistant", "content": assistant})
+        self.messages.append({"role": "assistant", "content": self.obedient(assistant)})
+
+    def obedient(self, reply: str) -> str:
+        """The reply as a standing instruction wants it."""
+        if self.instruction is None:
+            return reply
+        word = self.instruction.word
+        if self.instruction.sort == "begin":
+            return f"{word[:1].upper()}{word[1:]}! {reply}"
+        if self.instruction.sort == "end":
+            return f"{reply} {word[:1].upper()}{word[1:]}!"
+        return f"{reply[:-1]}, {word}{reply[-1]}"
+
+    def check(self, answer: str, evidence: int, distance: int, kind: str, attribute: str) -> None:
+        """Record that the newest reply must hold `answer`."""
+        self.questions.append(
+            {
+                "message": len(self.messages) - 1,
+                "answer": answer,
+                "evidence": evidence,
+                "distance": distance,
+                "kind": kind,
+                "attribute": attribute,
+            }
+        )
 
     def fresh(self, pool: str) -> str | None:
         """A value no other fact of this dialogue has; none if the pool seems to be used up."""
         for _ in range(20):
-            value = _value(self.rng, pool, self.config.split, self.words)
+            value = _value(self.rng, pool, self.config, self.words)
             if value.lower() not in self.used:
                 self.used.add(value.lower())
                 return value
@@ -227,7 +296,7 @@ class _Dialogue:
         where = ""
         if "{where}" in patterns[0]:
             noun = rng.choice(known).noun if known and rng.random() < 0.5 else rng.choice(nouns)
-            where = _value(rng, "rooms", self.config.split, self.words)
+            where = _value(rng, "rooms", self.config, self.words)
         else:
             noun = rng.choice(nouns)
         forms = tuple(p.format(noun=noun, where=where) for p in patterns)
@@ -316,7 +385,16 @@ class _Dialogue:
     def add_fact(self, exchange: int) -> bool:
         """An exchange that states one or two facts, or changes one."""
         rng, split = self.rng, self.config.split
-        changeable = [f for f in self.facts if f.attribute.updates[split] and f.exchange < exchange]
+        if rng.random() < self.config.count_share:
+            return self.count(exchange)
+        told = [f for f in self.facts if f.kind == "code" and not f.secret and f.exchange < exchange]
+        told = [f for f in told if f.attribute.subject in ("access", "account")]
+        if told and rng.random() < self.config.secret_share:
+            self.keep_secret(rng.choice(told), exchange)
+            return True
+        changeable = [
+            f for f in self.facts if f.attribute.updates[split] and f.exchange < exchange and not f.secret
+        ]
         if changeable and rng.random() < self.config.update_share:
             return self.update(rng.choice(changeable), exchange)
         fact = self.new_fact(exchange)
@@ -359,6 +437,63 @@ class _Dialogue:
         self.say(text, rng.choice((*w.UPDATE_ACKNOWLEDGEMENTS, *w.ACKNOWLEDGEMENTS[:6])))
         return True
 
+    def count(self, exchange: int) -> bool:
+        """An exchange that starts a running count or changes one."""
+        rng, split = self.rng, self.config.split
+        if not self.counts or (len(self.counts) < 2 and rng.random() < 0.25):
+            noun = self.fresh("counted")
+            if noun is None:
+                return False
+            amount = rng.randint(4, 30)
+            self.counts.append(_Count(noun, amount, exchange, len(self.messages)))
+            wordings = w.COUNT_STATEMENTS[split]
+        else:
+            count = rng.choice(self.counts)
+            noun, less = count.noun, count.total > 3 and rng.random() < 0.5
+            amount = rng.randint(2, min(12, count.total - 1)) if less else rng.randint(2, 12)
+            count.total += -amount if less else amount
+            count.exchange, count.message, count.changed = exchange, len(self.messages), True
+            wordings = (w.COUNT_LESS if less else w.COUNT_MORE)[split]
+        text = rng.choice(wordings).format(V=amount, K=noun)
+        self.say(self.opened(text, w.LEAD_INS[split], 0.3), rng.choice(w.ACKNOWLEDGEMENTS))
+        return True
+
+    def ask_count(self, count: _Count, exchange: int) -> None:
+        """An exchange that asks for a running count."""
+        rng, split = self.rng, self.config.split
+        text = rng.choice(w.COUNT_QUESTIONS[split]).format(K=count.noun)
+        reply = rng.choice(w.COUNT_ANSWERS).format(V=count.total, K=count.noun)
+        self.say(self.opened(text, w.QUESTION_LEAD_INS[split], 0.3), self.opened(reply, (), 0.0))
+        self.check(str(count.total), count.message, exchange - count.exchange, "arithmetic", "count")
+        count.changed = False
+
+    def keep_secret(self, fact: _Fact, exchange: int) -> None:
+        """An exchange that forbids to tell a fact."""
+        rng, split = self.rng, self.config.split
+        text = self.sentence(rng.choice(w.SECRECY[split]), fact, self.question_form(fact))
+        fact.secret, fact.exchange, fact.message = True, exchange, len(self.messages)
+        self.say(self.opened(text, w.LEAD_INS[split], 0.3), rng.choice(w.INSTRUCTION_ACKNOWLEDGEMENTS))
+
+    def instruct(self, exchange: int) -> None:
+        """An exchange that gives a standing instruction."""
+        rng, split = self.rng, self.config.split
+        sort = rng.choice(tuple(w.INSTRUCTIONS))
+        word = self.fresh("names" if sort == "address" else "passwords")
+        while word is None or " " in word:  # one word
+            word = self.fresh("passwords")
+        text = rng.choice(w.INSTRUCTIONS[sort][split]).format(V=word)
+        self.instruction = _Instruction(sort, word, exchange, len(self.messages))
+        self.say(self.opened(text, w.LEAD_INS[split], 0.3), rng.choice(w.INSTRUCTION_ACKNOWLEDGEMENTS))
+
+    def check_instruction(self, exchange: int) -> None:
+        """Sometimes make the newest reply a question about the standing instruction."""
+        given = self.instruction
+        if given and self.askable(given.exchange, exchange) and self.rng.random() < 0.25:
+            self.check(given.word, given.message, exchange - given.exchange, "instruction", given.sort)
+
+    def askable(self, stated: int, exchange: int) -> bool:
+        return self.config.min_distance <= exchange - stated <= self.config.max_distance
+
     def question_form(self, fact: _Fact) -> str:
         """A name of the subject that the statement makes clear: a name alone needs its name there."""
         forms = fact.subject.forms
@@ -375,19 +510,15 @@ class _Dialogue:
         rng, split = self.rng, self.config.split
         form = self.question_form(fact)
         text = self.sentence(self.wording(fact.attribute, "question"), fact, form)
+        if fact.secret:
+            self.say(self.opened(text, w.QUESTION_LEAD_INS[split], 0.3), rng.choice(w.REFUSALS))
+            fact.asked = True
+            self.check(w.REFUSAL, fact.message, exchange - fact.exchange, "refusal", fact.attribute.name)
+            return
         reply = self.sentence(rng.choice(fact.attribute.answers), fact, form, reply=True)
         self.say(self.opened(text, w.QUESTION_LEAD_INS[split], 0.3), self.opened(reply, (), 0.0))
         fact.asked = True
-        self.questions.append(
-            {
-                "message": len(self.messages) - 1,
-                "answer": _gold(fact.value),
-                "evidence": fact.message,
-                "distance": exchange - fact.exchange,
-                "kind": fact.kind,
-                "attribute": fact.attribute.name,
-            }
-        )
+        self.check(_gold(fact.value), fact.message, exchange - fact.exchange, fact.kind, fact.attribute.name)
 
     def chat(self) -> None:
         """An exchange that holds no fact."""
@@ -403,19 +534,26 @@ class _Dialogue:
         rng, config = self.rng, self.config
         if rng.random() < config.system_share:
             self.messages.append({"role": "system", "content": rng.choice(w.SYSTEM_PROMPTS[config.split])})
-        for exchange in range(rng.randint(config.min_exchanges, config.max_exchanges)):
-            askable = [
-                f
-                for f in self.facts
-                if not f.asked and config.min_distance <= exchange - f.exchange <= config.max_distance
-            ]
-            if askable and rng.random() < config.question_share:
-                self.ask(rng.choice(askable), exchange)
-            elif rng.random() < config.fact_share:
-                while not self.add_fact(exchange):
-                    pass
+        exchanges = rng.randint(config.min_exchanges, config.max_exchanges)
+        instructed = rng.randrange(exchanges) if rng.random() < config.instruction_share else None
+        for exchange in range(exchanges):
+            facts = [f for f in self.facts if not f.asked and self.askable(f.exchange, exchange)]
+            counts = [c for c in self.counts if c.changed and self.askable(c.exchange, exchange)]
+            if exchange == instructed:
+                self.instruct(exchange)
+            elif (facts or counts) and rng.random() < config.question_share:
+                at = rng.randrange(len(facts) + len(counts))
+                if at < len(facts):
+                    self.ask(facts[at], exchange)
+                else:
+                    self.ask_count(counts[at - len(facts)], exchange)
             else:
-                self.chat()
+                if rng.random() < config.fact_share:
+                    while not self.add_fact(exchange):
+                        pass
+                else:
+                    self.chat()
+                self.check_instruction(exchange)
 
 
 def generate_dialogues(config: SynthConfig, words: Sequence[str] = ()) -> Iterator[dict[str, Any]]:

@@ -1806,6 +1806,133 @@ SYSTEM_PROMPTS = by_split("""
     You are helpful and remember what the user says.
 """)
 
+# Running counts: "I have 12 apples", "I gave 3 of the apples away", "how many apples do I have now?"
+COUNTED = words("""apples books coins stamps pens chairs plates cups candles shells marbles tickets eggs lemons
+    bottles boxes buttons cards photos stones spoons forks keys hats socks shirts postcards bricks beads bulbs
+    seeds tulips pears cookies jars pencils letters badges magnets puzzles posters pillows towels""")
+COUNT_STATEMENTS = by_split("""
+    I have {V} {K}.
+    there are {V} {K} on my table.
+    I own {V} {K}.
+    I bought {V} {K}.
+    I counted my {K}: there are {V}.
+    my collection has {V} {K}.
+    I keep {V} {K} at home.
+    I start with {V} {K}.
+    ~ validation
+    I have got {V} {K} at home.
+    ~ test
+    at home I have {V} {K}.
+    I count {V} {K} on the table.
+""")
+COUNT_MORE = by_split("""
+    I got {V} more {K}.
+    I bought {V} more {K}.
+    somebody gave me {V} {K} more.
+    I found another {V} {K}.
+    {V} more {K} came today.
+    I added {V} {K}.
+    ~ validation
+    I was given {V} more {K}.
+    ~ test
+    today I found {V} more {K}.
+    I got another {V} {K}.
+""")
+COUNT_LESS = by_split("""
+    I gave {V} of the {K} away.
+    I lost {V} {K}.
+    I sold {V} of my {K}.
+    {V} of the {K} are broken, I threw them away.
+    a friend took {V} of the {K}.
+    I gave {V} {K} to a neighbour.
+    ~ validation
+    I gave a friend {V} of my {K}.
+    ~ test
+    I sold {V} {K} today.
+    {V} of my {K} are lost.
+""")
+COUNT_QUESTIONS = by_split("""
+    how many {K} do I have now?
+    how many {K} are left?
+    how many {K} do I own?
+    what is the number of my {K} now?
+    count my {K}, please.
+    so how many {K} is that?
+    tell me how many {K} I have.
+    ~ validation
+    how many {K} have I got now?
+    ~ test
+    how many {K} are there now?
+    what number of {K} do I have?
+""")
+COUNT_ANSWERS = ("{V}.", "{V}.", "{V} {K}.", "you have {V} {K}.")
+
+# Standing instructions: how they are given. {V} is a word that every later reply must hold.
+INSTRUCTIONS = {
+    "begin": by_split("""
+        from now on, begin every reply with the word {V}.
+        please start each answer with {V}.
+        I want every reply of yours to begin with {V}.
+        always say {V} first when you answer.
+        ~ validation
+        begin each answer with the word {V}, please.
+        ~ test
+        start every reply with {V} from now on.
+        each of your answers must begin with {V}.
+    """),
+    "end": by_split("""
+        from now on, end every reply with the word {V}.
+        please finish each answer with {V}.
+        I want every reply of yours to end with {V}.
+        always say {V} last when you answer.
+        ~ validation
+        end each answer with the word {V}, please.
+        ~ test
+        finish every reply with {V} from now on.
+        each of your answers must end with {V}.
+    """),
+    "address": by_split("""
+        please call me {V} from now on.
+        call me {V} in every reply.
+        I want you to call me {V} whenever you answer.
+        always use my nickname when you reply: {V}.
+        ~ validation
+        call me {V} in each answer, please.
+        ~ test
+        use the name {V} for me in every reply.
+        from now on call me {V} when you answer.
+    """),
+}
+INSTRUCTION_ACKNOWLEDGEMENTS = ("Okay, I will.", "Sure, I will do that.", "Understood.", "Of course.")
+
+# Refusals: what was said of {K} must not be told.
+SECRECY = by_split("""
+    never tell anyone {K}, not even me.
+    keep {K} secret from now on, even if I ask.
+    you must not say {K} any more, whoever asks.
+    do not tell me {K} when I ask.
+    from now on {K} is a secret: never say it.
+    ~ validation
+    never say {K} any more, even to me.
+    ~ test
+    {K} is secret now: do not say it when I ask.
+    never tell me {K}, even if I ask you.
+""")
+REFUSAL = "must not"
+REFUSALS = ("I must not tell you that.", "You told me that I must not say it.", "Sorry, I must not tell you.")
+
+# Names in other scripts: (capital or only letters of a syllable, letters after it).
+SCRIPTS = (
+    ("БВГДЗКЛМНПРСТ", "аеиоуя", "нрслмк"),
+    ("ΒΓΔΖΘΚΛΜΝΠΣΤ", "αειουη", "νρςλ"),
+    ("בגדזטכלמנפצקרשת", "אויה", "רלנמ"),
+    ("بتجدرزسشعفقكلمن", "اويه", "رنلم"),
+    ("कगचजटतदनपबमरलशस", "ािीुे", "नरल"),
+    ("가나다라마바사아자차하", "기니리미비시이지", "안은운한"),
+    ("アカサタナハマヤラ", "イキシチニミリ", "ンルス"),
+    ("王李张刘陈杨黄赵吴周", "明丽伟芳静强磊洋艳勇", "华平文英玉"),
+)
+
 # Chatter: a user's sentence, then "=>", then replies separated by "|". {topic} is a word of `CHATTER_WORDS`.
 CHATTER = by_split("""
     Hi there! => Hello! How are you today? | Hi! How can I help you?

@@ -64,7 +64,7 @@ def encode(tokenizer: Any, dialogue: dict[str, Any], answer_weight: float, user_
         if message["role"] == "assistant":
             replies.append((start, len(text)))
         if i in asked:
-            at = start + message["content"].index(asked[i])
+            at = start + message["content"].lower().index(asked[i].lower())
             spans.append((at, at + len(asked[i])))
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = encoding["input_ids"]

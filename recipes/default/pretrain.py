@@ -34,10 +34,40 @@ from common import (
 )
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AttentionInterface,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from sonic_kv.config import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
+
+
+def blockwise_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention in blocks of queries: on a CPU twice as fast, backward included, as the fused kernel.
+
+    Padding is on the right, where causality alone keeps it out of sight. `query` (B, H, T, D).
+    """
+    length, repeats = query.shape[2], query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(repeats, 1) for t in (key, value))
+    blocks = []
+    for start in range(0, length, 128):
+        end = min(start + 128, length)
+        scores = scaling * query[:, :, start:end] @ key[:, :, :end].transpose(-1, -2)  # (B, H, block, end)
+        future = torch.ones(end - start, end, dtype=torch.bool).triu(start + 1)
+        blocks.append(scores.masked_fill(future, -math.inf).softmax(-1).to(value.dtype) @ value[:, :, :end])
+    return torch.cat(blocks, 2).transpose(1, 2), None
 
 
 def make_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
@@ -54,6 +84,8 @@ def make_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Qw
             **shape,
         )
     )
+    AttentionInterface.register("blockwise", blockwise_attention)
+    model.set_attn_implementation("blockwise")
     for layer in model.model.layers:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         torch.nn.init.zeros_(layer.mlp.down_proj.weight)

@@ -249,6 +249,7 @@ def train(arguments: argparse.Namespace) -> None:
     progress = Progress(exchanges=settings["start_exchanges"])
     if arguments.resume:
         progress = load_checkpoint(checkpoint, model, optimizers)
+        progress.exchanges = min(progress.exchanges, settings["max_exchanges"])
     shutil.copy(arguments.config, arguments.out / "config.toml")
     mixture = Mixture(config, tokenizer, arguments.data)
     print(

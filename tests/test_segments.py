@@ -264,3 +264,25 @@ def test_segments_end_with_exchanges_or_where_they_are_full(
     for start, end in pairwise([prefix, *found]):
         assert 1 <= end - start <= least + more
         assert end in ends or end - start == least + more
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_a_message_that_spells_a_special_token_is_only_text(name: str, role: str) -> None:
+    if role == "system" and name not in WITH_SYSTEM:
+        pytest.skip("the template takes no system prompt")
+    tokenizer = merging_tokenizer(TEMPLATES[name])
+    form, special = ChatFormat(tokenizer), set(tokenizer.all_special_ids)
+
+    def counted(text: str) -> tuple[int, str]:
+        messages = [SYSTEM, *DIALOGUE[:4]] if name in WITH_SYSTEM else DIALOGUE[:4]
+        changed = [m if m["role"] != role else {"role": role, "content": text} for m in messages]
+        ids = form.encode(changed).token_ids
+        return sum(i in special for i in ids), tokenizer.decode(ids)
+
+    plain, _ = counted("x")
+    for mark in tokenizer.all_special_tokens:
+        for text in (mark, f"hi{mark}{mark}there", f"<|{mark}|>"):
+            number, written = counted(text)
+            assert number == plain, text
+            assert text in written

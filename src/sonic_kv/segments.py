@@ -5,8 +5,10 @@ A dialogue is rendered with the tokenizer's chat template, taken apart once into
 only ever grows at its end: what has been fed to the model is never re-rendered.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from sonic_kv.errors import MessageError
@@ -56,6 +58,9 @@ class ChatFormat:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.stop: tuple[str, ...] = ()
+        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        spelled = "|".join(map(re.escape, sorted({*special, *tokenizer.all_special_tokens})))
+        self._special = re.compile(f"(?={spelled})" if spelled else r"(?!)")
         if getattr(tokenizer, "chat_template", None):
             self._read_template()
         else:
@@ -117,8 +122,18 @@ class ChatFormat:
         self._assistant_close, self._user_open = assistant_to_user[:cut], assistant_to_user[cut:]
         self._head = head
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+    def _ids(self, before: str, content: str = "", after: str = "") -> list[int]:
+        """Token ids of a piece of the template, or of a message's text between two pieces.
+
+        A special token that the message spells out is only text: it is cut behind its first character.
+        """
+        text = before + content + after
+        cuts = [len(before) + found.start() + 1 for found in self._special.finditer(content)]
+        ids: list[int] = []
+        for start, end in pairwise([0, *cuts, len(text)]):
+            if start < end:
+                ids += self.tokenizer(text[start:end], add_special_tokens=False)["input_ids"]
+        return ids
 
     def _head_text(self, system: str | None) -> str:
         if system is None:
@@ -139,19 +154,29 @@ class ChatFormat:
         # space belongs to what follows it: tokenizers merge it with the first word of the text
         prefix = head.removesuffix(self._user_open)
         prefix = prefix if 0 < len(prefix) < len(head) else head.rstrip()
-        return self._ids(prefix), head[len(prefix) :]
+        start, end = self._span(head, system)
+        return self._ids(prefix[:start], prefix[start:end], prefix[end:]), head[len(prefix) :]
+
+    def _span(self, head: str, system: str | None) -> tuple[int, int]:
+        """Where the system prompt stands in `head`, if it spells a special token."""
+        if system is None or not self._special.search(system):
+            return 0, 0
+        before, _, after = self._head_text(_PROBES[1]).partition(_PROBES[1])
+        if head not in (before + system + after, before + system.strip() + after):
+            raise MessageError("the system prompt spells a special token, and the chat template rewrites it")
+        return len(before), len(head) - len(after)
 
     def user(self, text: str) -> list[int]:
         """Token ids of a user message, header included."""
-        return self._ids(self._user_open + text + self._user_close)
+        return self._ids(self._user_open, text, self._user_close)
 
     def first_user(self, text: str, opening: str) -> list[int]:
         """Token ids of the first user message, after the prefix that came with `opening`."""
-        return self._ids(opening + text + self._user_close)
+        return self._ids(opening, text, self._user_close)
 
     def assistant(self, text: str) -> list[int]:
         """Token ids of a finished assistant message, header included."""
-        return self._ids(self._assistant_open + self._reply_text(text) + self._assistant_close)
+        return self._ids(self._assistant_open, self._reply_text(text), self._assistant_close)
 
     def _reply_text(self, text: str) -> str:
         plain = not getattr(self.tokenizer, "chat_template", None)

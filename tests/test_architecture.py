@@ -26,6 +26,7 @@ LEVELS: dict[str, int] = {
     "layout": 1,
     "adapter": 2,
     "cache": 2,
+    "batch": 2,
     "attention": 2,
     "losses": 2,
     "model": 3,
@@ -33,6 +34,7 @@ LEVELS: dict[str, int] = {
     "compressor": 3,
     "generate": 3,
     "session": 3,
+    "engine": 3,
     "train": 3,
     "data": 3,
     "bench": 4,
@@ -44,7 +46,7 @@ LEVELS: dict[str, int] = {
 }
 # Modules that may know about transformers and PEFT. Only the first group touches their internals:
 # it subclasses, patches or registers; the others call public entry points.
-INTERNALS = {"adapter", "cache", "attention"}
+INTERNALS = {"adapter", "cache", "batch", "attention"}
 CALLERS = {"model", "bench", "cli"}  # bench: the plain cache it is compared with
 
 

@@ -182,9 +182,10 @@ def masked_attention(
         (B, H, Q, D)
     """
     groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    if mask.shape[1] > 1:
-        mask = mask.repeat_interleave(groups, 1)
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        if mask.shape[1] > 1:
+            mask = mask.repeat_interleave(groups, 1)
     if softcap is None:
         return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     logits = torch.tanh(query @ key.transpose(-1, -2) * (scale / softcap)) * softcap

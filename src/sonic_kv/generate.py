@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sonic_kv.cache import BatchCache, SessionCache
+from sonic_kv.batch import BatchCache
+from sonic_kv.cache import SessionCache
 from sonic_kv.config import SamplingConfig
 from sonic_kv.errors import ConfigError, NumericalError
 from sonic_kv.model import SonicModel
@@ -87,22 +88,17 @@ def generate_step(
             token = int(sample(logits, sampling, generator))
             yield [token]
             logits = model.feed(caches[0], [token])[None]
-    batch = BatchCache(caches)
-    positions = torch.tensor([cache.next_position for cache in caches], device=model.device)
+    batch = BatchCache(model.num_layers)
+    for cache in caches:
+        batch.join(cache)
     try:
         while True:
-            tokens = sample(logits, sampling, generator)
-            yield tokens.tolist()
-            output = model.base(
-                input_ids=tokens[:, None],
-                position_ids=positions[:, None],
-                attention_mask=batch.attention_mask(model.dtype),
-                past_key_values=batch,
-                use_cache=True,
-            )
-            logits, positions = output.logits[:, -1], positions + 1
+            tokens = sample(logits, sampling, generator).tolist()
+            yield tokens
+            logits = batch.step(model.base, tokens)
     finally:
-        batch.split()
+        for row, cache in enumerate(caches):
+            batch.give_back(row, cache)
 
 
 def detokenize(tokenizer: Any, token_ids: list[int]) -> str:
@@ -155,6 +151,31 @@ class Detokenizer:
         return certain
 
 
+class Writer:
+    """One reply as its tokens come.
+
+    Args:
+        room: most tokens that it may have.
+    """
+
+    def __init__(self, model: SonicModel, stop: Sequence[str], room: int) -> None:
+        self._stop_ids = model.stop_ids
+        self._text = Detokenizer(model, (*model.format.stop, *stop))
+        self._room = room
+        self.count = 0
+
+    def add(self, token_id: int) -> Piece:
+        """What this token adds to the text, and whether it ends the reply."""
+        self.count += 1
+        if token_id in self._stop_ids:
+            return Piece(self._text.finish(), token_id, "stop")
+        text = self._text.add(token_id)
+        if not self._text.stopped and self.count >= self._room:
+            text += self._text.finish()
+            return Piece(text, token_id, "stop" if self._text.stopped else "length")
+        return Piece(text, token_id, "stop" if self._text.stopped else None)
+
+
 def stream_generate(
     model: SonicModel,
     prompts: Sequence[Sequence[int]],
@@ -175,11 +196,11 @@ def stream_generate(
         raise ConfigError("generate needs at least one prompt, and every prompt at least one token")
     for cache, prompt in zip(caches, prompts, strict=True):
         model.check_room(cache, len(prompt) + 1)
-    room = [
-        min(sampling.max_new_tokens, model.room(c) - len(p)) for c, p in zip(caches, prompts, strict=True)
+    writers = [
+        Writer(model, sampling.stop, min(sampling.max_new_tokens, model.room(cache) - len(prompt)))
+        for cache, prompt in zip(caches, prompts, strict=True)
     ]
-    texts = [Detokenizer(model, (*model.format.stop, *sampling.stop)) for _ in prompts]
-    count, done = [0] * len(prompts), [False] * len(prompts)
+    done = [False] * len(prompts)
     try:
         with closing(generate_step(model, prompts, caches, sampling)) as steps:
             for tokens in steps:
@@ -188,22 +209,17 @@ def stream_generate(
                     if done[row]:
                         pieces.append(None)
                         continue
-                    count[row] += 1
-                    ended = token in model.stop_ids
-                    text = texts[row].finish() if ended else texts[row].add(token)
-                    reason = "stop" if ended or texts[row].stopped else None
-                    if reason is None and count[row] >= room[row]:
-                        text += texts[row].finish()
-                        reason = "stop" if texts[row].stopped else "length"
-                    done[row] = reason is not None
-                    pieces.append(Piece(text, token, reason))
+                    piece = writers[row].add(token)
+                    done[row] = piece.finish_reason is not None
+                    pieces.append(piece)
                 yield pieces
                 if all(done):
                     return
     finally:
         # rows that ended early were fed on for the others' sake
-        for cache, mine in zip(caches, count, strict=True):
-            cache.drop_newest(max(count) - mine)
+        fed = max(writer.count for writer in writers)
+        for cache, writer in zip(caches, writers, strict=True):
+            cache.drop_newest(fed - writer.count)
 
 
 def generate(

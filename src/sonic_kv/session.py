@@ -136,23 +136,42 @@ class ChatSession:
                 self.messages.append(message)
             yield from self._reply(prompt, sampling or self.sampling, start)
 
-    def _reply(self, prompt: list[int], sampling: SamplingConfig, start: float) -> Iterator[str]:
+    def draft(self) -> tuple["ChatSession", int]:
+        """A fork that is about to reply to the last message, and the token whose logits begin the reply.
+
+        What is decoded on it is a draft: `extend` puts the finished reply into this session, which then
+        holds exactly what it would hold had the reply been there from the start.
+        """
+        draft = self.fork()
+        return draft, draft._open_reply(self.model.format.generation_prompt())
+
+    def close_if_full(self) -> None:
+        """Close the open segment if it has `max_segment_tokens`, before more is fed."""
+        if self.limited and self.cache.open_length >= self.config.max_segment_tokens:
+            self._close()
+
+    def _open_reply(self, prompt: list[int]) -> int:
+        """Feed all of `prompt` but its last token, and return that one."""
         self._check_room(len(prompt) + 1)
         if not prompt:  # the template has no generation prompt: the last token is fed again for its logits
             prompt = self._take_back(1)
         self._feed(prompt[:-1])
-        self._close_if_full()
+        self.close_if_full()
+        return prompt[-1]
+
+    def _reply(self, prompt: list[int], sampling: SamplingConfig, start: float) -> Iterator[str]:
+        first = self._open_reply(prompt)
         text, reason, written = "", "length", list[int]()
-        with closing(stream_generate(self.model, [prompt[-1:]], [self.cache], sampling)) as steps:
+        with closing(stream_generate(self.model, [[first]], [self.cache], sampling)) as steps:
             for (piece,) in steps:
                 assert piece is not None
-                self.token_ids.append(written[-1] if written else prompt[-1])  # what this step has fed
+                self.token_ids.append(written[-1] if written else first)  # what this step has fed
                 written.append(piece.token_id)
                 text += piece.text
                 if piece.text:
                     yield piece.text
                 if piece.finish_reason is None:
-                    self._close_if_full()
+                    self.close_if_full()
                 else:
                     reason = piece.finish_reason
         seconds = time.perf_counter() - start
@@ -181,6 +200,14 @@ class ChatSession:
         Raises:
             MessageError, ContextLengthError, UnsupportedModelError, BudgetError
         """
+        for _ in self.extending(messages):
+            pass
+
+    def extending(self, messages: Sequence[Message], slice_tokens: int | None = None) -> Iterator[None]:
+        """`extend` that pauses after every model run, each over at most `slice_tokens` tokens.
+
+        One that is not read to its end is undone. Slices begin with the message, whatever else runs.
+        """
         check_messages(messages)
         if messages[0]["role"] == "system":
             raise MessageError("a session takes its system prompt when it is made: ChatSession(system=…)")
@@ -189,7 +216,8 @@ class ChatSession:
                 role, text = message["role"], message["content"]
                 ids = self._user_ids(text) if role == "user" else self.model.format.assistant(text)
                 self.messages.append({"role": role, "content": text})
-                self._feed(ids)
+                for _ in self._feeding(ids, slice_tokens):
+                    yield
                 if role == "assistant":
                     self._end_exchange()
 
@@ -338,13 +366,20 @@ class ChatSession:
 
     def _feed(self, token_ids: Sequence[int]) -> None:
         """Append tokens, closing the open segment whenever it is full and more comes."""
+        for _ in self._feeding(token_ids):
+            pass
+
+    def _feeding(self, token_ids: Sequence[int], slice_tokens: int | None = None) -> Iterator[None]:
         self._check_room(len(token_ids))
         rest = list(token_ids)
         while rest:
-            self._close_if_full()
-            size = self.config.max_segment_tokens - self.cache.open_length if self._limited else len(rest)
+            self.close_if_full()
+            size = slice_tokens or len(rest)
+            if self.limited:
+                size = min(size, self.config.max_segment_tokens - self.cache.open_length)
             self._feed_chunk(rest[:size])
             rest = rest[size:]
+            yield
 
     def _feed_chunk(self, token_ids: list[int]) -> None:
         self.model.check_room(self.cache, len(token_ids))
@@ -368,15 +403,11 @@ class ChatSession:
             self.model.check_room(self.cache, new_tokens)
 
     @property
-    def _limited(self) -> bool:
+    def limited(self) -> bool:
         return self.budget not in (Budget(), Budget(compression_ratio=0.0))
 
-    def _close_if_full(self) -> None:
-        if self._limited and self.cache.open_length >= self.config.max_segment_tokens:
-            self._close()
-
     def _end_exchange(self) -> None:
-        if self._limited and self.cache.open_length >= self.config.min_segment_tokens:
+        if self.limited and self.cache.open_length >= self.config.min_segment_tokens:
             self._close()
 
     def _close(self) -> None:

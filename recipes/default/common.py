@@ -1,6 +1,7 @@
 """What the scripts of this recipe share: configuration, rendering, encoding, batches."""
 
 import hashlib
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +20,15 @@ else:
 HERE = Path(__file__).parent
 DATA = HERE.parent.parent.parent / "shared" / "data" / "train"
 BOS, END = "<|bos|>", "<|end|>"
+SCALES = ("toy", "cpu", "gpu")
 
 
-def load_config(path: Path) -> dict[str, Any]:
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+def load_config(path: Path, scale: str = "cpu") -> dict[str, Any]:
+    """A configuration; the tables of `[scale.NAME]` replace entries of those of the same name."""
+    config = tomllib.loads(path.read_text(encoding="utf-8"))
+    for table, entries in config.pop("scale", {}).get(scale, {}).items():
+        config[table] |= entries
+    return config
 
 
 def held_out(dialogue_id: str) -> bool:
@@ -31,17 +37,21 @@ def held_out(dialogue_id: str) -> bool:
 
 
 def real_dialogues(
-    folder: Path, sources: list[str], per_source: int, validation: bool = False
+    folder: Path, sources: dict[str, int], validation: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Up to `per_source` dialogues of each source, of one side of the split."""
-    for source in sources:
-        taken = 0
-        for dialogue in read_dialogues(folder / f"{source}.jsonl.gz", skip_malformed=True):
-            if held_out(source + str(dialogue["id"])) == validation:
-                yield dialogue
-                taken += 1
-            if taken >= per_source:
-                break
+    """The first dialogues of each source, as many as `sources` says, of one side of the split."""
+    for source, count in sources.items():
+        of_side = (
+            dialogue
+            for dialogue in read_dialogues(folder / f"{source}.jsonl.gz", skip_malformed=True)
+            if held_out(source + str(dialogue["id"])) == validation
+        )
+        yield from itertools.islice(of_side, count)
+
+
+def render(messages: list[dict[str, str]]) -> str:
+    """A dialogue as the chat template writes it."""
+    return BOS + "".join(f"<|{message['role']}|>{message['content']}{END}" for message in messages)
 
 
 @dataclass
@@ -91,6 +101,15 @@ class Batch:
     questions: torch.Tensor  # (B, T)
     count: int  # questions
 
+    def to(self, device: torch.device) -> "Batch":
+        tensors = (t.to(device, non_blocking=True) for t in (self.ids, self.weights, self.questions))
+        return Batch(*tensors, self.count)
+
+    def pin_memory(self) -> "Batch":
+        return Batch(
+            self.ids.pin_memory(), self.weights.pin_memory(), self.questions.pin_memory(), self.count
+        )
+
 
 def collate(examples: list[Example], pad: int) -> Batch:
     length = max(len(e.ids) for e in examples)
@@ -122,6 +141,6 @@ def loss_and_recall(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tenso
     loss = (losses * weights[kept]).sum() / weights[kept].sum()
     questions = batch.questions[:, 1:][kept]
     asked = questions >= 0
-    right = torch.ones(batch.count)
+    right = torch.ones(batch.count, device=losses.device)
     right.scatter_reduce_(0, questions[asked], (logits[asked].argmax(-1) == targets[asked]).float(), "amin")
     return loss, losses.detach().sum(), right

@@ -155,7 +155,7 @@ if __name__ == "__main__":
     if arguments.real:
         sources = load_config(HERE / "config.toml")["data"]["sources"]
         each = -(-arguments.dialogues // len(sources))
-        found = list(real_dialogues(arguments.data, sources, each, validation=True))
+        found = list(real_dialogues(arguments.data, dict.fromkeys(sources, each), validation=True))
         dialogues = [d for d in found if len(exchanges(d["messages"])) >= 3][: arguments.dialogues]
         dialogues = [{**d, "messages": d["messages"][:40]} for d in dialogues]
     else:

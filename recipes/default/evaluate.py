@@ -83,7 +83,9 @@ def replies(model: Any, tokenizer: Any, histories: list[list[dict[str, str]]], b
 def bits_per_byte(model: Any, tokenizer: Any, config: dict[str, Any], folder: Path, per_source: int) -> float:
     """Loss on held-out real dialogues (role and end tokens included) per byte of their texts, in bits."""
     nats, size = 0.0, 0
-    for dialogue in real_dialogues(folder, config["data"]["sources"], per_source, validation=True):
+    for dialogue in real_dialogues(
+        folder, dict.fromkeys(config["data"]["sources"], per_source), validation=True
+    ):
         example = encode(tokenizer, dialogue, 1.0, 1.0)
         if len(example.ids) <= 1024:
             nats += loss_and_recall(model, collate([example], tokenizer.pad_token_id))[1].item()

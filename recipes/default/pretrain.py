@@ -1,36 +1,36 @@
 """Train the default base model: a curriculum of synthetic dialogues, mixed with short real ones.
 
-    python pretrain.py --tokenizer ../../runs/tokenizer --out ../../runs/base --minutes 55
+    python pretrain.py --packed ../../runs/packed --out ../../runs/base --minutes 55
 
-Writes `log.jsonl`, `checkpoint.safetensors` (with `--resume` the run goes on exactly) and, at the end,
-the model and its tokenizer in bf16 under `OUT/export`.
+Writes `log.jsonl`, `checkpoint.safetensors` (with `--resume` the run goes on) and, with every checkpoint
+and at the end, the model and its tokenizer in bf16 under `OUT/export`.
 """
 
 import argparse
 import itertools
 import json
+import lzma
 import math
 import random
-import re
 import shutil
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from common import (
-    DATA,
+    BOS,
     END,
     HERE,
+    SCALES,
     Batch,
     Example,
     collate,
     encode,
     load_config,
     loss_and_recall,
-    real_dialogues,
 )
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -84,8 +84,6 @@ def make_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Qw
             **shape,
         )
     )
-    AttentionInterface.register("blockwise", blockwise_attention)
-    model.set_attn_implementation("blockwise")
     for layer in model.model.layers:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         torch.nn.init.zeros_(layer.mlp.down_proj.weight)
@@ -147,33 +145,60 @@ def load_checkpoint(path: Path, model: Qwen3ForCausalLM, optimizers: list[torch.
         return Progress(**json.loads(file.metadata()["progress"]))
 
 
-class Mixture:
-    """Batches of a step, drawn by step number: resuming needs no generator state."""
+class Corpus:
+    """The packed real data: documents cut into pieces, sorted by length so that neighbours fit into a batch."""
 
-    def __init__(self, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    def __init__(self, path: Path, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
+        with lzma.open(path / "ids.npy.xz") as file:
+            self.ids: np.ndarray = np.load(file)
+        self.words = tuple((path / "words.txt").read_text().split())
+        self._bos, self._end, self._user, self._assistant = tokenizer.convert_tokens_to_ids(
+            [BOS, END, "<|user|>", "<|assistant|>"]
+        )
+        starts = np.flatnonzero(self.ids == self._bos)
+        pieces: list[tuple[int, int, bool]] = []
+        for start, stop in zip(starts, [*starts[1:], len(self.ids)], strict=True):
+            dialogue = bool((self.ids[start:stop] == self._user).any())
+            while start < stop:
+                ends = np.flatnonzero(self.ids[start : min(start + longest, stop)] == self._end)
+                end = start + int(ends[-1]) + 1 if len(ends) else min(start + longest, stop)
+                pieces.append((int(start), int(end), dialogue))
+                start = end
+        pieces.sort(key=lambda piece: piece[1] - piece[0])
+        self._pieces = pieces
+        self._dialogues = [piece for piece in pieces if piece[2]]
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def batch(self, rng: random.Random, budget: int, user_weight: float, finetune: bool) -> list[Example]:
+        """Pieces of about one length, together about `budget` tokens; of dialogues only if `finetune`."""
+        pieces = self._dialogues if finetune else self._pieces
+        at = rng.randrange(len(pieces))
+        count = max(1, budget // (pieces[at][1] - pieces[at][0]))
+        return [self._example(*piece[:2], user_weight) for piece in pieces[max(0, at + 1 - count) : at + 1]]
+
+    def _example(self, start: int, end: int, user_weight: float) -> Example:
+        ids = self.ids[start:end]
+        marks = np.isin(ids, (self._user, self._assistant)) | (ids == self._bos)
+        newest = np.maximum.accumulate(np.where(marks, np.arange(len(ids)), 0))
+        reply = (ids[newest] == self._assistant) & ~marks
+        weights = np.where(reply, 1.0, user_weight)
+        return Example(ids.tolist(), weights.tolist(), [-1] * len(ids))
+
+
+class Mixture(torch.utils.data.Dataset[Batch]):
+    """Batches of a step, drawn by step number: resuming needs no generator state.
+
+    `level` (exchanges, finetuning or not) is shared with the processes that prepare batches.
+    """
+
+    def __init__(self, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, packed: Path) -> None:
         self.config, self.tokenizer = config, tokenizer
-        self.weights = (config["train"]["answer_weight"], config["train"]["user_weight"])
-        self.real = self._read_real(folder)
-
-    def _read_real(self, folder: Path) -> list[Example]:
-        """Short real dialogues, by length. Their words become `self.words`."""
-        data = self.config["data"]
-        end = self.tokenizer.convert_tokens_to_ids(END)
-        examples = []
-        counts: Counter[str] = Counter()
-        for dialogue in real_dialogues(folder, data["sources"], data["per_source"]):
-            for message in dialogue["messages"]:
-                counts.update(re.findall(r"\b[a-z]{3,12}\b", message["content"]))
-            example = encode(self.tokenizer, dialogue, 1.0, 0.5)
-            ids = example.ids[: data["real_max_tokens"]]
-            while ids and ids[-1] != end:
-                ids.pop()
-            if ids:
-                examples.append(Example(ids, example.weights[: len(ids)], [-1] * len(ids)))
-        common = [word for word, count in counts.most_common() if count >= 5]
-        self.words = tuple(common[data["skip_words"] :])
-        examples.sort(key=lambda e: len(e.ids))  # neighbours fit into one batch with little padding
-        return examples
+        train = config["train"]
+        self.weights = (train["answer_weight"], train["user_weight"])
+        self.corpus = Corpus(packed, tokenizer, config["data"]["real_max_tokens"])
+        self.level = torch.tensor([train["start_exchanges"], 0]).share_memory_()
 
     def synthetic(self, rng: random.Random, exchanges: int, budget: int, split: str = "train") -> Batch:
         """Dialogues of one length of up to `exchanges` exchanges, about `budget` tokens with padding."""
@@ -192,22 +217,24 @@ class Mixture:
             fact_share=rng.choice((0.5, 0.7, 0.9)),
             chatter_sentences=rng.choice((1, 2, 3)),
         )
-        for dialogue in generate_dialogues(config, self.words):
+        for dialogue in generate_dialogues(config, self.corpus.words):
             if not dialogue["meta"]["questions"]:
                 continue
-            examples.append(encode(self.tokenizer, dialogue, *self.weights))
+            answers, user = self.weights
+            examples.append(encode(self.tokenizer, dialogue, answers, 0.0 if self.level[1] else user))
             width = max(width, len(examples[-1].ids))
             if (len(examples) + 1) * width > budget:
                 break
         return collate(examples, self.tokenizer.pad_token_id)
 
-    def batch(self, seed: str, exchanges: int) -> Batch:
-        rng = random.Random(seed)
+    def __getitem__(self, step: int) -> Batch:
+        rng = random.Random(f"{self.config['train']['seed']}/{step}")
         budget = self.config["train"]["tokens_per_step"]
-        if self.real and rng.random() < self.config["data"]["real_share"]:
-            at = rng.randrange(len(self.real))
-            count = max(1, budget // len(self.real[at].ids))
-            return collate(self.real[max(0, at + 1 - count) : at + 1], self.tokenizer.pad_token_id)
+        exchanges, finetune = self.level.tolist()
+        if rng.random() < self.config["data"]["real_share"]:
+            user_weight = 0.0 if finetune else self.weights[1]
+            examples = self.corpus.batch(rng, budget, user_weight, bool(finetune))
+            return collate(examples, self.tokenizer.pad_token_id)
         return self.synthetic(rng, exchanges, budget)
 
 
@@ -227,44 +254,70 @@ def validation_recall(model: Qwen3ForCausalLM, mixture: Mixture, exchanges: int)
     right = []
     with torch.no_grad():
         for _ in range(4):
-            batch = mixture.synthetic(rng, exchanges, 3000, "validation")
+            batch = mixture.synthetic(rng, exchanges, 3000, "validation").to(model.device)
             right.append(loss_and_recall(model, batch)[2])
     recalled = torch.cat(right)
     return recalled.mean().item(), len(recalled)
 
 
+def export(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the model in bf16, in shards that fit through narrow doors, and its tokenizer."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.config.dtype = torch.bfloat16
+    weights = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(temporary, state_dict=weights, max_shard_size="15MB")
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)
+
+
 def train(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments.config)
+    config = load_config(arguments.config, arguments.scale)
     settings = config["train"]
     torch.manual_seed(settings["seed"])
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.packed / "tokenizer")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = make_model(config, tokenizer)
-    optimizers = make_optimizers(model, config)
     if arguments.init:
-        model.load_state_dict(
-            Qwen3ForCausalLM.from_pretrained(arguments.init, dtype=torch.float32).state_dict()
-        )
+        start = Qwen3ForCausalLM.from_pretrained(arguments.init, dtype=torch.float32)
+        model.load_state_dict(start.state_dict())
+    model.to(device)
+    if device.type == "cuda":
+        model.model.compile(dynamic=True)
+    else:
+        AttentionInterface.register("blockwise", blockwise_attention)
+        model.set_attn_implementation("blockwise")
+    optimizers = make_optimizers(model, config)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    target = arguments.export or arguments.out / "export"
     checkpoint = arguments.out / "checkpoint.safetensors"
     progress = Progress(exchanges=settings["start_exchanges"])
     if arguments.resume:
         progress = load_checkpoint(checkpoint, model, optimizers)
         progress.exchanges = min(progress.exchanges, settings["max_exchanges"])
-    shutil.copy(arguments.config, arguments.out / "config.toml")
-    mixture = Mixture(config, tokenizer, arguments.data)
-    print(
-        f"{model.num_parameters():,} parameters, {len(mixture.real):,} real dialogues, {len(mixture.words):,} words",
-        flush=True,
+    (arguments.out / "config.json").write_text(json.dumps(config, indent=1))
+    mixture = Mixture(config, tokenizer, arguments.packed)
+    batches = torch.utils.data.DataLoader(
+        mixture,
+        batch_size=None,
+        sampler=itertools.count(progress.step),  # type: ignore[arg-type]
+        num_workers=settings["workers"],
+        pin_memory=device.type == "cuda",
     )
+    print(f"{model.num_parameters():,} parameters, {len(mixture.corpus):,} real pieces", flush=True)
 
     saved = progress.seconds
     started = time.monotonic() - progress.seconds
     with (arguments.out / "log.jsonl").open("a") as log:
-        while progress.seconds < 60 * arguments.minutes:
-            batch = mixture.batch(f"{settings['seed']}/{progress.step}", progress.exchanges)
+        for batch in batches:
+            if progress.seconds >= 60 * arguments.minutes:
+                break
+            finetune = progress.seconds >= 60 * arguments.minutes * settings["finetune_from"]
+            mixture.level[:] = torch.tensor([progress.exchanges, int(finetune)])
             scale = schedule(progress, arguments.minutes, settings)
-            with torch.autocast("cpu", torch.bfloat16):
-                loss, _, right = loss_and_recall(model, batch)
+            with torch.autocast(device.type, torch.bfloat16):
+                loss, _, right = loss_and_recall(model, batch.to(device))
             if not math.isfinite(loss.item()):
                 raise SystemExit(f"loss is {loss.item()} at step {progress.step}: lower the learning rates")
             loss.backward()
@@ -282,7 +335,7 @@ def train(arguments: argparse.Namespace) -> None:
                 progress.recall += 0.05 * (right.mean().item() - progress.recall)
             record = {**asdict(progress), "loss": loss.item(), "lr": scale}
             if progress.step % settings["evaluate_every"] == 0:
-                with torch.autocast("cpu", torch.bfloat16):
+                with torch.autocast(device.type, torch.bfloat16):
                     record["validation_recall"], _ = validation_recall(model, mixture, progress.exchanges)
             if progress.step % 20 == 0:
                 log.write(json.dumps(record) + "\n")
@@ -298,20 +351,21 @@ def train(arguments: argparse.Namespace) -> None:
                 progress.steps_at_level = 0
             if progress.seconds - saved > 60 * settings["checkpoint_minutes"]:
                 save_checkpoint(checkpoint, model, optimizers, progress)
+                export(model, tokenizer, target)
                 saved = progress.seconds
     save_checkpoint(checkpoint, model, optimizers, progress)
-    model.to(torch.bfloat16).save_pretrained(arguments.out / "export")
-    tokenizer.save_pretrained(arguments.out / "export")
+    export(model, tokenizer, target)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--packed", type=Path, required=True, help="what pack.py wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60.0, help="wall-clock time of the whole run")
-    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser.add_argument("--export", type=Path, help="folder of the finished model; none: OUT/export")
     parser.add_argument("--config", type=Path, default=HERE / "config.toml")
     parser.add_argument("--init", type=Path, help="start from the weights of this export, not at random")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.safetensors")

@@ -20,5 +20,5 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     sources = load_config(arguments.config)["data"]["sources"]
     with arguments.out.open("w", encoding="utf-8") as file:
-        for dialogue in real_dialogues(arguments.data, sources, arguments.per_source):
+        for dialogue in real_dialogues(arguments.data, dict.fromkeys(sources, arguments.per_source)):
             file.write(json.dumps({"id": dialogue["id"], "messages": dialogue["messages"]}) + "\n")

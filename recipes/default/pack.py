@@ -1,14 +1,22 @@
-"""Train the default model's tokenizer: byte-level BPE, digits one by one, with a chat template.
+"""Pack the corpus for pretraining: a tokenizer, and the training side of the real data as token ids.
 
-python tokenizer.py --out ../../runs/tokenizer
+    python pack.py --scale cpu --out ../../runs/packed
+
+Writes `tokenizer/` (byte-level BPE, digits one by one, with a chat template), `ids.npy.xz` (uint16, every
+document opens with `<|bos|>`) and `words.txt` (words of the dialogues, which stand in for listed values of
+synthetic ones). Pretraining reads nothing else, so that it runs where the data is not.
 """
 
 import argparse
+import lzma
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common import BOS, DATA, END, HERE, load_config, real_dialogues
+import numpy as np
+from common import BOS, DATA, END, HERE, SCALES, load_config, real_dialogues, render
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -26,7 +34,9 @@ CHAT_TEMPLATE = (
 def texts(config: dict[str, Any], folder: Path) -> Iterator[str]:
     """Message texts: synthetic training dialogues, then real ones."""
     synthetic = generate_dialogues(SynthConfig(dialogues=config["tokenizer"]["synthetic"], seed=1_000_000))
-    real = real_dialogues(folder, config["data"]["sources"], config["tokenizer"]["real"])
+    most = config["tokenizer"]["real"]
+    sources = {name: min(count, most) for name, count in config["data"]["sources"].items()}
+    real = real_dialogues(folder, sources)
     for dialogues in (synthetic, real):
         for dialogue in dialogues:
             yield from (message["content"] for message in dialogue["messages"])
@@ -60,10 +70,42 @@ def train_tokenizer(config: dict[str, Any], folder: Path) -> PreTrainedTokenizer
     )
 
 
+def pack(config: dict[str, Any], folder: Path, out: Path) -> dict[str, int]:
+    """Write the packed corpus; returns tokens by source."""
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(config, folder)
+    tokenizer.save_pretrained(out / "tokenizer")
+    words: Counter[str] = Counter()
+    parts: list[np.ndarray] = []
+    tokens: dict[str, int] = {}
+    for source, count in config["data"]["sources"].items():
+        texts = []
+        for dialogue in real_dialogues(folder, {source: count}):
+            texts.append(render(dialogue["messages"]))
+            for message in dialogue["messages"]:
+                words.update(re.findall(r"\b[a-z]{3,12}\b", message["content"]))
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        parts += [np.array(one, dtype=np.uint16) for one in ids]
+        tokens[source] = sum(map(len, ids))
+        print(f"{source}: {len(ids):,} documents, {tokens[source]:,} tokens", flush=True)
+    temporary = out / "ids.tmp"
+    with lzma.open(temporary, "wb", preset=4) as file:
+        np.save(file, np.concatenate(parts))
+    temporary.replace(out / "ids.npy.xz")
+    common = [word for word, count in words.most_common() if count >= 5]
+    (out / "words.txt").write_text("\n".join(common[config["data"]["skip_words"] :]))
+    return tokens
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--config", type=Path, default=HERE / "config.toml")
+    parser.add_argument("--scale", choices=SCALES, default="cpu")
     arguments = parser.parse_args()
-    train_tokenizer(load_config(arguments.config), arguments.data).save_pretrained(arguments.out)
+    found = pack(load_config(arguments.config, arguments.scale), arguments.data, arguments.out)
+    size = (arguments.out / "ids.npy.xz").stat().st_size
+    print(f"{sum(found.values()):,} tokens, {size / 1e6:.1f} MB")

@@ -2,7 +2,7 @@
 
 It is an ordinary transformers `Cache`. With original positions its sequence length is the
 transcript's, so that `generate(transcript, past_key_values=cache)` feeds exactly the new tokens.
-Stored tensors are never written in place: a snapshot or a fork shares them at no cost.
+Stored entries are never overwritten: a snapshot or a fork shares them at no cost.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,77 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+SPARE_ENTRIES, SPARE_SHARE = 32, 16  # room left when a layer grows: entries, and one in so many
 
-class SessionLayer(DynamicLayer):
+
+@dataclass
+class _Buffer:
+    """Storage of a growing layer: (B, G, capacity, D), of which the first `used` columns are taken."""
+
+    keys: Tensor
+    values: Tensor
+    used: int
+
+
+class GrowingLayer(DynamicLayer):
+    """A layer that is appended to in place, so that a new token does not copy the entries before it.
+
+    `keys` and `values` (B, G, S, D) are views of a buffer with some room behind them. Copies of a layer
+    (snapshots, forks) share it, and nothing in it is ever overwritten: who stands at its end appends
+    there; who has been overtaken, or finds no room, goes on in a buffer of its own. Other tensors may
+    be put in place of `keys` and `values` at any time.
+
+    One thread at a time may append to layers that share a buffer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffer: _Buffer | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states[..., :0, :].clone(), value_states[..., :0, :].clone()
+
+    @property
+    def stored(self) -> int:
+        """Entries of one KV head."""
+        return self.keys.shape[-2] if self.is_initialized else 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.stored
+        end = start + key_states.shape[-2]
+        buffer = self._buffer
+        if buffer is None or not self._at_end_of(buffer) or end > buffer.keys.shape[2]:
+            capacity = end + max(SPARE_ENTRIES, end // SPARE_SHARE)
+            buffer = self._buffer = _Buffer(
+                _with_room(self.keys, capacity), _with_room(self.values, capacity), start
+            )
+        buffer.keys[:, :, start:end] = key_states
+        buffer.values[:, :, start:end] = value_states
+        buffer.used = end
+        self.keys, self.values = buffer.keys[:, :, :end], buffer.values[:, :, :end]
+        return self.keys, self.values
+
+    def _at_end_of(self, buffer: _Buffer) -> bool:
+        return buffer.used == self.stored and all(
+            mine.data_ptr() == whole.data_ptr()
+            for mine, whole in ((self.keys, buffer.keys), (self.values, buffer.values))
+        )
+
+
+def _with_room(entries: Tensor, capacity: int) -> Tensor:
+    """A copy of (B, G, S, D) entries in a tensor of `capacity` columns."""
+    batch, heads, stored, width = entries.shape
+    room = entries.new_empty(batch, heads, capacity, width)
+    room[:, :, :stored] = entries
+    return room
+
+
+class SessionLayer(GrowingLayer):
     """One layer: keys and values (1, G, S, D) ordered prefix, memory, open segment.
 
     Attributes:
@@ -32,11 +101,6 @@ class SessionLayer(DynamicLayer):
         self.positions = torch.empty(shape, dtype=torch.int32, device=key_states.device)
         self.scores = torch.empty(shape, device=key_states.device)
 
-    @property
-    def stored(self) -> int:
-        """Entries of one KV head."""
-        return self.keys.shape[-2] if self.is_initialized else 0
-
     def get_seq_length(self, *_: object) -> int:
         return self.stored + self.removed
 
@@ -44,6 +108,12 @@ class SessionLayer(DynamicLayer):
         # transformers 5.2 passes the positions of the new tokens, later versions their number
         new = query_length if isinstance(query_length, int) else query_length.shape[0]
         return self.stored + new, self.removed
+
+    def fill(self, keys: Tensor, values: Tensor, positions: Tensor, scores: Tensor) -> None:
+        """Hold these entries, in storage of exactly their size, instead of any before."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        self.keys, self.values, self.positions, self.scores = keys, values, positions, scores
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.keys, self.values, self.positions, self.scores) if self.is_initialized else ()
@@ -117,10 +187,8 @@ class SessionCache(Cache):
         """Take back the newest `count` raw entries, as if they had never been fed."""
         assert 0 <= count <= self.open_length
         if count:
-            for layer in self.layers:
-                # a copy: a contiguous slice would keep the whole storage
-                layer.keys = layer.keys[:, :, :-count].clone()
-                layer.values = layer.values[:, :, :-count].clone()
+            for layer in self.layers:  # what is appended next goes into a new buffer
+                layer.keys, layer.values = layer.keys[:, :, :-count], layer.values[:, :, :-count]
 
     def memory(self) -> list[Memory]:
         """The memory entries of every layer."""
@@ -135,13 +203,14 @@ class SessionCache(Cache):
         start, prefix = self.open_start(), self.lengths.prefix
         stored = []
         for layer, new in zip(self.layers, memory, strict=True):
-            parts = []
-            for old, fresh in ((layer.keys, new.keys), (layer.values, new.values)):
-                tail = old[:, :, old.shape[2] if drop_open else start :]
-                parts.append(torch.cat((old[:, :, :prefix], fresh, tail), dim=2))
-            stored.append((*parts, new.positions, new.scores))
+            first = layer.stored if drop_open else start
+            keys, values = (
+                torch.cat((old[:, :, :prefix], fresh, old[:, :, first:]), dim=2)
+                for old, fresh in ((layer.keys, new.keys), (layer.values, new.values))
+            )
+            stored.append((keys, values, new.positions, new.scores))
         for layer, tensors in zip(self.layers, stored, strict=True):
-            layer.keys, layer.values, layer.positions, layer.scores = tensors
+            layer.fill(*tensors)
         self.lengths = lengths
         self.count_removed()
 

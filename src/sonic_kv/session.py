@@ -322,8 +322,7 @@ class ChatSession:
                 # copies: the file's own storage must not stay open
                 names = ("keys", "values", "positions", "scores")
                 stored = [tensors[f"{number}.{name}"].to(model.device, copy=True) for name in names]
-                layer.update(*(tensor.to(model.dtype) for tensor in stored[:2]))
-                layer.positions, layer.scores = stored[2:]
+                layer.fill(*(tensor.to(model.dtype) for tensor in stored[:2]), *stored[2:])
             lengths = header["lengths"]
             cache.lengths = Lengths(**dict(lengths, segment_starts=tuple(lengths["segment_starts"])))
             found = header["adapter"]

@@ -94,3 +94,20 @@ def read_sealed(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, 
     if seal != _digest(header, tensors):
         raise FileError(f"{path} is damaged or was changed: its checksum does not fit")
     return header, tensors
+
+
+def from_hub(name: str, file: str) -> Path:
+    """A file of a hub repository, downloaded if it is not in the local cache.
+
+    Raises:
+        FileError: it cannot be had, or `name` cannot be a hub id.
+    """
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileError(f"{name} does not exist")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except Exception as error:  # network, authentication, no such repository, a name that is none …
+        reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
+        raise FileError(f"{name} is neither a path nor to be had from the hub: {reason}") from error

@@ -21,6 +21,7 @@ def inspect(target: str | Path | None) -> dict[str, Any]:
         FileError: there is nothing to describe, or it is damaged.
     """
     from sonic_kv.adapter import FILE_NAME
+    from sonic_kv.files import from_hub
     from sonic_kv.model import DEFAULT_MODEL
 
     path = Path(target or DEFAULT_MODEL)
@@ -37,7 +38,7 @@ def inspect(target: str | Path | None) -> dict[str, Any]:
         return {**facts, "adapter": _sealed(adapter)} if adapter.is_file() else facts
     if path.exists():
         raise FileError(f"{path} holds neither a model (config.json) nor an adapter ({FILE_NAME})")
-    return _model(_from_hub(str(path)))
+    return _model(from_hub(str(path), "config.json"))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -103,18 +104,6 @@ def _model(path: Path) -> dict[str, Any]:
         }
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise FileError(f"{path} is not the configuration of a causal language model ({error})") from error
-
-
-def _from_hub(name: str) -> Path:
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise FileError(f"{name} does not exist")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(name, "config.json"))
-    except Exception as error:  # network, authentication, missing repository …
-        reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
-        raise FileError(f"{name} is neither a path nor to be had from the hub: {reason}") from error
 
 
 def _value_text(key: str, value: Any) -> str:

@@ -12,6 +12,7 @@ from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint, head_dim, kv_heads
 from sonic_kv.attention import Observed, OnePass, Probe, Rope, respect_softcap, sonic_attention, verify
 from sonic_kv.cache import ReadCache, SessionCache
 from sonic_kv.errors import ContextLengthError, FileError, ModelError, UnsupportedModelError
+from sonic_kv.files import from_hub
 from sonic_kv.layout import Layout, own_segment
 from sonic_kv.segments import ChatFormat
 
@@ -262,17 +263,7 @@ def _find_adapter(model: str, adapter: str | Path | None) -> Path | None:
         beside = Path(model) / FILE_NAME
         return beside if beside.is_file() else None
     path = Path(adapter)
-    if path.exists() or str(adapter).count("/") != 1 or str(adapter).startswith((".", "/", "~")):
-        return path
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(str(adapter), FILE_NAME))
-    except Exception as error:  # network, authentication, missing repository …
-        reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
-        raise FileError(
-            f"adapter {adapter!r} is neither a path nor to be had from the hub: {reason}"
-        ) from error
+    return path if path.exists() else from_hub(str(adapter), FILE_NAME)
 
 
 def _sliding_window(config: Any) -> int | None:

@@ -1,12 +1,20 @@
 """The benchmark times what it says; no test depends on how fast this machine is."""
 
+import json
 import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
-from tiny import tiny_model
+import torch
+from tiny import tiny_model, tiny_tokenizer
 
-from sonic_kv.bench import as_json, bench, paired, report
-from sonic_kv.config import BenchOptions
+from sonic_kv.bench import dialogue
+from sonic_kv.bench.closing import as_json, measure, report
+from sonic_kv.bench.shapes import SHAPES, random_model
+from sonic_kv.bench.timing import decode_bound, measure_machine, paired, ratio_of_sums
+from sonic_kv.config import BENCH_METHODS, BenchClosingOptions, BenchDialogueOptions, Shape
 from sonic_kv.errors import BudgetError, ConfigError
 
 
@@ -18,7 +26,7 @@ def test_paired_ratio_is_that_of_the_two_sides() -> None:
 
 
 def test_bench_times_closing_and_decoding_on_a_compressed_cache() -> None:
-    results = bench(tiny_model(), BenchOptions(history=96, segment=32, steps=2, repetitions=3))
+    results = measure(tiny_model(), BenchClosingOptions(history=96, segment=32, steps=2, repetitions=3))
     assert [result.name.split()[0] for result in results] == ["closing", "closing", "2"]
     assert all(result.ms > 0 and result.baseline_ms > 0 for result in results)
     assert "on 22 entries" in results[2].name  # prefix 4, a fifth of 92
@@ -28,8 +36,109 @@ def test_bench_times_closing_and_decoding_on_a_compressed_cache() -> None:
 
 def test_bench_options_are_checked() -> None:
     with pytest.raises(BudgetError):
-        BenchOptions(ratio=1.0)
+        BenchClosingOptions(ratio=1.0)
     with pytest.raises(ConfigError, match="repetitions"):
-        BenchOptions(repetitions=1)
+        BenchClosingOptions(repetitions=1)
     with pytest.raises(ConfigError, match="history"):
-        BenchOptions(history=4)
+        BenchClosingOptions(history=4)
+
+
+# --- whole dialogues ----------------------------------------------------------------------------
+
+SHORT = BenchDialogueOptions(
+    lengths=(24, 96), user_tokens=8, reply_tokens=16, ratios=(0.5, 0.8), repetitions=2
+)
+NAMES = ["full", "re-prefilled", *(f"{k} {r}" for k in ("streaming", "h2o", "sonic") for r in (0.5, 0.8))]
+
+
+def test_a_ratio_of_sums_has_an_interval_that_holds_it() -> None:
+    ours, theirs = [[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]], [[2.0, 4.0, 6.0], [8.0, 8.0, 8.0]]
+    found = ratio_of_sums(ours, theirs)
+    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)  # repetitions are drawn as pairs
+    uneven = ratio_of_sums([[1.0, 3.0]], [[2.0, 2.0]])
+    assert uneven.low < uneven.value == 1.0 < uneven.high
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_method_lives_through_the_same_dialogue(batch: int) -> None:
+    model = tiny_model()
+    result = dialogue.measure(model, "tiny", replace(SHORT, batch=batch))
+    assert list(result.turns) == NAMES
+    found = {(row.method, row.length): row for row in dialogue.rows(result, model.bytes_per_token)}
+    for name, turns in result.turns.items():
+        assert [len(times) for times in turns.total()] == [2] * 4
+        assert all(t > 0 for times in turns.first_token + turns.decode for t in times)
+        assert found[name, 96].seconds > found[name, 24].seconds
+        ratio = float(name.split()[1]) if " " in name else 0.0
+        history = 96 - 1  # the last token of a reply is fed with the next message
+        kept = dialogue.PREFIX + round((1 - ratio) * history) if ratio else dialogue.PREFIX + history
+        if ratio:  # 8 bytes of bookkeeping an entry, head and layer
+            per_entry = model.bytes_per_token + 8 * model.num_layers * model.num_heads
+            exact = batch * (kept * per_entry - dialogue.PREFIX * 8 * model.num_layers * model.num_heads)
+            assert turns.live_bytes[-1] == exact
+    full = found["full", 96]
+    assert full.to_full is not None
+    assert full.to_full.value == full.step_to_full.value == 1.0  # type: ignore[union-attr]
+    assert full.closing_share < 0.01 < found["sonic 0.8", 96].closing_share
+    assert found["sonic 0.8", 96].live_bytes < found["sonic 0.5", 96].live_bytes < full.live_bytes
+
+
+def test_the_bound_counts_every_weight_and_entry_once() -> None:
+    model = tiny_model()
+    machine = replace(measure_machine(model, 1), bytes_per_second=1e9, operations_per_second=1e15)
+    weights = (
+        sum(w.numel() for w in model.base.parameters()) - model.base.get_input_embeddings().weight.numel()
+    )
+    bound = decode_bound(model, machine, entries=100, batch=3)
+    assert bound == pytest.approx((4 * weights + 3 * 100 * model.bytes_per_token) / 1e9)
+
+
+def test_figures_are_written_to_a_folder(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    model = tiny_model()
+    result = dialogue.measure(model, "tiny", replace(SHORT, methods=("full", "sonic"), repetitions=1))
+    found = dialogue.rows(result, model.bytes_per_token)
+    dialogue.write(result, found, tmp_path / "out")
+    read = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert read["rows"][0]["method"] == "full"
+    assert read["turns"]["sonic 0.8"]["live_bytes"] == result.turns["sonic 0.8"].live_bytes
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert page == dialogue.report(result, found)
+    assert page.count("| sonic 0.5 |") == 2
+    assert "re-prefilled" not in page.split("## 24")[1].replace("/ re-prefilled", "")
+    assert b"<svg" in (tmp_path / "out" / "plot.svg").read_bytes()
+
+
+def test_a_shape_is_a_model_with_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(get_args(Shape)) == list(SHAPES)
+    small: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "vocab_size": 300,
+    }
+    for shape, config in list(SHAPES.items()):
+        if "head_dim" not in config:
+            small = {**small, "hidden_size": 2 * config["num_attention_heads"]}
+        monkeypatch.setitem(SHAPES, shape, {**config, **small})
+        model = random_model(shape, "cpu", torch.float32, tiny_tokenizer(), seed=0)
+        assert model.num_heads == config["num_key_value_heads"]
+        options = replace(SHORT, lengths=(24,), methods=("sonic",), ratios=(0.5,), repetitions=1)
+        assert dialogue.measure(model, shape, options).turns["sonic 0.5"].entries == [dialogue.PREFIX + 23]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ("full", "magic")}, "unknown magic; known are full"),
+        ({"methods": ()}, "at least one"),
+        ({"lengths": ()}, "a turn"),
+        ({"lengths": (100,)}, r"a turn \(256 tokens\)"),
+        ({"reply_tokens": 1}, "at least 2"),
+        ({"batch": 0}, "at least 1"),
+    ],
+)
+def test_dialogue_options_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        BenchDialogueOptions(**options)
+    assert set(BENCH_METHODS) == set(BenchDialogueOptions().methods)

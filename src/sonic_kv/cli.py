@@ -18,7 +18,8 @@ from sonic_kv import __version__
 from sonic_kv.config import (
     DEFAULT_BUDGET,
     AdapterConfig,
-    BenchOptions,
+    BenchClosingOptions,
+    BenchDialogueOptions,
     Budget,
     ChatOptions,
     DemoOptions,
@@ -176,16 +177,47 @@ def train(call: Call) -> None:
     print(json.dumps({"adapter": str(path), **last}) if call.json else path)
 
 
-def bench(call: Call) -> None:
-    """Paired timings."""
-    options = call.options(BenchOptions)
+def bench_closing(call: Call) -> None:
+    """Closing a segment and decoding, against prefilling and a plain cache."""
     model = load_for_decoding(call.options(ModelOptions))
 
-    from sonic_kv.bench import as_json, report
-    from sonic_kv.bench import bench as measure
+    from sonic_kv.bench import closing
 
-    results = measure(model, options)
-    print(json.dumps(as_json(results)) if call.json else report(results))
+    results = closing.measure(model, call.options(BenchClosingOptions))
+    print(json.dumps(closing.as_json(results)) if call.json else closing.report(results))
+
+
+def bench_dialogue(call: Call) -> None:
+    """Whole dialogues on every method; the report on standard output, files into a folder."""
+    options, named = call.options(BenchDialogueOptions), call.options(ModelOptions)
+    if options.shape is None:
+        model, name = load_for_decoding(named), named.model or "default model"
+    elif named.model is not None or named.adapter is not None:
+        raise ConfigError("--shape makes a model of its own: leave --model and --adapter out")
+    else:
+        model, name = _load_shape(options, named), f"{options.shape}, random weights"
+
+    from sonic_kv.bench import dialogue
+
+    if options.out is not None:
+        dialogue.check_plot()  # before the work, not after it
+    result = dialogue.measure(model, name, options)
+    found = dialogue.rows(result, model.bytes_per_token)
+    if options.out is not None:
+        dialogue.write(result, found, options.out)
+        print(f"sonic-kv: wrote {options.out}", file=sys.stderr)
+    print(json.dumps(dialogue.as_json(result, found)) if call.json else dialogue.report(result, found))
+
+
+def _load_shape(options: BenchDialogueOptions, named: ModelOptions) -> "SonicModel":
+    import torch
+
+    from sonic_kv.bench.shapes import random_model
+
+    assert options.shape is not None
+    tokenizer = load_model(ModelOptions()).tokenizer
+    dtype = getattr(torch, named.dtype or ("float32" if named.device == "cpu" else "bfloat16"))
+    return random_model(options.shape, named.device, dtype, tokenizer, options.seed)
 
 
 def inspect(call: Call) -> None:
@@ -251,11 +283,18 @@ COMMANDS = (
         json="the adapter's path and the last step's record",
     ),
     Command(
-        "bench",
+        "bench closing",
         "time closing a segment and decoding on a compressed cache, as paired ratios",
-        bench,
-        {"model": ModelOptions, "bench": BenchOptions},
+        bench_closing,
+        {"model": ModelOptions, "closing": BenchClosingOptions},
         json="the figures",
+    ),
+    Command(
+        "bench dialogue",
+        "time whole dialogues with full, evicted and compressed history, turn by turn",
+        bench_dialogue,
+        {"model": ModelOptions, "dialogue": BenchDialogueOptions},
+        json="the figures, and every time behind them",
     ),
     Command(
         "inspect",
@@ -272,7 +311,7 @@ COMMANDS = (
         {"output": OutputOptions, "synth": SynthConfig},
     ),
 )
-GROUPS = {"data": "dialogue files"}
+GROUPS = {"bench": "what compression costs and saves", "data": "dialogue files"}
 # One TOML file may hold the sections of several commands: each uses its own, all are checked.
 SECTIONS = {name: section for command in COMMANDS for name, section in command.sections.items()}
 

@@ -21,18 +21,25 @@ class Compressor:
     Args:
         model: base and adapter.
         config: how segments are kept.
+        importance: which entries matter; None: the adapter's scorer, or recent queries without one.
     """
 
-    def __init__(self, model: SonicModel, config: SessionConfig) -> None:
+    def __init__(
+        self, model: SonicModel, config: SessionConfig, importance: Importance | None = None
+    ) -> None:
         self.model, self.config = model, config
         adapter = model.adapter
         self.learned_form = adapter is not None and adapter.config.form == "learned"
         self.reencode = config.reencode and adapter is not None and adapter.reencodes
         if self.learned_form and not config.reencode:
             raise ModelError("the adapter's Nexus tokens are learned: reencode cannot be off")
-        self.importance: Importance = (
-            WindowImportance(model, config.window) if adapter is None else LearnedImportance(model, adapter)
-        )
+        if importance is None:
+            importance = (
+                WindowImportance(model, config.window)
+                if adapter is None
+                else LearnedImportance(model, adapter)
+            )
+        self.importance = importance
         by_segment = self.learned_form or config.allocation == "segment"
         self.selection = Selection(self.importance.recency, by_segment)
 

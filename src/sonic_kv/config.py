@@ -15,6 +15,8 @@ Form = Literal["anchored", "learned"]
 Scope = Literal["causal", "segment"]
 Positions = Literal["original", "compact"]
 Allocation = Literal["global", "segment"]
+Shape = Literal["qwen3-0.6b", "qwen3-1.7b", "qwen2.5-7b", "llama-8b"]
+BENCH_METHODS = ("full", "re-prefilled", "streaming", "h2o", "sonic")
 
 
 def option(default: Any, help: str) -> Any:
@@ -234,7 +236,7 @@ class SynthConfig:
 
 
 @dataclass(frozen=True)
-class BenchOptions:
+class BenchClosingOptions:
     """What is timed."""
 
     history: int = option(1024, "tokens of closed history")
@@ -250,6 +252,44 @@ class BenchOptions:
         require(self.repetitions >= 2, f"repetitions={self.repetitions} must be at least 2")
         for name in ("segment", "steps"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class BenchDialogueOptions:
+    """The dialogue that every method lives through."""
+
+    shape: Shape | None = option(
+        None, "random weights of this shape instead of a model: the same speed, nothing to download"
+    )
+    lengths: tuple[int, ...] = option((1024, 4096, 8192), "logical tokens at which figures are taken")
+    user_tokens: int = option(64, "tokens of each user message")
+    reply_tokens: int = option(192, "tokens of each reply")
+    methods: tuple[str, ...] = option(
+        BENCH_METHODS,
+        "full: kept cache; re-prefilled: the whole transcript again at every turn; streaming: sink and newest "
+        "entries; h2o: largest attention so far; sonic",
+    )
+    ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios of the last three")
+    batch: int = option(1, "dialogues at a time")
+    repetitions: int = option(3, "times that the dialogue is lived through")
+    seed: int = option(0, "seed of the random tokens and weights")
+    out: str | None = option(None, "folder for result.json, report.md and plot.svg; none: the report alone")
+
+    def __post_init__(self) -> None:
+        known = ", ".join(BENCH_METHODS)
+        unknown = ", ".join(name for name in self.methods if name not in BENCH_METHODS)
+        require(not unknown, f"methods: unknown {unknown}; known are {known}")
+        require(bool(self.methods), f"methods: at least one of {known}")
+        for ratio in self.ratios:
+            Budget(compression_ratio=ratio)
+        require(self.reply_tokens >= 2, f"reply_tokens={self.reply_tokens} must be at least 2")
+        for name in ("user_tokens", "batch", "repetitions"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        turn = self.user_tokens + self.reply_tokens
+        require(
+            bool(self.lengths) and min(self.lengths, default=0) >= turn,
+            f"lengths must be at least a turn ({turn} tokens)",
+        )
 
 
 @dataclass(frozen=True)

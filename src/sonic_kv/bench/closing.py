@@ -1,60 +1,25 @@
-"""`sonic-kv bench`: what closing a segment and decoding on a compressed cache cost, as paired ratios.
+"""`sonic-kv bench closing`: what closing a segment and decoding on a compressed cache cost, as paired ratios.
 
 Both sides of a ratio run in turn, A B A B …, on the same model in the same process, and the ratio is
 taken pair by pair: what the machine does meanwhile slows both.
 """
 
-import statistics
-import time
-from collections.abc import Callable
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from transformers import DynamicCache
 
+from sonic_kv.bench.timing import Paired, paired
 from sonic_kv.cache import SessionCache
 from sonic_kv.compressor import Compressor
-from sonic_kv.config import BenchOptions, Budget, SessionConfig
+from sonic_kv.config import BenchClosingOptions, Budget, SessionConfig
 from sonic_kv.human import table
 from sonic_kv.model import SonicModel
 
 
-@dataclass(frozen=True)
-class Paired:
-    """Two things timed in turn: medians in milliseconds, and the pairwise ratio's quartiles."""
-
-    name: str
-    ms: float
-    baseline_ms: float
-    ratio: float
-    low: float
-    high: float
-
-
-def paired(
-    name: str, measured: Callable[[], object], baseline: Callable[[], object], repetitions: int
-) -> Paired:
-    """Time `measured` and `baseline` in turn, after one warm-up each."""
-
-    def clock(run: Callable[[], object]) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    measured(), baseline()
-    times = [(clock(measured), clock(baseline)) for _ in range(repetitions)]
-    low, middle, high = statistics.quantiles((a / b for a, b in times), n=4)
-    ours, theirs = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
-    return Paired(name, round(ours, 3), round(theirs, 3), round(middle, 3), round(low, 3), round(high, 3))
-
-
 @torch.no_grad()
-def bench(model: SonicModel, options: BenchOptions) -> list[Paired]:
+def measure(model: SonicModel, options: BenchClosingOptions) -> list[Paired]:
     """Closing against prefilling as many tokens as entries are kept of it; decoding against a plain cache."""
     generator = torch.Generator().manual_seed(options.seed)
     ids = torch.randint(

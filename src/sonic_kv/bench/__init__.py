@@ -1,0 +1,1 @@
+"""`sonic-kv bench`: what compression costs and saves in time and bytes."""

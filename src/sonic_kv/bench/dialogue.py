@@ -1,0 +1,378 @@
+"""`sonic-kv bench dialogue`: whole dialogues, turn by turn, on every method at once.
+
+All methods live through the same dialogue in lockstep: at each turn every one of them reads the user's
+message and writes a reply of fixed length, in an order that rotates. What the machine does meanwhile
+slows all of them, and the ratios are taken from pairs. Tokens are random; time does not depend on them.
+"""
+
+import importlib.util
+import io
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sonic_kv import __version__
+from sonic_kv.bench.timing import Machine, Ratio, decode_bound, measure_machine, ratio_of_sums, seconds
+from sonic_kv.cache import SessionCache
+from sonic_kv.compressor import Compressor
+from sonic_kv.config import BenchDialogueOptions, Budget, SamplingConfig, SessionConfig
+from sonic_kv.errors import ConfigError
+from sonic_kv.files import write_atomic
+from sonic_kv.generate import generate_step
+from sonic_kv.human import bytes_text
+from sonic_kv.importance import Importance, WindowImportance
+from sonic_kv.model import SonicModel
+
+PREFIX = 4  # tokens that are never compressed
+FULL, REPREFILLED = "full", "re-prefilled"
+WHOLE_SEGMENT = 1 << 30  # a window of queries that covers any segment
+
+
+class Newest:
+    """Keeps the newest entries, whatever they hold: with the prefix, StreamingLLM (arXiv:2309.17453)."""
+
+    def __init__(self, model: SonicModel) -> None:
+        self._model = model
+
+    def scores(self, cache: SessionCache, token_ids: Sequence[int]) -> list[Tensor]:
+        kept = cache.stored - cache.lengths.prefix
+        return [torch.zeros(1, self._model.num_heads, kept, device=self._model.device) for _ in cache.layers]
+
+    def recency(self, layer: int, distance: Tensor) -> Tensor:
+        return -distance.float()
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to keep history: its name, and what closes a segment (None: nothing is removed)."""
+
+    name: str
+    ratio: float = 0.0
+    compressor: Compressor | None = None
+
+
+def methods(model: SonicModel, options: BenchDialogueOptions) -> list[Method]:
+    """The methods to time: the two full contexts, then each kind of compression at each ratio."""
+    found = [Method(name) for name in (FULL, REPREFILLED) if name in options.methods]
+    importances: dict[str, Importance | None] = {
+        "streaming": Newest(model),
+        "h2o": WindowImportance(model, WHOLE_SEGMENT),  # every query counts, as in its running sum
+        "sonic": None,
+    }
+    for kind in importances:
+        if kind not in options.methods:
+            continue
+        config = SessionConfig(reencode=kind == "sonic")
+        for ratio in options.ratios:
+            importance = importances[kind]
+            found.append(Method(f"{kind} {ratio:g}", ratio, Compressor(model, config, importance)))
+    return found
+
+
+@dataclass
+class Turns:
+    """What one method took, turn by turn. Times in seconds, sizes in bytes; [turn][repetition]"""
+
+    first_token: list[list[float]] = field(default_factory=list)
+    decode: list[list[float]] = field(default_factory=list)  # all tokens of the reply but the first
+    closing: list[list[float]] = field(default_factory=list)
+    live_bytes: list[int] = field(default_factory=list)  # after closing
+    peak_bytes: list[int] = field(default_factory=list)  # before
+    entries: list[int] = field(default_factory=list)  # when the reply ends
+
+    def total(self, turns: slice = slice(None)) -> list[list[float]]:
+        """Everything that a turn took."""
+        parts = zip(self.first_token[turns], self.decode[turns], self.closing[turns], strict=True)
+        return [[sum(times) for times in zip(*part, strict=True)] for part in parts]
+
+
+class _Run:
+    """One method's side of one dialogue, for every row of the batch."""
+
+    def __init__(self, model: SonicModel, method: Method, prefixes: list[list[int]]) -> None:
+        self.model, self.method = model, method
+        self.transcripts = [list(ids) for ids in prefixes]
+        self.unfed: list[list[int]] = [[] for _ in prefixes]  # the reply's last token was sampled, not fed
+        self.caches = [self._fresh(ids) for ids in prefixes]
+
+    def _fresh(self, prefix: list[int]) -> SessionCache:
+        cache = SessionCache(self.model.num_layers)
+        self.model.feed(cache, prefix)
+        cache.mark_prefix()
+        return cache
+
+    def turn(self, messages: list[list[int]], reply_tokens: int) -> tuple[float, float, float, int, int]:
+        """Seconds to the first token, of the others and of closing; bytes and entries before closing."""
+        prompts = [rest + message for rest, message in zip(self.unfed, messages, strict=True)]
+        for row, message in enumerate(messages):
+            self.transcripts[row] += message
+        if self.method.name == REPREFILLED:
+            self.caches = [SessionCache(self.model.num_layers) for _ in messages]
+            prompts = [list(ids) for ids in self.transcripts]
+        replies: list[list[int]] = []
+        with closing(generate_step(self.model, prompts, self.caches, SamplingConfig())) as steps:
+            first = seconds(lambda: replies.append(next(steps)))
+            decode = seconds(lambda: replies.extend(islice(steps, reply_tokens - 1)))
+            # closing the generator hands a batch's entries back to the caches
+            decode += seconds(steps.close)
+        for row, ids in enumerate(zip(*replies, strict=True)):
+            self.transcripts[row] += ids
+            self.unfed[row] = list(ids[-1:])
+        peak, entries = self.bytes(), self.caches[0].stored
+        return first, decode, seconds(self._close), peak, entries
+
+    def _close(self) -> None:
+        if self.method.compressor is None:
+            return
+        for cache, ids in zip(self.caches, self.transcripts, strict=True):
+            # in the transcript, but not in the cache: the reply's last token
+            segment = ids[cache.lengths.closed : cache.logical_length]
+            self.method.compressor.close(cache, segment, Budget(compression_ratio=self.method.ratio))
+
+    def bytes(self) -> int:
+        return sum(cache.nbytes for cache in self.caches)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that was measured, and on what."""
+
+    model: str
+    machine: Machine
+    options: BenchDialogueOptions
+    turns: dict[str, Turns]
+    bounds: dict[str, dict[int, float]]  # by method and length: seconds of a decode step there, at best
+    version: str = __version__
+
+    @property
+    def turn_tokens(self) -> int:
+        return self.options.user_tokens + self.options.reply_tokens
+
+    def upto(self, length: int) -> slice:
+        """The turns of the first `length` logical tokens."""
+        return slice(0, max(length // self.turn_tokens, 1))
+
+    def ending(self, length: int) -> slice:
+        """The last eighth of these turns."""
+        stop = self.upto(length).stop
+        return slice(stop - max(stop // 8, 1), stop)
+
+
+@torch.no_grad()
+def measure(model: SonicModel, name: str, options: BenchDialogueOptions) -> Result:
+    """Live through the dialogue `repetitions` times (and once before, to warm up, for two turns)."""
+    chosen = methods(model, options)
+    machine = measure_machine(model)
+    turns = {method.name: Turns() for method in chosen}
+    length = max(options.lengths)
+    count = max(length // (options.user_tokens + options.reply_tokens), 1)
+    _lockstep(model, chosen, options, min(count, 2))
+    with tqdm(
+        total=options.repetitions * count, unit="turn", file=sys.stderr, disable=None, leave=False
+    ) as bar:
+        for repetition in range(options.repetitions):
+            for number, measured in enumerate(_lockstep(model, chosen, options, count, repetition)):
+                for method, (first, decode, close, peak, live, entries) in measured.items():
+                    mine = turns[method]
+                    if not repetition:
+                        for column in (mine.first_token, mine.decode, mine.closing):
+                            column.append([])
+                        mine.peak_bytes.append(peak)
+                        mine.live_bytes.append(live)
+                        mine.entries.append(entries)
+                    mine.first_token[number].append(first)
+                    mine.decode[number].append(decode)
+                    mine.closing[number].append(close)
+                bar.update()
+    result = Result(name, machine, options, turns, {})
+    for method, mine in turns.items():
+        result.bounds[method] = {
+            length: decode_bound(
+                model,
+                machine,
+                statistics.mean(mine.entries[result.ending(length)]) - options.reply_tokens / 2,
+                options.batch,
+            )
+            for length in options.lengths
+        }
+    return result
+
+
+Measured = dict[str, tuple[float, float, float, int, int, int]]
+
+
+def _lockstep(
+    model: SonicModel, chosen: list[Method], options: BenchDialogueOptions, count: int, repetition: int = 0
+) -> Iterator[Measured]:
+    generator = torch.Generator().manual_seed(options.seed)
+
+    def tokens(length: int) -> list[list[int]]:
+        shape = (options.batch, length)
+        found: list[list[int]] = torch.randint(model.config.vocab_size, shape, generator=generator).tolist()
+        return found
+
+    prefixes = tokens(PREFIX)
+    runs = [_Run(model, method, prefixes) for method in chosen]
+    for number in range(count):
+        messages = tokens(options.user_tokens)
+        measured: Measured = {}
+        for offset in range(len(runs)):
+            run = runs[(offset + number + repetition) % len(runs)]
+            first, decode, close, peak, entries = run.turn(messages, options.reply_tokens)
+            measured[run.method.name] = (first, decode, close, peak, run.bytes(), entries)
+        yield measured
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one length. Ratios have a 95 % interval; those at the end are of the last eighth."""
+
+    method: str
+    length: int
+    seconds: float  # the whole dialogue so far, mean over repetitions
+    to_full: Ratio | None
+    to_reprefilled: Ratio | None
+    first_token_ms: float  # at the end, median
+    first_token_to_full: Ratio | None
+    step_ms: float  # at the end, median
+    step_to_full: Ratio | None
+    tokens_per_second: float  # at the end, all rows of the batch
+    of_bound: float  # bound / step at the end
+    closing_share: float
+    live_bytes: int
+    peak_bytes: int
+    live_share: float  # of the bytes of every token's keys and values
+
+
+def rows(result: Result, bytes_per_token: int) -> list[Row]:
+    """Every method at every length."""
+    return [
+        _row(result, name, length, bytes_per_token)
+        for length in result.options.lengths
+        for name in result.turns
+    ]
+
+
+def _row(result: Result, name: str, length: int, bytes_per_token: int) -> Row:
+    mine, whole, end = result.turns[name], result.upto(length), result.ending(length)
+
+    def against(other: str, times: Callable[[Turns], list[list[float]]]) -> Ratio | None:
+        return ratio_of_sums(times(mine), times(result.turns[other])) if other in result.turns else None
+
+    total, steps = mine.total(whole), result.options.reply_tokens - 1
+    step = statistics.median(t / steps for turn in mine.decode[end] for t in turn)
+    live = mine.live_bytes[whole.stop - 1]
+    logical = result.options.batch * (PREFIX + whole.stop * result.turn_tokens)
+    return Row(
+        method=name,
+        length=length,
+        seconds=sum(map(statistics.mean, total)),
+        to_full=against(FULL, lambda turns: turns.total(whole)),
+        to_reprefilled=against(REPREFILLED, lambda turns: turns.total(whole)),
+        first_token_ms=1e3 * statistics.median(t for turn in mine.first_token[end] for t in turn),
+        first_token_to_full=against(FULL, lambda turns: turns.first_token[end]),
+        step_ms=1e3 * step,
+        step_to_full=against(FULL, lambda turns: turns.decode[end]),
+        tokens_per_second=result.options.batch / step,
+        of_bound=result.bounds[name][length] / step,
+        closing_share=sum(map(sum, mine.closing[whole])) / sum(map(sum, total)),
+        live_bytes=live,
+        peak_bytes=max(mine.peak_bytes[whole]),
+        live_share=live / (logical * bytes_per_token),
+    )
+
+
+HEAD = (
+    "method", "whole dialogue, s", "/ full", "/ re-prefilled", "first token, ms", "/ full", "step, ms",
+    "/ full", "tokens/s", "of bound", "closing", "live bytes", "of full", "peak bytes",
+)  # fmt: skip
+
+
+def report(result: Result, found: Sequence[Row]) -> str:
+    """The figures as a Markdown page."""
+    options, machine = result.options, result.machine
+    lines = [
+        f"# Whole dialogues: {result.model}",
+        "",
+        f"sonic-kv {result.version}; {machine.device}, {machine.threads} threads, {machine.dtype}; reads "
+        f"{bytes_text(machine.bytes_per_second)}/s, multiplies {machine.operations_per_second / 1e9:.0f} G "
+        "operations/s.",
+        f"Turns of {options.user_tokens} user and {options.reply_tokens} reply tokens, batch {options.batch}, "
+        f"{options.repetitions} repetitions, seed {options.seed}. Ratios: sums of paired times, 95 % bootstrap "
+        "interval. First token and step: the last eighth of the turns. Bound: weights and cache read once a step "
+        "at the rate above, or the arithmetic, whichever takes longer.",
+    ]
+    for length in options.lengths:
+        lines += ["", f"## {length} tokens", "", "| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
+        for row in found:
+            if row.length == length:
+                lines.append("| " + " | ".join(_cells(row)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Row) -> list[str]:
+    def optional(ratio: Ratio | None) -> str:
+        return "" if ratio is None else str(ratio)
+
+    return [
+        row.method, f"{row.seconds:.2f}", optional(row.to_full), optional(row.to_reprefilled),
+        f"{row.first_token_ms:.1f}", optional(row.first_token_to_full), f"{row.step_ms:.2f}",
+        optional(row.step_to_full), f"{row.tokens_per_second:.0f}", f"{row.of_bound:.2f}",
+        f"{100 * row.closing_share:.1f} %", bytes_text(row.live_bytes), f"{row.live_share:.3f}",
+        bytes_text(row.peak_bytes),
+    ]  # fmt: skip
+
+
+def as_json(result: Result, found: Sequence[Row]) -> dict[str, Any]:
+    """Options, machine, the rows of the report, and every time behind them."""
+    return {**asdict(result), "rows": [asdict(row) for row in found]}
+
+
+def check_plot() -> None:
+    """Raise `ConfigError` unless a plot can be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("the plot needs matplotlib: pip install 'sonic-kv[bench]'; or leave --out away")
+
+
+def plot(result: Result) -> bytes:
+    """Time so far, decode step and bytes over the dialogue's length, as an SVG."""
+    from matplotlib.figure import Figure
+
+    steps = result.options.reply_tokens - 1
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for name, mine in result.turns.items():
+        length = [PREFIX + (n + 1) * result.turn_tokens for n in range(len(mine.decode))]
+        times = list(accumulate(map(statistics.mean, mine.total())))
+        decode = [1e3 * statistics.median(turn) / steps for turn in mine.decode]
+        for panel, values in zip(panels, (times, decode, [b / 1e6 for b in mine.live_bytes]), strict=True):
+            panel.plot(length, values, label=name)
+    for panel, title in zip(panels, ("time so far, s", "decode step, ms", "live cache, MB"), strict=True):
+        panel.set(xlabel="logical tokens", title=title)
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    panels[0].legend()
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="svg")
+    return drawn.getvalue()
+
+
+def write(result: Result, found: Sequence[Row], folder: str | Path) -> None:
+    """`result.json`, `report.md` and `plot.svg`."""
+    files = {
+        "result.json": json.dumps(as_json(result, found), indent=1).encode(),
+        "report.md": report(result, found).encode(),
+        "plot.svg": plot(result),
+    }
+    for name, data in files.items():
+        write_atomic(Path(folder) / name, data)

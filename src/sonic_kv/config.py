@@ -217,6 +217,7 @@ class SynthConfig:
     instruction_share: float = option(0.15, "share of dialogues with a standing instruction")
     secret_share: float = option(0.4, "share of codes and passwords that the user later declares secret")
     script_share: float = option(0.05, "share of composed names in other scripts than the Latin one")
+    noise_share: float = option(0.3, "share of training sentences with words left out and put in")
 
     def __post_init__(self) -> None:
         require(self.dialogues >= 0, f"dialogues={self.dialogues} must not be negative")

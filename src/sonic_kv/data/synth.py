@@ -310,11 +310,39 @@ class _Dialogue:
         known.append(subject)
         return subject
 
-    def wording(self, attribute: w.Attribute, sort: str) -> str:
-        """A wording of this dialogue's split; when training, half of them are composed."""
-        written = attribute.wordings(sort)[self.config.split]
-        composed = self.config.split == "train" and self.rng.random() < 0.5
-        return self.rng.choice(attribute.composed[sort] if composed else written)
+    def names(self, fact: _Fact, form: str) -> bool:
+        """Whether `form` names a person other than the user."""
+        return fact.subject in self.people and form in fact.subject.forms
+
+    def wording(self, attribute: w.Attribute, sort: str, topic: bool = False) -> str:
+        """A wording of this dialogue's split; a training one may be composed, topicalised and noisy.
+
+        A small model that only ever meets well-formed wordings learns them by heart; with words missing
+        and others put in it has to go by those that matter.
+
+        Args:
+            topic: the sentence names a person, and may name it before all else.
+        """
+        rng, written = self.rng, attribute.wordings(sort)[self.config.split]
+        if self.config.split != "train":
+            return rng.choice(written)
+        found = rng.choice(attribute.composed[sort] if rng.random() < 0.5 else written)
+        if topic and "{S_obj}" not in found and rng.random() < 0.15:
+            rest = found.replace("{S}", "{he}").replace("{P}", "{his}")
+            found = rng.choice(w.TOPIC_FRAMES).replace("{W}", rest)
+        return self.noisy(found) if rng.random() < self.config.noise_share else found
+
+    def noisy(self, wording: str) -> str:
+        """A wording with some of its plain words left out and fillers put in."""
+        rng = self.rng
+        *words, last = wording.split(" ")
+        kept = []
+        for word in words:
+            if rng.random() < 0.08:
+                kept.append(rng.choice(w.FILLERS))
+            if not word.isalpha() or rng.random() > 0.15:
+                kept.append(word)
+        return " ".join((*kept, last))
 
     def sentence(self, wording: str, fact: _Fact, form: str, *, reply: bool = False) -> str:
         """A wording with the fact's words filled in; `form` names the subject."""
@@ -401,7 +429,9 @@ class _Dialogue:
         if fact is None:
             return False
         fact.form = self.statement_form(fact.subject)
-        text = self.sentence(self.wording(fact.attribute, "statement"), fact, fact.form)
+        text = self.sentence(
+            self.wording(fact.attribute, "statement", self.names(fact, fact.form)), fact, fact.form
+        )
         text = self.opened(text, w.LEAD_INS[split], 0.3)
         self.facts.append(fact)
         person = fact.attribute.subject == "person"
@@ -432,7 +462,7 @@ class _Dialogue:
         new = _Fact(old.attribute, old.subject, old.detail, value, "", "update", exchange, len(self.messages))
         new.form = self.question_form(old)
         self.facts.append(new)
-        text = self.sentence(self.wording(new.attribute, "update"), new, new.form)
+        text = self.sentence(self.wording(new.attribute, "update", self.names(new, new.form)), new, new.form)
         text = self.opened(text, w.LEAD_INS[split], 0.3)
         self.say(text, rng.choice((*w.UPDATE_ACKNOWLEDGEMENTS, *w.ACKNOWLEDGEMENTS[:6])))
         return True
@@ -509,7 +539,7 @@ class _Dialogue:
         """An exchange that asks for a fact; the reply holds its value."""
         rng, split = self.rng, self.config.split
         form = self.question_form(fact)
-        text = self.sentence(self.wording(fact.attribute, "question"), fact, form)
+        text = self.sentence(self.wording(fact.attribute, "question", self.names(fact, form)), fact, form)
         if fact.secret:
             self.say(self.opened(text, w.QUESTION_LEAD_INS[split], 0.3), rng.choice(w.REFUSALS))
             fact.asked = True

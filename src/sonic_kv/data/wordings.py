@@ -108,6 +108,34 @@ ASKING_FRAMES = lines("""
     let me hear {N}.
 """)
 
+# A person named first and taken up by a pronoun in {W}, a wording of the person.
+TOPIC_FRAMES = lines("""
+    as for {S}, {W}
+    about {S}: {W}
+    you know {S}? {W}
+    speaking of {S}, {W}
+    {S}, well, {W}
+    this is about {S}: {W}
+    I have to think of {S}: {W}
+""")
+FILLERS = lines("""
+    really
+    actually
+    just
+    also
+    still
+    indeed
+    certainly
+    of course
+    I think
+    you see
+    as you know
+    to be honest
+    by now
+    at the moment
+    so to speak
+""")
+
 
 @dataclass(frozen=True)
 class Attribute:

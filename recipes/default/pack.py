@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from common import BOS, DATA, END, HERE, SCALES, load_config, real_dialogues, render
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sonic_kv.config import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
@@ -70,10 +70,10 @@ def train_tokenizer(config: dict[str, Any], folder: Path) -> PreTrainedTokenizer
     )
 
 
-def pack(config: dict[str, Any], folder: Path, out: Path) -> dict[str, int]:
-    """Write the packed corpus; returns tokens by source."""
+def pack(config: dict[str, Any], folder: Path, out: Path, trained: Path | None) -> dict[str, int]:
+    """Write the packed corpus, with a `trained` tokenizer or a new one; returns tokens by source."""
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(config, folder)
+    tokenizer = AutoTokenizer.from_pretrained(trained) if trained else train_tokenizer(config, folder)
     tokenizer.save_pretrained(out / "tokenizer")
     words: Counter[str] = Counter()
     parts: list[np.ndarray] = []
@@ -105,7 +105,9 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--config", type=Path, default=HERE / "config.toml")
     parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser.add_argument("--tokenizer", type=Path, help="use this one instead of training one")
     arguments = parser.parse_args()
-    found = pack(load_config(arguments.config, arguments.scale), arguments.data, arguments.out)
+    config = load_config(arguments.config, arguments.scale)
+    found = pack(config, arguments.data, arguments.out, arguments.tokenizer)
     size = (arguments.out / "ids.npy.xz").stat().st_size
     print(f"{sum(found.values()):,} tokens, {size / 1e6:.1f} MB")

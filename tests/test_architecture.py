@@ -38,6 +38,7 @@ LEVELS: dict[str, int] = {
     "train": 3,
     "data": 3,
     "bench": 4,
+    "eval": 4,
     "cli": 5,
     "demo": 5,
     "demo_page": 5,

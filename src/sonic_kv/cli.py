@@ -23,6 +23,7 @@ from sonic_kv.config import (
     Budget,
     ChatOptions,
     DemoOptions,
+    EvalOptions,
     ModelOptions,
     OutputOptions,
     SamplingConfig,
@@ -50,7 +51,11 @@ class Call:
     sections: Mapping[str, type]
     sources: tuple[Given, ...]  # the TOML file's options, then the flags
     json: bool
-    target: str | None
+    targets: tuple[str, ...]
+
+    @property
+    def target(self) -> str | None:
+        return self.targets[0] if self.targets else None
 
     def options(self, cls: type[Options], base: Options | None = None) -> Options:
         """The options of one section of this command, over those of `base` if given."""
@@ -76,6 +81,7 @@ class Command:
     run: Callable[[Call], None]
     sections: Mapping[str, type]
     target: str | None = None  # help of an optional positional argument
+    many: bool = False  # it takes one or more of them
     json: str | None = None  # what --json prints
     file_only: tuple[str, ...] = ()  # sections without flags
 
@@ -220,6 +226,41 @@ def _load_shape(options: BenchDialogueOptions, named: ModelOptions) -> "SonicMod
     return random_model(options.shape, named.device, dtype, tokenizer, options.seed)
 
 
+def evaluate(call: Call) -> None:
+    """Run what is not done yet, and write the report; a progress bar on standard error."""
+    options, config = call.options(EvalOptions), call.options(SessionConfig)
+    model = load_model(call.options(ModelOptions))
+
+    from tqdm import tqdm
+
+    from sonic_kv.eval.report import as_text, write
+    from sonic_kv.eval.run import Evaluation
+
+    run = Evaluation(model, options, config)
+    with tqdm(initial=run.done, total=run.total, unit="record", file=sys.stderr, disable=None) as bar:
+
+        def show(doing: str, records: int) -> None:
+            bar.set_description(doing, refresh=False)
+            bar.update(records)
+
+        run.run(show)
+    summary = write(run.results)
+    print(json.dumps(summary, ensure_ascii=False) if call.json else as_text(summary))
+    print(f"sonic-kv: wrote {run.results.folder}/report.md", file=sys.stderr)
+
+
+def report(call: Call) -> None:
+    """Write a run's report anew, or compare runs."""
+    from sonic_kv.eval.report import as_text, compare_text, write
+    from sonic_kv.eval.results import Results
+
+    runs = {target: write(Results(target)) for target in call.targets}
+    if call.json:
+        print(json.dumps(runs, ensure_ascii=False))
+    else:
+        print(as_text(*runs.values()) if len(runs) == 1 else compare_text(runs))
+
+
 def inspect(call: Call) -> None:
     """Show what is in a file, a folder or a model."""
     from sonic_kv.inspection import as_text
@@ -297,6 +338,22 @@ COMMANDS = (
         json="the figures, and every time behind them",
     ),
     Command(
+        "eval",
+        "compare methods on multi-turn benchmarks; a run that was stopped goes on where it was",
+        evaluate,
+        {"model": ModelOptions, "eval": EvalOptions, "session": SessionConfig},
+        json="the summary",
+    ),
+    Command(
+        "report",
+        "write the report of a run of eval anew, or compare several",
+        report,
+        {},
+        target="folder of a run",
+        many=True,
+        json="the summaries",
+    ),
+    Command(
         "inspect",
         "show what is in a session file, an adapter or a model",
         inspect,
@@ -331,10 +388,12 @@ def build_parser() -> Parser:
         group, _, name = command.name.rpartition(" ")
         help = command.help.replace("%", "%%")  # argparse formats this one, and not the description
         sub = (groups[group] if group else top).add_parser(name, help=help, description=command.help)
-        sub.usage = f"{sub.prog} [options]" + (" [TARGET]" if command.target else "")
+        shown = " TARGET ..." if command.many else " [TARGET]"
+        sub.usage = f"{sub.prog} [options]" + (shown if command.target else "")
         sub.set_defaults(command=command, parser=sub)
         if command.target:
-            sub.add_argument("target", nargs="?", metavar="TARGET", help=command.target)
+            many = "+" if command.many else "?"
+            sub.add_argument("target", nargs=many, metavar="TARGET", help=command.target)
         if command.sections:
             more = "".join(f" and those of [{section}]" for section in command.file_only)
             help = f"TOML file with these options{more}; flags win over it"
@@ -363,9 +422,9 @@ def parse(arguments: Sequence[str]) -> tuple[Command, Call]:
     if config is not None:
         sources = (read_toml(config, SECTIONS), *sources)
     command: Command = found.command
-    return command, Call(
-        command.sections, sources, json=getattr(found, "json", False), target=getattr(found, "target", None)
-    )
+    target = getattr(found, "target", None)
+    targets = tuple(target) if isinstance(target, list) else () if target is None else (target,)
+    return command, Call(command.sections, sources, json=getattr(found, "json", False), targets=targets)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

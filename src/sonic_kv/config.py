@@ -294,6 +294,31 @@ class BenchDialogueOptions:
 
 
 @dataclass(frozen=True)
+class EvalOptions:
+    """What is evaluated, on what, and where the results are kept."""
+
+    out: str = option("runs/eval", "folder of the results; a run that was stopped goes on in it")
+    benchmarks: tuple[str, ...] = option(("synthetic",), "benchmarks to run; an unknown name lists them")
+    data: tuple[str, ...] = option((), "files of benchmarks, as NAME=PATH")
+    methods: tuple[str, ...] = option((), "methods to compare; none: all that can run here but slow ones")
+    ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios")
+    limit: int = option(200, "cases of each benchmark, evenly over its file; 0: all")
+    seed: int = option(77, "seed of the synthetic dialogues and of the bootstrap")
+    exchanges: int = option(14, "exchanges of each synthetic dialogue")
+    max_tokens: int = option(1024, "longest dialogue in tokens; longer ones are cut behind an exchange")
+    batch_size: int = option(16, "dialogues read at once")
+
+    def __post_init__(self) -> None:
+        for ratio in self.ratios:
+            Budget(compression_ratio=ratio)
+            require(ratio > 0.0, "ratio 0 removes nothing: that is the method 'full'")
+        require(bool(self.benchmarks), "name at least one benchmark")
+        require(self.limit >= 0, f"limit={self.limit} must not be negative")
+        for name in ("exchanges", "max_tokens", "batch_size"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
 class ModelOptions:
     """Which model, and where it runs."""
 

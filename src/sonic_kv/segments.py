@@ -178,6 +178,16 @@ class ChatFormat:
         """Token ids of a finished assistant message, header included."""
         return self._ids(self._assistant_open, self._reply_text(text), self._assistant_close)
 
+    def spelling(self, text: str, start: int, stop: int) -> range:
+        """Which tokens of `assistant(text)` spell `text[start:stop]`; all of them if the tokenizer cannot say."""
+        if not self.tokenizer.is_fast:
+            return range(len(self.assistant(text)))
+        shift = len(self._assistant_open) + len(self._reply_text(text)) - len(text)
+        whole = self._assistant_open + self._reply_text(text) + self._assistant_close
+        offsets = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        inside = [i for i, (a, b) in enumerate(offsets) if a < stop + shift and b > start + shift]
+        return range(inside[0], inside[-1] + 1) if inside else range(0)
+
     def _reply_text(self, text: str) -> str:
         plain = not getattr(self.tokenizer, "chat_template", None)
         return " " + text if plain and text and not text.startswith(" ") else text

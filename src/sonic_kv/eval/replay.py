@@ -1,0 +1,217 @@
+"""One method over a batch of dialogues: what it predicts of the gold replies, and what it keeps."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sonic_kv.cache import SessionCache
+from sonic_kv.config import SessionConfig
+from sonic_kv.eval.benchmarks import Case, Question
+from sonic_kv.eval.methods import Method, close
+from sonic_kv.eval.turns import Row, read
+from sonic_kv.model import SonicModel
+from sonic_kv.segments import Encoded, segment_ends
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply of the transcript: index of its message, and the tokens that the assistant wrote."""
+
+    message: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Script:
+    """A case as tokens.
+
+    Attributes:
+        ends: transcript positions at which a segment is closed.
+        questions: with the transcript positions of the tokens of its answer.
+        scored: transcript positions of every reply's tokens.
+    """
+
+    case: Case
+    token_ids: list[int]
+    prefix: int
+    ends: list[int]
+    replies: list[Reply]
+    questions: list[tuple[Question, list[int]]]
+    scored: list[int]
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """The segments, the last one open."""
+        edges = [self.prefix, *self.ends, len(self.token_ids)]
+        return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+
+
+def make_script(model: SonicModel, case: Case, config: SessionConfig, max_tokens: int) -> Script | None:
+    """The case's tokens, cut behind the last exchange that ends within `max_tokens`; None: no exchange does."""
+    limit = min(max_tokens, model.max_length, model.sliding_window or max_tokens)
+    encoded, messages = model.format.encode(case.messages), list(case.messages)
+    count = sum(end <= limit for end in encoded.exchange_ends)
+    if not count:
+        return None
+    if encoded.exchange_ends[count - 1] < len(encoded.token_ids):
+        answered = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        messages = messages[: answered[count - 1] + 1]
+        encoded = model.format.encode(messages)
+    replies = _replies(encoded, messages)
+    questions = [
+        (question, _answer(model, messages, encoded, question, reply))
+        for question in case.questions
+        for reply in replies
+        if reply.message == question.message
+    ]
+    ends = segment_ends(encoded, config.min_segment_tokens, config.max_segment_tokens)
+    scored = [i for reply in replies for i in range(reply.start, reply.stop)]
+    return Script(case, encoded.token_ids, encoded.prefix_length, ends, replies, questions, scored)
+
+
+def _replies(encoded: Encoded, messages: Sequence[Any]) -> list[Reply]:
+    at = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    found, before = [], encoded.prefix_length
+    for message, end in zip(at, encoded.exchange_ends, strict=True):
+        start = end
+        while start > before and encoded.assistant[start - 1]:
+            start -= 1
+        found.append(Reply(message, start, end))
+        before = end
+    return found
+
+
+def _answer(
+    model: SonicModel, messages: Sequence[Any], encoded: Encoded, question: Question, reply: Reply
+) -> list[int]:
+    """Transcript positions of the answer's tokens: its last mention in the gold reply, or all of that."""
+    text = messages[question.message]["content"]
+    at = text.lower().rfind(question.answer.lower())
+    if at < 0 or not question.answer:
+        return list(range(reply.start, reply.stop))
+    first = reply.stop - len(model.format.assistant(text))
+    tokens = model.format.spelling(text, at, at + len(question.answer))
+    return [first + i for i in tokens if reply.start <= first + i < reply.stop]
+
+
+@dataclass
+class Opening:
+    """What all methods share of a dialogue: full context's predictions, and the first segment, read.
+
+    Attributes:
+        full: log-probabilities in every scored token's place. (R, V)
+        row: with the first segment open.
+        first: the first segment's share of the outcome.
+    """
+
+    script: Script
+    full: Tensor
+    row: Row
+    first: "Outcome"
+
+
+@torch.no_grad()
+def open_dialogues(
+    model: SonicModel, scripts: Sequence[Script], donors: Sequence[Sequence[int]], methods: Sequence[type[Method]]
+) -> list[Opening]:
+    """Read every dialogue once in full, by the plain base model, and its first segment as methods do."""
+    needs = {
+        "attention": any(method.attention for method in methods),
+        "hidden": any(method.hidden for method in methods),
+    }
+    full = []
+    for script in scripts:
+        places = torch.tensor(script.scored, device=model.device) - 1
+        ids = torch.tensor([script.token_ids], device=model.device)
+        full.append(model.base(ids, use_cache=False, logits_to_keep=places).logits[0].log_softmax(-1))
+    rows = [Row(SessionCache(model.num_layers), donor=donor) for donor in donors]
+    read(model, rows, [s.token_ids[: s.prefix] for s in scripts], [[] for _ in scripts], **needs)
+    for row in rows:
+        row.cache.mark_prefix()
+    openings = [Opening(s, f, row, Outcome()) for s, f, row in zip(scripts, full, rows, strict=True)]
+    _advance(model, [(o, o.row, o.first) for o in openings], 0, needs)
+    return openings
+
+
+def _advance(
+    model: SonicModel, going: Sequence[tuple[Opening, Row, "Outcome"]], number: int, needs: dict[str, bool]
+) -> None:
+    """Read segment `number` of each dialogue, and add to its outcome."""
+    tokens, wanted = [], []
+    for opening, _, _ in going:
+        start, stop = opening.script.spans[number]
+        tokens.append(opening.script.token_ids[start:stop])
+        wanted.append([i - 1 - start for i in opening.script.scored if start <= i < stop])
+    logits = read(model, [row for _, row, _ in going], tokens, wanted, **needs)
+    for (opening, _, outcome), found in zip(going, logits, strict=True):
+        outcome.add(opening, found.log_softmax(-1))
+
+
+@dataclass
+class Outcome:
+    """What one method did with one dialogue.
+
+    Attributes:
+        nll, kl: of every scored token; KL from full context.
+        agree: the most probable token is full context's.
+        right: it is the gold reply's.
+        memory: entries kept after each closing, mean over layers and KV heads.
+        layers: after the last closing, by layer.
+        seconds: wall time, the dialogue's share of its batch.
+    """
+
+    nll: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    agree: list[bool] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+    layers: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, opening: Opening, log_p: Tensor) -> None:
+        """Take the next scored tokens into account.
+
+        Args:
+            log_p: log-probabilities in their places. (n, V)
+        """
+        script, first = opening.script, len(self.nll)
+        full = opening.full[first : first + len(log_p)]
+        gold = [script.token_ids[i] for i in script.scored[first : first + len(log_p)]]
+        gold = torch.tensor(gold, device=log_p.device, dtype=torch.long)
+        best = log_p.argmax(-1)
+        self.nll += (-log_p.gather(-1, gold[:, None])[:, 0]).tolist()
+        self.kl += (full.exp() * (full - log_p)).sum(-1).tolist()
+        self.agree += (best == full.argmax(-1)).tolist()
+        self.right += (best == gold).tolist()
+
+
+@torch.no_grad()
+def replay(model: SonicModel, method: Method, openings: Sequence[Opening]) -> list[Outcome]:
+    """Read the dialogues to their ends, closing segments by `method`."""
+    begun = time.perf_counter()
+    needs = {"attention": method.attention, "hidden": method.hidden}
+    going = []
+    for opening in openings:
+        row, first = opening.row.fork(), opening.first
+        if not method.attention:  # what only other methods need would not be kept up
+            row.paid, row.window = [], []
+        if not method.hidden:
+            row.hidden = []
+        outcome = Outcome(list(first.nll), list(first.kl), list(first.agree), list(first.right))
+        going.append((opening, row, outcome))
+    outcomes = [outcome for _, _, outcome in going]
+    for number in range(1, max(len(o.script.spans) for o in openings)):
+        going = [g for g in going if number < len(g[0].script.spans)]
+        for _, row, outcome in going:
+            close(method, row)
+            outcome.layers = row.held()
+            outcome.memory.append(sum(outcome.layers) / len(outcome.layers))
+        _advance(model, going, number, needs)
+    for outcome in outcomes:
+        outcome.seconds = (time.perf_counter() - begun) / len(openings)
+    return outcomes

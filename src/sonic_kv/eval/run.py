@@ -1,0 +1,249 @@
+"""`sonic-kv eval`: methods × ratios × benchmarks, recorded dialogue by dialogue."""
+
+import hashlib
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sonic_kv import __version__
+from sonic_kv.config import EvalOptions, SessionConfig
+from sonic_kv.errors import ConfigError, DataError
+from sonic_kv.eval.benchmarks import SORTS, Benchmark, load
+from sonic_kv.eval.methods import OWN, Method
+from sonic_kv.eval.presses import PRESSES
+from sonic_kv.eval.replay import Opening, Outcome, Script, make_script, open_dialogues, replay
+from sonic_kv.eval.results import Key, Record, Results, key
+from sonic_kv.flags import nearest
+from sonic_kv.model import SonicModel
+
+METHODS: dict[str, type[Method]] = {**OWN, **PRESSES}
+CONTROLS = ("full", "none", "other-history")
+Progress = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method at a ratio."""
+
+    name: str
+    ratio: float | None
+
+    @property
+    def kind(self) -> type[Method]:
+        return METHODS[self.name]
+
+
+def choose(model: SonicModel, options: EvalOptions) -> tuple[list[Cell], dict[str, str]]:
+    """The cells to run, controls first, and what methods that cannot run here lack, by name.
+
+    Raises:
+        ConfigError: a method that was named does not exist, or cannot run here.
+    """
+    lacking: dict[str, str] = {}
+    for name in options.methods or METHODS:
+        if name not in METHODS:
+            raise ConfigError(
+                f"unknown method {name!r}{nearest(name, METHODS)}; there are {', '.join(METHODS)}"
+            )
+        missing = METHODS[name].missing(model)
+        if missing is not None:
+            if options.methods:
+                raise ConfigError(f"method {name} needs {missing}")
+            lacking[name] = missing
+    wanted = options.methods or [name for name, kind in METHODS.items() if kind.default]
+    cells = []
+    for name in dict.fromkeys((*CONTROLS, *wanted)):
+        if name not in lacking:
+            ratios: Sequence[float | None] = options.ratios if METHODS[name].budgeted else (None,)
+            cells += [Cell(name, ratio) for ratio in ratios]
+    return cells, lacking
+
+
+class Evaluation:
+    """A run: what is to be done, and the folder where it is recorded.
+
+    Args:
+        config: how sessions cut segments; the same for every method.
+
+    Raises:
+        ConfigError, DataError: the options, a benchmark's file, or a folder of another run.
+    """
+
+    def __init__(self, model: SonicModel, options: EvalOptions, config: SessionConfig | None = None) -> None:
+        self.model, self.options, self.config = model, options, config or SessionConfig()
+        if self.config.positions != "original":
+            raise ConfigError("eval compares at original positions: leave --positions out")
+        self.cells, self.lacking = choose(model, options)
+        paths = _paths(options)
+        limit, seed = options.limit, options.seed
+        self.benchmarks = [
+            load(name, paths.get(name), limit, seed, options.exchanges) for name in dict.fromkeys(options.benchmarks)
+        ]
+        self.scripts = {b.name: self._scripts(b) for b in self.benchmarks}
+        self.results = Results(options.out)
+        self.results.open(
+            {
+                "version": __version__,
+                "model": model.fingerprint(),
+                "adapter": None if model.adapter is None else model.adapter.digest(),
+                "session": asdict(self.config),
+                "max_tokens": options.max_tokens,
+                "dtype": str(model.dtype),
+            },
+            {b.name: {"source": b.source, "sha256": _digest(paths.get(b.name))} for b in self.benchmarks},
+            {
+                "model": model.base.config.name_or_path,
+                "options": asdict(options),
+                "lacking": self.lacking,
+                "skipped": {b.name: len(b.cases) - len(self.scripts[b.name]) for b in self.benchmarks},
+                "machine": {
+                    "platform": platform.platform(),
+                    "device": str(model.device),
+                    "threads": torch.get_num_threads(),
+                    "torch": torch.__version__,
+                },
+            },
+        )
+        self._done = {key(record) for record in self.results if record["status"] == "ok"}
+
+    def _scripts(self, benchmark: Benchmark) -> list[Script]:
+        """The benchmark's cases as tokens, the longest first: a batch that does not fit fails early."""
+        made = (make_script(self.model, c, self.config, self.options.max_tokens) for c in benchmark.cases)
+        scripts = [script for script in made if script is not None]
+        if not scripts:
+            raise DataError(
+                f"benchmark {benchmark.name}: no dialogue has an exchange within {self.options.max_tokens} tokens: "
+                "raise --max-tokens"
+            )
+        return scripts
+
+    @property
+    def total(self) -> int:
+        """Records that the run has in the end."""
+        return len(self.cells) * sum(map(len, self.scripts.values()))
+
+    @property
+    def done(self) -> int:
+        """Records of this run that are there already."""
+        cells = {(c.name, c.ratio) for c in self.cells}
+        cases = {(name, s.case.id) for name, scripts in self.scripts.items() for s in scripts}
+        return sum(k[:2] in cases and k[2:] in cells for k in self._done)
+
+    def run(self, progress: Progress = lambda doing, done: None) -> None:
+        """Do what is not done yet. Every dialogue is recorded as soon as its batch is finished.
+
+        A method that fails on a dialogue is recorded as failed there, and the run goes on; the next run
+        tries again.
+
+        Args:
+            progress: called with what is being done and how many records have been added.
+        """
+        for name, scripts in self.scripts.items():
+            donors = {
+                s.case.id: other.token_ids[other.prefix :]
+                for s, other in zip(scripts, scripts[1:] + scripts[:1], strict=True)
+            }
+            by_length = sorted(scripts, key=lambda s: (-len(s.token_ids), s.case.id))
+            for at in range(0, len(scripts), self.options.batch_size):
+                batch = by_length[at : at + self.options.batch_size]
+                self._batch(name, batch, [donors[s.case.id] for s in batch], progress)
+
+    def _batch(
+        self, name: str, scripts: list[Script], donors: list[Sequence[int]], progress: Progress
+    ) -> None:
+        todo = [c for c in self.cells if any(_key(name, s, c) not in self._done for s in scripts)]
+        if not todo:
+            return
+        openings = open_dialogues(self.model, scripts, donors, [cell.kind for cell in todo])
+        for cell in todo:
+            missing = [o for o in openings if _key(name, o.script, cell) not in self._done]
+            records = self._replay(name, cell, missing)
+            self.results.append(records)
+            progress(f"{name}: {cell.name}", len(records))
+
+    def _replay(self, name: str, cell: Cell, openings: list[Opening]) -> list[Record]:
+        """Records of one cell; if the batch fails, dialogue by dialogue."""
+        try:
+            method = cell.kind(self.model, cell.ratio, self.config)
+            outcomes = replay(self.model, method, openings)
+        except Exception as error:  # whatever a method raises must not end the run
+            if len(openings) > 1:
+                return [record for opening in openings for record in self._replay(name, cell, [opening])]
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            return [{**_head(name, openings[0].script, cell), "status": "failed", "error": reason}]
+        return [record(name, cell, o.script, found) for o, found in zip(openings, outcomes, strict=True)]
+
+
+def _paths(options: EvalOptions) -> dict[str, str]:
+    paths = {}
+    files = [b for b in options.benchmarks if b in SORTS and SORTS[b].read is not None]
+    for entry in options.data:
+        name, equals, path = entry.partition("=")
+        if not equals and len(files) == 1:
+            name, path = files[0], entry
+        if name not in SORTS:
+            raise ConfigError(f"--data {entry}: write NAME=PATH with a benchmark's name{nearest(name, SORTS)}")
+        paths[name] = path
+    return paths
+
+
+def _digest(path: str | None) -> str | None:
+    return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def _key(benchmark: str, script: Script, cell: Cell) -> Key:
+    return benchmark, script.case.id, cell.name, cell.ratio
+
+
+def _head(benchmark: str, script: Script, cell: Cell) -> Record:
+    case = script.case
+    return {"benchmark": benchmark, "case": case.id, "group": case.group, "method": cell.name, "ratio": cell.ratio}
+
+
+def record(benchmark: str, cell: Cell, script: Script, found: Outcome) -> Record:
+    """What is kept of an outcome: sums per reply, the questions, what was held."""
+    place = {position: i for i, position in enumerate(script.scored)}
+    turns = []
+    for number, reply in enumerate(script.replies):
+        if reply.start == reply.stop:
+            continue
+        span = slice(place[reply.start], place[reply.stop - 1] + 1)
+        turns.append(
+            {
+                "turn": number + 1,
+                "closed": sum(end <= reply.start for end in script.ends),
+                "tokens": reply.stop - reply.start,
+                "nll": round(sum(found.nll[span]), 5),
+                "kl": round(sum(found.kl[span]), 5),
+                "agree": sum(found.agree[span]),
+                "right": sum(found.right[span]),
+            }
+        )
+    questions = [
+        {
+            "message": question.message,
+            "kind": question.kind,
+            "distance": question.distance,
+            "closed": sum(end <= at[0] for end in script.ends),
+            "right": all(found.right[place[i]] for i in at),
+            "nll": round(sum(found.nll[place[i]] for i in at), 5),
+        }
+        for question, at in script.questions
+        if at
+    ]
+    uneven = len({round(n, 6) for n in found.layers}) > 1
+    return {
+        **_head(benchmark, script, cell),
+        "status": "ok",
+        "tokens": len(script.token_ids),
+        "history": script.ends[len(found.memory) - 1] - script.prefix if found.memory else 0,
+        "memory": [round(n, 3) for n in found.memory],
+        **({"layers": [round(n, 3) for n in found.layers]} if uneven else {}),
+        "turns": turns,
+        "questions": questions,
+        "seconds": round(found.seconds, 4),
+    }

@@ -1,0 +1,317 @@
+"""The turn loop and the methods: what they keep, and that a row is what a session is."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import DIALOGUE, tiny_model
+from torch import Tensor
+
+from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
+from sonic_kv.cache import SessionCache
+from sonic_kv.eval.benchmarks import Case
+from sonic_kv.eval.methods import OWN, Method, close
+from sonic_kv.eval.presses import PRESSES
+from sonic_kv.eval.replay import Script, make_script, open_dialogues, replay
+from sonic_kv.eval.turns import Row, read
+
+CONFIG = SessionConfig(min_segment_tokens=32, max_segment_tokens=64)
+METHODS = {**OWN, **PRESSES}
+RIVALS = [name for name, kind in METHODS.items() if kind.budgeted and kind.default]
+
+OTHER = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "I bought a green bicycle for forty crowns last week"},
+    {"role": "assistant", "content": "nice"},
+    {"role": "user", "content": "it is too small for me, I fear"},
+    {"role": "assistant", "content": "then sell it"},
+    {"role": "user", "content": "what colour was it, and what did I pay?"},
+    {"role": "assistant", "content": "green, forty crowns"},
+]
+
+
+def needing(name: str, model: SonicModel) -> type[Method]:
+    """The method; the test is skipped where it cannot run (presses need kvpress and its transformers)."""
+    missing = METHODS[name].missing(model)
+    if missing is not None:
+        pytest.skip(f"{name} needs {missing}")
+    return METHODS[name]
+
+
+def scripts(model: SonicModel) -> list[Script]:
+    cases = [Case("a", "all", DIALOGUE), Case("b", "all", OTHER)]
+    return [s for case in cases if (s := make_script(model, case, CONFIG, 400)) is not None]
+
+
+def outcomes(model: SonicModel, name: str, ratio: float | None, some: list[Script]) -> list[Any]:
+    kind = needing(name, model)
+    donors = [s.token_ids[s.prefix :] for s in reversed(scripts(model))][: len(some)]
+    return replay(model, kind(model, ratio, CONFIG), open_dialogues(model, some, donors, [kind]))
+
+
+class Recorder(SonicModel):
+    """Keeps the logits of every fed token."""
+
+    def feed(self, cache: SessionCache, token_ids: Any, *, all_logits: bool = False) -> Tensor:
+        logits = super().feed(cache, token_ids, all_logits=True)
+        self.__dict__.setdefault("logits", []).append(logits)
+        return logits if all_logits else logits[-1]
+
+
+def session_nll(model: SonicModel, messages: list[dict[str, str]], ratio: float, config: SessionConfig) -> list[float]:
+    """Losses of the replies' tokens in a step-by-step session."""
+    recorder = Recorder(model.base, model.tokenizer, model.adapter)
+    system = messages[0]["content"] if messages[0]["role"] == "system" else None
+    session = ChatSession(recorder, Budget(compression_ratio=ratio), system, config)
+    session.extend(messages[1:] if system else messages)
+    logits = torch.cat(recorder.logits).log_softmax(-1)
+    script = make_script(model, Case("x", "all", messages), config, 400)
+    assert script is not None
+    return [-float(logits[i - 1, script.token_ids[i]]) for i in script.scored]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
+@pytest.mark.parametrize("name", ["sonic", "selection", "recent-queries"])
+def test_a_row_equals_a_session(family: str, name: str) -> None:
+    model = tiny_model(family)
+    found = outcomes(model, name, 0.6, scripts(model))
+    plain = SonicModel(model.base, model.tokenizer, None if name == "recent-queries" else model.adapter)
+    config = SessionConfig(min_segment_tokens=32, max_segment_tokens=64, reencode=name == "sonic")
+    for outcome, messages in zip(found, (DIALOGUE, OTHER), strict=True):
+        torch.testing.assert_close(
+            torch.tensor(outcome.nll), torch.tensor(session_nll(plain, messages, 0.6, config)), atol=2e-5, rtol=0
+        )
+
+
+@pytest.mark.parametrize("name", [*METHODS])
+def test_a_batch_equals_its_dialogues_one_by_one(name: str) -> None:
+    model = tiny_model("llama")  # with Qwen3's key norm, Knorm has nothing but ties
+    ratio = 0.7 if METHODS[name].budgeted else None
+    both = scripts(model)
+    together = outcomes(model, name, ratio, both)
+    alone = [*outcomes(model, name, ratio, both[:1]), *outcomes(model, name, ratio, both[1:])]
+    if name == "other-history":
+        alone = [alone[0]]  # donors differ for the second
+    for one, other in zip(together, alone, strict=False):
+        torch.testing.assert_close(torch.tensor(one.nll), torch.tensor(other.nll), atol=2e-5, rtol=0)
+        assert one.memory == other.memory
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "llama"])
+def test_full_context_equals_the_plain_model(family: str) -> None:
+    for outcome in outcomes(model := tiny_model(family), "full", None, scripts(model)):
+        assert max(outcome.kl) < 1e-5
+        assert all(outcome.agree)
+
+
+def test_dropped_history_is_the_prefix_and_the_open_segment_alone() -> None:
+    model = tiny_model()
+    (outcome,) = outcomes(model, "none", None, scripts(model)[:1])
+    script = scripts(model)[0]
+    expected = []
+    for start, stop in script.spans:
+        ids = script.token_ids[: script.prefix] + script.token_ids[start:stop]
+        positions = [*range(script.prefix), *range(start, stop)]
+        logits = model.base(torch.tensor([ids]), position_ids=torch.tensor([positions])).logits[0].log_softmax(-1)
+        expected += [
+            -float(logits[i - start + script.prefix - 1, script.token_ids[i]])
+            for i in script.scored
+            if start <= i - 1 < stop  # it is predicted from the token before it
+        ]
+    torch.testing.assert_close(torch.tensor(outcome.nll), torch.tensor(expected), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_every_method_keeps_the_same_number_of_entries(name: str) -> None:
+    model = tiny_model()
+    expected = [o.memory for o in outcomes(model, "sliding", 0.7, scripts(model))]
+    found = [o.memory for o in outcomes(model, name, 0.7, scripts(model))]
+    tolerance = 0.5 if name == "pyramidkv" else 1e-6  # its layers round one by one
+    for kept, wanted in zip(found, expected, strict=True):
+        assert kept == pytest.approx(wanted, abs=tolerance)
+
+
+def test_a_method_that_keeps_too_much_is_found_out() -> None:
+    class Greedy(OWN["sliding"]):  # type: ignore[misc]
+        def close(self, row: Row, target: int) -> None:
+            super().close(row, target + 1)
+
+    model = tiny_model()
+    openings = open_dialogues(model, scripts(model), [[], []], [Greedy])
+    with pytest.raises(Exception, match=r"entries are kept, and \d+ are allowed"):
+        replay(model, Greedy(model, 0.7, CONFIG), openings)
+
+
+def test_another_history_is_that_of_the_donor() -> None:
+    model = tiny_model()
+    script, donor = scripts(model)
+    history = donor.token_ids[donor.prefix :]
+    (opening,) = open_dialogues(model, [script], [history], [])
+    row = opening.row.fork()
+    close(OWN["other-history"](model, None, CONFIG), row)
+    stored = row.cache.stored
+    cache = SessionCache(model.num_layers)
+    model.feed(cache, (script.token_ids[: script.prefix] + history)[:stored])
+    assert stored == len(opening.row.token_ids)
+    torch.testing.assert_close(row.cache.layers[-1].keys, cache.layers[-1].keys, atol=1e-5, rtol=0)
+    assert row.cache.next_position == opening.row.cache.next_position
+
+
+def test_truncation_reads_the_newest_text_anew() -> None:
+    model = tiny_model()
+    script = scripts(model)[0]
+    (opening,) = open_dialogues(model, [script], [[]], [])
+    row = opening.row.fork()
+    close(OWN["truncation"](model, 0.5, CONFIG), row)
+    kept = round(0.5 * (script.ends[0] - script.prefix))
+    text = script.token_ids[: script.prefix] + script.token_ids[script.ends[0] - kept : script.ends[0]]
+    (logits,) = read(model, [row], [script.token_ids[slice(*script.spans[1])]], [[0]])
+    expected = model.base(torch.tensor([text + script.token_ids[slice(*script.spans[1])]])).logits
+    torch.testing.assert_close(logits[0], expected[0, len(text)], atol=2e-5, rtol=0)
+
+
+def test_a_summary_fits_its_entries() -> None:
+    model = tiny_model()
+    for outcome, sliding in zip(
+        outcomes(model, "summary", 0.2, scripts(model)), outcomes(model, "sliding", 0.2, scripts(model)), strict=True
+    ):
+        assert all(mine <= theirs for mine, theirs in zip(outcome.memory, sliding.memory, strict=True))
+        assert max(outcome.memory) > 0
+
+
+# Independent, slow references, written from the papers.
+
+
+def h2o_reference(attention: Tensor, spans: list[tuple[int, int]], prefix: int, ratio: float) -> Tensor:
+    """Which keys each query may see under H2O's rule (arXiv:2306.14048, algorithm 1), applied at turn ends.
+
+    One layer, so that keys do not depend on what was dropped. Of the paper: F_score is the attention a
+    key has received so far, summed; the kept set is the newest tokens and the heavy hitters among the others.
+
+    Args:
+        attention: unnormalised, exp(q·k). (H, T, T)
+    """
+    heads, length, _ = attention.shape
+    seen = torch.zeros(heads, length, length, dtype=torch.bool)
+    for head in range(heads):
+        alive, score = set(range(prefix)), [0.0] * length
+        for start, stop in [(0, prefix), *spans]:
+            for query in range(start, stop):
+                alive.add(query)
+                visible = sorted(alive)
+                total = sum(float(attention[head, query, k]) for k in visible)
+                for k in visible:
+                    seen[head, query, k] = True
+                    score[k] += float(attention[head, query, k]) / total
+            if stop > prefix:
+                budget = round((1 - ratio) * (stop - prefix))
+                recent = set(range(stop - (budget - budget // 2), stop))
+                others = sorted((k for k in alive if k >= prefix and k not in recent), key=lambda k: -score[k])
+                alive = set(range(prefix)) | recent | set(others[: budget - len(recent)])
+    return seen
+
+
+def test_h2o_equals_a_slow_reference_from_the_paper() -> None:
+    model = tiny_model("llama", adapter=False, num_hidden_layers=1, num_key_value_heads=4)
+    script = scripts(model)[0]
+    (outcome,) = outcomes(model, "h2o", 0.6, [script])
+    ids = torch.tensor([script.token_ids])
+    layer, decoder = model.base.model.layers[0].self_attn, model.base.model
+    with torch.no_grad():
+        states = decoder.layers[0].input_layernorm(decoder.embed_tokens(ids))
+        cos, sin = decoder.rotary_emb(states, torch.arange(ids.shape[1])[None])
+        query, key = (f(states).view(1, -1, 4, 8).transpose(1, 2) for f in (layer.q_proj, layer.k_proj))
+
+        def turn(x: Tensor) -> Tensor:
+            half = torch.cat((-x[..., 4:], x[..., :4]), dim=-1)
+            return x * cos[:, None] + half * sin[:, None]
+
+        weights = (turn(query) @ turn(key).transpose(-1, -2) * layer.scaling).double().exp()
+        seen = h2o_reference(weights[0], script.spans, script.prefix, 0.6)
+        base = tiny_model("llama", adapter=False, num_hidden_layers=1, num_key_value_heads=4).base
+        base.set_attn_implementation("eager")
+        mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None]
+        logits = base(ids, attention_mask=mask).logits[0].log_softmax(-1)
+    expected = [-float(logits[i - 1, script.token_ids[i]]) for i in script.scored]
+    torch.testing.assert_close(torch.tensor(outcome.nll), torch.tensor(expected), atol=2e-5, rtol=0)
+
+
+def test_streaming_llm_keeps_the_first_tokens_and_the_newest() -> None:
+    model = tiny_model()
+    script = scripts(model)[0]
+    (opening,) = open_dialogues(model, [script], [[]], [])
+    row, method = opening.row.fork(), OWN["streaming-llm"](model, 0.7, CONFIG)
+    for number, end in enumerate(script.ends):
+        close(method, row)
+        count = round(0.3 * (end - script.prefix))
+        sinks = list(range(script.prefix, 4))  # four sinks, the prefix is one of them
+        expected = sinks + list(range(end - count + len(sinks), end))
+        for layer in row.cache.layers:
+            assert layer.positions[0].tolist() == [expected] * 2
+        if number + 1 < len(script.spans):
+            read(model, [row], [script.token_ids[slice(*script.spans[number + 1])]], [[]])
+
+
+# kvpress
+
+
+@pytest.mark.parametrize("name", PRESSES)
+def test_the_first_closing_equals_kvpress_in_its_own_prefill(name: str) -> None:
+    model = tiny_model("llama", adapter=False)
+    kind = needing(name, model)
+    from kvpress import BasePress  # noqa: F401 (its import wraps attention: after `needing`)
+    from transformers import DynamicCache
+
+    ids = scripts(model)[0].token_ids[:96]
+    row = Row(SessionCache(model.num_layers))  # no prefix: a prefill knows none
+    read(model, [row], [ids], [[]], attention=kind.attention, hidden=kind.hidden)
+    method: Any = kind(model, 0.5, CONFIG)
+    made: list[Any] = []
+    build = method.build
+
+    def built(library: Any, closing: Any) -> Any:
+        press = build(library, closing)
+        made.append(press)
+        return press
+
+    method.build = built
+    before = row.fork()
+    close(method, row)
+    (press,) = made
+    base = model.base
+    base.set_attn_implementation("eager" if name == "observed-attention" else "sdpa")
+    cache = DynamicCache()
+    with torch.no_grad(), press(base):
+        base.model(torch.tensor([ids]), past_key_values=cache)
+    for number, layer in enumerate(cache.layers):
+        mine = before.cache.layers[number].keys
+        masked = getattr(base.model.layers[number].self_attn, "masked_key_indices", None)
+        kept = row.cache.layers[number]
+        held = torch.ones(2, kept.stored, dtype=torch.bool) if row.absent is None else ~row.absent[number]
+        for head in range(2):
+            if masked is not None:
+                there = torch.ones(mine.shape[2], dtype=torch.bool)
+                there[masked[2][masked[1] == head]] = False
+                theirs = mine[0, head, there]
+            else:
+                theirs = layer.keys[0, head]
+            ours = kept.keys[0, head, held[head]]
+            distance = (ours[:, None] - theirs[None]).abs().amax(-1)
+            assert len(ours) == len(theirs)
+            assert float(distance.min(0).values.max()) < 1e-4
+            assert float(distance.min(1).values.max()) < 1e-4
+
+
+def test_kvpress_streaming_llm_equals_our_own() -> None:
+    model = tiny_model()
+    theirs = outcomes(model, "kvpress-streaming-llm", 0.6, scripts(model))
+    ours = outcomes(model, "streaming-llm", 0.6, scripts(model))
+    for one, other in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(torch.tensor(one.nll), torch.tensor(other.nll), atol=2e-5, rtol=0)
+
+
+def test_presses_leave_the_model_as_it_was() -> None:
+    model = tiny_model()
+    before = {name: set(vars(module)) for name, module in model.base.named_modules()}
+    outcomes(model, "adakv-snapkv", 0.6, scripts(model))
+    assert {name: set(vars(module)) for name, module in model.base.named_modules()} == before

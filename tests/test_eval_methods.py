@@ -58,7 +58,9 @@ class Recorder(SonicModel):
         return logits if all_logits else logits[-1]
 
 
-def session_nll(model: SonicModel, messages: list[dict[str, str]], ratio: float, config: SessionConfig) -> list[float]:
+def session_nll(
+    model: SonicModel, messages: list[dict[str, str]], ratio: float, config: SessionConfig
+) -> list[float]:
     """Losses of the replies' tokens in a step-by-step session."""
     recorder = Recorder(model.base, model.tokenizer, model.adapter)
     system = messages[0]["content"] if messages[0]["role"] == "system" else None
@@ -79,7 +81,10 @@ def test_a_row_equals_a_session(family: str, name: str) -> None:
     config = SessionConfig(min_segment_tokens=32, max_segment_tokens=64, reencode=name == "sonic")
     for outcome, messages in zip(found, (DIALOGUE, OTHER), strict=True):
         torch.testing.assert_close(
-            torch.tensor(outcome.nll), torch.tensor(session_nll(plain, messages, 0.6, config)), atol=2e-5, rtol=0
+            torch.tensor(outcome.nll),
+            torch.tensor(session_nll(plain, messages, 0.6, config)),
+            atol=2e-5,
+            rtol=0,
         )
 
 
@@ -112,7 +117,9 @@ def test_dropped_history_is_the_prefix_and_the_open_segment_alone() -> None:
     for start, stop in script.spans:
         ids = script.token_ids[: script.prefix] + script.token_ids[start:stop]
         positions = [*range(script.prefix), *range(start, stop)]
-        logits = model.base(torch.tensor([ids]), position_ids=torch.tensor([positions])).logits[0].log_softmax(-1)
+        logits = (
+            model.base(torch.tensor([ids]), position_ids=torch.tensor([positions])).logits[0].log_softmax(-1)
+        )
         expected += [
             -float(logits[i - start + script.prefix - 1, script.token_ids[i]])
             for i in script.scored
@@ -173,7 +180,9 @@ def test_truncation_reads_the_newest_text_anew() -> None:
 def test_a_summary_fits_its_entries() -> None:
     model = tiny_model()
     for outcome, sliding in zip(
-        outcomes(model, "summary", 0.2, scripts(model)), outcomes(model, "sliding", 0.2, scripts(model)), strict=True
+        outcomes(model, "summary", 0.2, scripts(model)),
+        outcomes(model, "sliding", 0.2, scripts(model)),
+        strict=True,
     ):
         assert all(mine <= theirs for mine, theirs in zip(outcome.memory, sliding.memory, strict=True))
         assert max(outcome.memory) > 0
@@ -206,7 +215,9 @@ def h2o_reference(attention: Tensor, spans: list[tuple[int, int]], prefix: int, 
             if stop > prefix:
                 budget = round((1 - ratio) * (stop - prefix))
                 recent = set(range(stop - (budget - budget // 2), stop))
-                others = sorted((k for k in alive if k >= prefix and k not in recent), key=lambda k: -score[k])
+                others = sorted(
+                    (k for k in alive if k >= prefix and k not in recent), key=lambda k: -score[k]
+                )
                 alive = set(range(prefix)) | recent | set(others[: budget - len(recent)])
     return seen
 

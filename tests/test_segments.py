@@ -286,3 +286,13 @@ def test_a_message_that_spells_a_special_token_is_only_text(name: str, role: str
             number, written = counted(text)
             assert number == plain, text
             assert text in written
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+@pytest.mark.parametrize("text", ["in Oslo, I think", "<|end|> in Oslo", "Oslo"])
+def test_spelling_finds_the_tokens_of_a_part_of_the_reply(template: str | None, text: str) -> None:
+    tokenizer = tiny_tokenizer(template)
+    form = ChatFormat(tokenizer)
+    at = text.index("Oslo")
+    ids = form.assistant(text)
+    assert tokenizer.decode([ids[i] for i in form.spelling(text, at, at + 4)]) == "Oslo"

@@ -127,13 +127,16 @@ class ChatFormat:
 
         A special token that the message spells out is only text: it is cut behind its first character.
         """
+        ids: list[int] = []
+        for piece in self._cut(before, content, after):
+            ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _cut(self, before: str, content: str, after: str) -> list[str]:
+        """What is tokenised by itself."""
         text = before + content + after
         cuts = [len(before) + found.start() + 1 for found in self._special.finditer(content)]
-        ids: list[int] = []
-        for start, end in pairwise([0, *cuts, len(text)]):
-            if start < end:
-                ids += self.tokenizer(text[start:end], add_special_tokens=False)["input_ids"]
-        return ids
+        return [text[start:end] for start, end in pairwise([0, *cuts, len(text)]) if start < end]
 
     def _head_text(self, system: str | None) -> str:
         if system is None:
@@ -182,10 +185,15 @@ class ChatFormat:
         """Which tokens of `assistant(text)` spell `text[start:stop]`; all of them if the tokenizer cannot say."""
         if not self.tokenizer.is_fast:
             return range(len(self.assistant(text)))
-        shift = len(self._assistant_open) + len(self._reply_text(text)) - len(text)
-        whole = self._assistant_open + self._reply_text(text) + self._assistant_close
-        offsets = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        inside = [i for i, (a, b) in enumerate(offsets) if a < stop + shift and b > start + shift]
+        reply = self._reply_text(text)
+        at, inside, count = len(text) - len(reply) - len(self._assistant_open), [], 0
+        for piece in self._cut(self._assistant_open, reply, self._assistant_close):
+            found = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
+            for a, b in found["offset_mapping"]:
+                if at + a < stop and at + b > start:
+                    inside.append(count)
+                count += 1
+            at += len(piece)
         return range(inside[0], inside[-1] + 1) if inside else range(0)
 
     def _reply_text(self, text: str) -> str:

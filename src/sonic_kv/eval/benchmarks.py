@@ -16,7 +16,7 @@ from sonic_kv.config import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
 from sonic_kv.errors import ConfigError, DataError, MessageError
 from sonic_kv.flags import nearest
-from sonic_kv.segments import Encoded, Message, check_messages
+from sonic_kv.segments import Message, check_messages
 
 # MT-Bench-101's tasks whose first turn only sets the scene and is not scored
 SCENE_SETTING = ("FR", "CR", "AR", "SA", "SC", "CM")
@@ -119,7 +119,9 @@ def parsed(path: Path, parse: Callable[[dict[str, Any]], Case | None]) -> Iterat
             if case is not None:
                 check_messages(case.messages)
                 roles = [m["role"] for m in case.messages if m["role"] != "system"]
-                if roles[::2] != ["user"] * len(roles[::2]) or roles[1::2] != ["assistant"] * (len(roles) // 2):
+                if roles[::2] != ["user"] * len(roles[::2]) or roles[1::2] != ["assistant"] * (
+                    len(roles) // 2
+                ):
                     raise ValueError("messages must come in turns, the user's first")
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, MessageError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
@@ -173,7 +175,9 @@ def gecor(path: Path) -> Iterator[Case]:
         users = [i for i, message in enumerate(messages) if message["role"] == "user"]
         for at, note in reversed(list(zip(users, notes, strict=False))):
             text, complete = note["transcript"], note["transcript_complete"]
-            kind = next((k for k in ("coreference", "ellipsis") if note[f"transcript_with_{k}"] == text), None)
+            kind = next(
+                (k for k in ("coreference", "ellipsis") if note[f"transcript_with_{k}"] == text), None
+            )
             if at >= 2 and kind is not None and complete and complete != text:
                 asked = exchanges([(REWRITE.format(text=text), complete)])
                 question = Question(at + 1, complete, kind)
@@ -227,7 +231,9 @@ SORTS: dict[str, Sort] = {
     "mt-bench-101": Sort("MT-Bench-101, 13 tasks of chat ability", mt_bench_101, HELPFUL),
     "safe-dial-bench": Sort("SafeDialBench, attacks over several turns", safe_dial_bench, SAFE),
     "coreference": Sort("GECOR: say a turn so that it is clear without the dialogue", gecor, HELPFUL),
-    "core-res": Sort("CoreRes, or any questions about a dialogue, in this project's form", dialogues, HELPFUL),
+    "core-res": Sort(
+        "CoreRes, or any questions about a dialogue, in this project's form", dialogues, HELPFUL
+    ),
     "gsm8k-var": Sort("GSM8K with follow-up problems (MathChat's form)", math_chat, HELPFUL),
     "gsm8k-socratic": Sort("GSM8K's problems asked step by step", math_chat, HELPFUL),
 }

@@ -226,7 +226,9 @@ class Selection(Sonic):
 
     @classmethod
     def missing(cls, model: SonicModel) -> str | None:
-        return "an adapter with anchored Nexus tokens" if model.adapter is None or model.whole_segment else None
+        return (
+            "an adapter with anchored Nexus tokens" if model.adapter is None or model.whole_segment else None
+        )
 
 
 class RecentQueries(Sonic):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class Script:
     def spans(self) -> list[tuple[int, int]]:
         """The segments, the last one open."""
         edges = [self.prefix, *self.ends, len(self.token_ids)]
-        return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+        return [(a, b) for a, b in pairwise(edges) if b > a]
 
 
 def make_script(model: SonicModel, case: Case, config: SessionConfig, max_tokens: int) -> Script | None:
@@ -117,7 +118,10 @@ class Opening:
 
 @torch.no_grad()
 def open_dialogues(
-    model: SonicModel, scripts: Sequence[Script], donors: Sequence[Sequence[int]], methods: Sequence[type[Method]]
+    model: SonicModel,
+    scripts: Sequence[Script],
+    donors: Sequence[Sequence[int]],
+    methods: Sequence[type[Method]],
 ) -> list[Opening]:
     """Read every dialogue once in full, by the plain base model, and its first segment as methods do."""
     needs = {
@@ -181,9 +185,8 @@ class Outcome:
         """
         script, first = opening.script, len(self.nll)
         full = opening.full[first : first + len(log_p)]
-        gold = [script.token_ids[i] for i in script.scored[first : first + len(log_p)]]
-        gold = torch.tensor(gold, device=log_p.device, dtype=torch.long)
-        best = log_p.argmax(-1)
+        ids = [script.token_ids[i] for i in script.scored[first : first + len(log_p)]]
+        gold, best = torch.tensor(ids, device=log_p.device, dtype=torch.long), log_p.argmax(-1)
         self.nll += (-log_p.gather(-1, gold[:, None])[:, 0]).tolist()
         self.kl += (full.exp() * (full - log_p)).sum(-1).tolist()
         self.agree += (best == full.argmax(-1)).tolist()

@@ -42,7 +42,12 @@ def ratio_text(ratio: float | None) -> str:
 def ordered(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """References first, then by ratio, the best first."""
     return sorted(
-        rows, key=lambda r: (r["ratio"] is not None, r["ratio"] or 0.0, -((r.get("recovery") or {}).get("value", -9e9)))
+        rows,
+        key=lambda r: (
+            r["ratio"] is not None,
+            r["ratio"] or 0.0,
+            -((r.get("recovery") or {}).get("value", -9e9)),
+        ),
     )
 
 
@@ -87,7 +92,9 @@ def _differences(found: dict[str, Any]) -> str:
             number(d["kl"], 3),
             str(d["cases"]),
         ]
-        for d in sorted(found["sonic minus"], key=lambda d: (d["ratio"], d["recovery"]["value"] if d["recovery"] else 0))
+        for d in sorted(
+            found["sonic minus"], key=lambda d: (d["ratio"], d["recovery"]["value"] if d["recovery"] else 0)
+        )
     ]
     return markdown_table(("SONIC minus", "removed", "recovery", "recall", "KL", "dialogues"), rows)
 
@@ -125,8 +132,8 @@ def as_markdown(summary: Summary) -> str:
     parts = [
         "# Multi-turn evaluation",
         f"Model: {config.get('model') or 'the default model'} (weights {fixed['model']['weights']}, adapter "
-        f"{fixed['adapter'] or 'none'}), sonic-kv {fixed['version']}, {machine['device']} with {machine['threads']} "
-        f"thread(s), torch {machine['torch']}. Seed {options['seed']}, at most {fixed['max_tokens']} tokens a dialogue.",
+        f"{fixed['adapter'] or 'none'}), sonic-kv {fixed['version']}, {machine['device']}, "
+        f"{machine['threads']} thread(s), torch {machine['torch']}. Seed {options['seed']}, at most {fixed['max_tokens']} tokens a dialogue.",
         "Brackets: 95 % interval, bootstrap over dialogues. *Recovery*: the share of what history is worth, in loss on "
         "the replies' tokens after the first closed segment, that a method keeps. *KL*: from full context, in nats a "
         "token. *Agreement*: the most probable token is full context's. *Recall*: all tokens of an answer are the most "
@@ -135,16 +142,22 @@ def as_markdown(summary: Summary) -> str:
     ]
     if config.get("lacking"):
         parts.append(
-            "Not run here: " + "; ".join(f"{name} (needs {why})" for name, why in config["lacking"].items()) + "."
+            "Not run here: "
+            + "; ".join(f"{name} (needs {why})" for name, why in config["lacking"].items())
+            + "."
         )
     for name, found in summary["benchmarks"].items():
         source = config["benchmarks"][name]["source"]
         skipped = config.get("skipped", {}).get(name, 0)
         parts.append(f"## {name}")
         parts.append(
-            f"{found['cases']} dialogues ({source})" + (f"; {skipped} too long and left out" if skipped else "") + "."
+            f"{found['cases']} dialogues ({source})"
+            + (f"; {skipped} too long and left out" if skipped else "")
+            + "."
         )
-        parts.append("\n".join(f"- {'✓' if c['holds'] else '✗ **fails**:'} {c['text']}" for c in found["controls"]))
+        parts.append(
+            "\n".join(f"- {'✓' if c['holds'] else '✗ **fails**:'} {c['text']}" for c in found["controls"])
+        )
         parts.append(markdown_table(HEAD, [_cells(row) for row in ordered(found["methods"])]))
         if found["sonic minus"]:
             parts += ["Paired differences, on the same dialogues:", _differences(found)]
@@ -160,7 +173,10 @@ def as_markdown(summary: Summary) -> str:
         if uneven:
             parts += ["Entries by layer, where layers keep different numbers:", "\n".join(uneven)]
         if found["errors"]:
-            parts += ["Failures:", "\n".join(f"- {reason}: {count}" for reason, count in found["errors"].items())]
+            parts += [
+                "Failures:",
+                "\n".join(f"- {reason}: {count}" for reason, count in found["errors"].items()),
+            ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -175,12 +191,20 @@ def compare_text(runs: Mapping[str, Summary]) -> str:
             if name in run["benchmarks"]
         }
         cells = list(dict.fromkeys(cell for rows in found.values() for cell in rows))
-        head = ["method", "removed", *(f"{target}: {what}" for target in found for what in ("recovery", "recall"))]
+        head = [
+            "method",
+            "removed",
+            *(f"{target}: {what}" for target in found for what in ("recovery", "recall")),
+        ]
         body = [
             [
                 cell[0],
                 ratio_text(cell[1]),
-                *(number(rows.get(cell, {}).get(what)) for rows in found.values() for what in ("recovery", "recall")),
+                *(
+                    number(rows.get(cell, {}).get(what))
+                    for rows in found.values()
+                    for what in ("recovery", "recall")
+                ),
             ]
             for cell in sorted(cells, key=lambda c: (c[1] is not None, c[1] or 0.0, c[0]))
         ]

@@ -5,7 +5,6 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -81,7 +80,8 @@ class Evaluation:
         paths = _paths(options)
         limit, seed = options.limit, options.seed
         self.benchmarks = [
-            load(name, paths.get(name), limit, seed, options.exchanges) for name in dict.fromkeys(options.benchmarks)
+            load(name, paths.get(name), limit, seed, options.exchanges)
+            for name in dict.fromkeys(options.benchmarks)
         ]
         self.scripts = {b.name: self._scripts(b) for b in self.benchmarks}
         self.results = Results(options.out)
@@ -186,7 +186,9 @@ def _paths(options: EvalOptions) -> dict[str, str]:
         if not equals and len(files) == 1:
             name, path = files[0], entry
         if name not in SORTS:
-            raise ConfigError(f"--data {entry}: write NAME=PATH with a benchmark's name{nearest(name, SORTS)}")
+            raise ConfigError(
+                f"--data {entry}: write NAME=PATH with a benchmark's name{nearest(name, SORTS)}"
+            )
         paths[name] = path
     return paths
 
@@ -201,7 +203,13 @@ def _key(benchmark: str, script: Script, cell: Cell) -> Key:
 
 def _head(benchmark: str, script: Script, cell: Cell) -> Record:
     case = script.case
-    return {"benchmark": benchmark, "case": case.id, "group": case.group, "method": cell.name, "ratio": cell.ratio}
+    return {
+        "benchmark": benchmark,
+        "case": case.id,
+        "group": case.group,
+        "method": cell.name,
+        "ratio": cell.ratio,
+    }
 
 
 def record(benchmark: str, cell: Cell, script: Script, found: Outcome) -> Record:

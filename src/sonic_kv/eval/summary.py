@@ -14,6 +14,7 @@ DISTANCES = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 1 << 30))
 SHARE = 0.5  # of full context's gain: another dialogue's history must stay below it
 
 Figure = dict[str, float]  # "value", "low", "high"
+Which = Callable[[dict[str, Any]], bool]  # of a record's turns or questions
 
 
 class Draws:
@@ -45,8 +46,16 @@ def after_closing(turns: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [turn for turn in turns if turn["closed"]]
 
 
-def _sum(record: Record, name: str, which: Callable[[dict[str, Any]], bool] = lambda turn: True) -> float:
+def _sum(record: Record, name: str, which: Which = lambda turn: True) -> float:
     return float(sum(turn[name] for turn in after_closing(record["turns"]) if which(turn)))
+
+
+def _with(name: str, value: Any) -> Which:
+    return lambda part: bool(part[name] == value)
+
+
+def _between(low: int, high: int) -> Which:
+    return lambda question: question["distance"] is not None and low <= question["distance"] <= high
 
 
 class Suite:
@@ -82,7 +91,7 @@ class Suite:
         self,
         cell: tuple[str, float | None],
         cases: Sequence[str],
-        which: Callable[[dict[str, Any]], bool] = lambda turn: True,
+        which: Which = lambda turn: True,
     ) -> Tensor:
         """(L_none − L_method) / (L_none − L_full), per draw."""
         draws = self.draws(cases)
@@ -96,7 +105,7 @@ class Suite:
         self,
         cell: tuple[str, float | None],
         cases: Sequence[str],
-        which: Callable[[dict[str, Any]], bool] = lambda question: True,
+        which: Which = lambda question: True,
     ) -> Tensor:
         """Share of the questions whose answer's tokens are all the most probable ones, per draw."""
         draws, found = self.draws(cases), self.by_cell[cell]
@@ -152,15 +161,58 @@ class Suite:
                     "agreement": figure(self.per_token(cell, inside, "agree")),
                 }
         turns = sorted({t["turn"] for record in records for t in after_closing(record["turns"])})
-        row["turns"] = {
-            str(turn): figure(self.recovery(cell, cases, lambda t, turn=turn: t["turn"] == turn)) for turn in turns
-        }
+        row["turns"] = {str(turn): figure(self.recovery(cell, cases, _with("turn", turn))) for turn in turns}
         questions = [q for record in records for q in record["questions"]]
         kinds = sorted({q["kind"] for q in questions})
         row["kinds"] = {
             kind: {
                 "questions": sum(q["kind"] == kind for q in questions),
-                "recall": figure(self.recall(cell, cases, lambda q, kind=kind: q["kind"] == kind)),
+                "recall": figure(self.recall(cell, cases, _with("kind", kind))),
+            }
+            for kind in kinds
+        }
+        row["distances"] = {}
+        for low, high in DISTANCES:
+            near = _between(low, high)
+            count = sum(map(near, questions))
+            if count:
+                name = str(low) if low == high else f"{low}–{high}" if high < 1 << 30 else f"{low} and more"
+                recall = figure(self.recall(cell, cases, near))
+                row["distances"][name] = {"questions": count, "recall": recall}
+        return row
+        records = [found[case] for case in cases]
+        row |= {
+            "recovery": figure(self.recovery(cell, cases)),
+            "nll": figure(self.per_token(cell, cases, "nll")),
+            "kl": figure(self.per_token(cell, cases, "kl")),
+            "agreement": figure(self.per_token(cell, cases, "agree")),
+            "recall": figure(self.recall(cell, cases)),
+            "questions": sum(len(record["questions"]) for record in records),
+            "entries": _mean(record["memory"][-1] for record in records if record["memory"]),
+            "history": _mean(record["history"] for record in records if record["memory"]),
+            "seconds": _mean(record["seconds"] for record in records),
+        }
+        layers = [record["layers"] for record in records if "layers" in record]
+        if layers:
+            row["layers"] = [_mean(column) for column in zip(*layers, strict=True)]
+        groups = sorted({record["group"] for record in records})
+        if len(groups) > 1:
+            row["groups"] = {}
+            for group in groups:
+                inside = [case for case in cases if found[case]["group"] == group]
+                row["groups"][group] = {
+                    "cases": len(inside),
+                    "recovery": figure(self.recovery(cell, inside)),
+                    "agreement": figure(self.per_token(cell, inside, "agree")),
+                }
+        turns = sorted({t["turn"] for record in records for t in after_closing(record["turns"])})
+        row["turns"] = {str(turn): figure(self.recovery(cell, cases, _with("turn", turn))) for turn in turns}
+        questions = [q for record in records for q in record["questions"]]
+        kinds = sorted({q["kind"] for q in questions})
+        row["kinds"] = {
+            kind: {
+                "questions": sum(q["kind"] == kind for q in questions),
+                "recall": figure(self.recall(cell, cases, _with("kind", kind))),
             }
             for kind in kinds
         }
@@ -177,7 +229,9 @@ class Suite:
                 row["distances"][name] = {"questions": count, "recall": figure(recall)}
         return row
 
-    def difference(self, one: tuple[str, float | None], other: tuple[str, float | None]) -> dict[str, Any] | None:
+    def difference(
+        self, one: tuple[str, float | None], other: tuple[str, float | None]
+    ) -> dict[str, Any] | None:
         """`one` minus `other` on the cases of both."""
         cases = self.common(one, other)
         if not cases:
@@ -200,7 +254,11 @@ class Suite:
                 "holds": depends,
                 "text": f"history is worth {worth['value']:.4f} nats a reply token "
                 f"({worth['low']:.4f} to {worth['high']:.4f})"
-                + ("" if depends else ": this benchmark does not depend on history, nothing can be concluded from it"),
+                + (
+                    ""
+                    if depends
+                    else ": this benchmark does not depend on history, nothing can be concluded from it"
+                ),
             }
         )
         kl = self.per_token(("full", None), self.cases, "kl")
@@ -220,7 +278,11 @@ class Suite:
                         "holds": found["high"] < SHARE,
                         "text": f"another dialogue's history recovers {found['value']:.2f} "
                         f"({found['low']:.2f} to {found['high']:.2f})"
-                        + ("" if found["high"] < SHARE else ": more than half of the gain is not in what was said"),
+                        + (
+                            ""
+                            if found["high"] < SHARE
+                            else ": more than half of the gain is not in what was said"
+                        ),
                     }
                 )
         return checks
@@ -236,7 +298,7 @@ class Suite:
                 found = self.difference(mine, (method, ratio))
                 if found is not None:
                     differences.append({"method": method, "ratio": ratio, **found})
-        errors = defaultdict(int)
+        errors: dict[str, int] = defaultdict(int)
         for cell, reasons in self.failed.items():
             for reason in reasons:
                 errors[f"{cell[0]}: {reason}"] += 1

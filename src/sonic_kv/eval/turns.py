@@ -153,10 +153,11 @@ class _Reading:
         parts = []
         for row, span in zip(self.rows, self.spans, strict=True):
             store, before = row.cache.layers[layer], row.cache.layers[layer].stored
-            # copies: a slice would keep the keys of the whole batch
-            keys, values = store.update(key[:, :, span].clone(), value[:, :, span].clone())
+            keys, values = store.update(key[:, :, span], value[:, :, span])
             new = span.stop - span.start
-            mask = torch.ones(new, keys.shape[2], dtype=torch.bool, device=keys.device).tril(before)[None, None]
+            mask = torch.ones(new, keys.shape[2], dtype=torch.bool, device=keys.device).tril(before)[
+                None, None
+            ]
             if row.absent is not None:
                 first, held = row.cache.lengths.prefix, row.cache.lengths.memory
                 mask = mask.repeat(1, keys.shape[1], 1, 1)
@@ -222,10 +223,12 @@ def read(
     # the last token's logits may be wanted with the next segment
     keep = [i for s, offsets in zip(spans, wanted, strict=True) for i in (*_at(s, offsets), s.stop - 1)]
     with _entering(model, hidden) as entered, sonic_attention(model.base):
-        ids = torch.tensor([i for row in token_ids for i in row], device=model.device)
+        fed = torch.tensor([i for ids in token_ids for i in ids], device=model.device)
         output = model.base(
-            inputs_embeds=model.base.get_input_embeddings()(ids)[None],
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device),  # each row has its own
+            inputs_embeds=model.base.get_input_embeddings()(fed)[None],
+            attention_mask=torch.ones(
+                1, 1, 1, 1, dtype=torch.bool, device=model.device
+            ),  # each row has its own
             position_ids=torch.cat(positions).to(model.device)[None],
             use_cache=False,
             logits_to_keep=torch.tensor(keep, device=model.device),

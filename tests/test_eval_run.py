@@ -1,0 +1,427 @@
+"""Benchmarks, records and reports: the authors' formats, resuming, failures, the command."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import DIALOGUE, TEMPLATE, tiny_base, tiny_model, tiny_tokenizer
+
+from sonic_kv.config import EvalOptions, SessionConfig
+from sonic_kv.errors import ConfigError, DataError, FileError
+from sonic_kv.eval import run as runs
+from sonic_kv.eval.benchmarks import SORTS, Case, Question, load
+from sonic_kv.eval.report import as_text, write
+from sonic_kv.eval.results import Results
+from sonic_kv.eval.run import Evaluation
+from sonic_kv.eval.summary import Draws, Suite, figure, summarise
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "bench"
+CONFIG = SessionConfig(min_segment_tokens=32, max_segment_tokens=64)
+
+MT_BENCH = {
+    "task": "CR",
+    "id": 7,
+    "history": [
+        {"user": "Write a poem.", "bot": "Roses."},
+        {"user": "Make it longer.", "bot": "Roses, and more."},
+    ],
+}
+GECOR = {
+    "id": "g",
+    "messages": [
+        {"role": "user", "content": "A cheap restaurant, please."},
+        {"role": "assistant", "content": "Nandos is cheap."},
+        {"role": "user", "content": "What is their address?"},
+        {"role": "assistant", "content": "Mill Road."},
+        {"role": "user", "content": "Thank you!"},
+        {"role": "assistant", "content": "Bye."},
+    ],
+    "meta": {
+        "user_annotations": [
+            {
+                "transcript": text,
+                "transcript_complete": complete,
+                "transcript_with_ellipsis": "",
+                "transcript_with_coreference": coreference,
+            }
+            for text, complete, coreference in (
+                ("A cheap restaurant, please.", "A cheap restaurant, please.", ""),
+                ("What is their address?", "What is the address of Nandos?", "What is their address?"),
+                ("Thank you!", "Thank you!", ""),
+            )
+        ]
+    },
+}
+MATH = {
+    "id": "m",
+    "messages": [
+        {"role": "user", "content": "2 + 3?"},
+        {"role": "assistant", "content": "2 + 3 = 5"},
+        {"role": "user", "content": "And twice that?"},
+        {"role": "assistant", "content": "It is 10."},
+    ],
+    "meta": {"finals": ["5", "10"]},
+}
+OWN = {
+    "id": "d",
+    "messages": DIALOGUE,
+    "questions": [{"message": 7, "answer": "Oslo", "kind": "place", "distance": 3}],
+}
+
+
+def written(folder: Path, *lines: Any, name: str = "data.jsonl") -> Path:
+    path = folder / name
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return path
+
+
+def only_case(name: str, path: Path) -> Case:
+    (case,) = load(name, str(path), 0, 0, 0).cases
+    return case
+
+
+def test_mt_bench_101_is_read_as_its_authors_wrote_it(tmp_path: Path) -> None:
+    case = only_case("mt-bench-101", written(tmp_path, MT_BENCH))
+    assert (case.id, case.group) == ("CR-7", "CR")
+    assert [m["content"] for m in case.messages][:2] == ["Write a poem.", "Roses."]
+    assert case.judged == (3,)  # CR's first turn sets the scene
+    scored = only_case("mt-bench-101", written(tmp_path, {**MT_BENCH, "task": "GR"}))
+    assert scored.judged == (1, 3)
+
+
+def test_safe_dial_bench_is_grouped_by_scene(tmp_path: Path) -> None:
+    line = {**MT_BENCH, "scene": "Fairness", "method": "role play", "model_type": "x"}
+    case = only_case("safe-dial-bench", written(tmp_path, line))
+    assert (case.group, case.judged) == ("Fairness", (1, 3))
+
+
+def test_gecor_asks_for_the_last_turn_that_needs_the_dialogue(tmp_path: Path) -> None:
+    case = only_case("coreference", written(tmp_path, GECOR, name="g.jsonl.gz"))
+    assert case.questions == (Question(3, "What is the address of Nandos?", "coreference"),)
+    assert [m["content"] for m in case.messages[:2]] == ["A cheap restaurant, please.", "Nandos is cheap."]
+    assert case.messages[2]["content"].endswith("What is their address?")
+    assert case.messages[3]["content"] == "What is the address of Nandos?"
+
+
+def test_math_chat_has_the_final_numbers(tmp_path: Path) -> None:
+    case = only_case("gsm8k-var", written(tmp_path, MATH))
+    assert [(q.message, q.answer, q.number) for q in case.questions] == [(1, "5", True), (3, "10", True)]
+
+
+def test_questions_in_the_projects_own_form(tmp_path: Path) -> None:
+    case = only_case("core-res", written(tmp_path, OWN))
+    assert case.questions == (Question(7, "Oslo", "place", 3),)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "message"),
+    [
+        ("mt-bench-101", "{", "line 2"),
+        ("mt-bench-101", [], "line 2: needs a JSON object"),
+        ("mt-bench-101", {"task": "CR", "id": 1}, "line 2: no 'history'"),
+        ("mt-bench-101", {"task": "CR", "id": 1, "history": [{"user": "x"}]}, "line 2: no 'bot'"),
+        ("mt-bench-101", {**MT_BENCH, "history": []}, "line 2: the dialogue is empty"),
+        ("mt-bench-101", MT_BENCH, "stands there twice"),
+        ("coreference", {**GECOR, "meta": {}}, "line 2: no 'user_annotations'"),
+        ("gsm8k-var", {**MATH, "meta": {}}, "line 2: no 'final'"),
+        ("core-res", {**OWN, "questions": [{"message": 0, "answer": "x"}]}, "line 2: question: message 0"),
+        ("core-res", {**OWN, "messages": DIALOGUE[1:]}, "line 2"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, name: str, bad: Any, message: str) -> None:
+    good = {"mt-bench-101": MT_BENCH, "coreference": GECOR, "gsm8k-var": MATH, "core-res": OWN}[name]
+    with pytest.raises(DataError, match=message):
+        load(name, str(written(tmp_path, good, bad)), 0, 0, 0)
+
+
+def test_a_benchmark_without_its_file_says_how_to_give_it() -> None:
+    with pytest.raises(ConfigError, match="--data mt-bench-101=PATH"):
+        load("mt-bench-101", None, 0, 0, 0)
+    with pytest.raises(ConfigError, match="unknown benchmark 'mt-bench'; did you mean mt-bench-101"):
+        load("mt-bench", None, 0, 0, 0)
+    with pytest.raises(DataError, match="cannot be read"):
+        load("mt-bench-101", "nowhere.jsonl", 0, 0, 0)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the benchmark files are not here")
+@pytest.mark.parametrize(
+    ("name", "path", "count"),
+    [
+        ("mt-bench-101", "mtbench101/mtbench101.jsonl", 1388),
+        ("coreference", "bench_gecor_camrest.jsonl.gz", 552),
+        ("gsm8k-var", "bench_mathchat_followup.jsonl.gz", 1319),
+        ("gsm8k-socratic", "bench_gsm8k_socratic_test_multiturn.jsonl.gz", 1319),
+    ],
+)
+def test_the_public_files_load(name: str, path: str, count: int) -> None:
+    found = load(name, str(SHARED / path), 0, 0, 0).cases
+    assert len(found) >= count
+    if name == "mt-bench-101":
+        assert len({case.group for case in found}) == 13
+    assert len(load(name, str(SHARED / path), 50, 0, 0).cases) == 50
+
+
+def options(folder: Path, **changes: Any) -> EvalOptions:
+    given = {"out": str(folder / "out"), "limit": 3, "exchanges": 3, "ratios": (0.6,), "max_tokens": 500}
+    return EvalOptions(**{**given, "methods": ("sonic", "sliding"), "batch_size": 2, **changes})
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model()
+
+
+def test_a_run_is_recorded_dialogue_by_dialogue(tmp_path: Path, model: Any) -> None:
+    evaluation = Evaluation(model, options(tmp_path), CONFIG)
+    evaluation.run()
+    records = list(evaluation.results)
+    assert len(records) == evaluation.total == 3 * 5  # full, none, other-history, sonic, sliding
+    assert {record["status"] for record in records} == {"ok"}
+    for record in records:
+        assert len(record["turns"]) == 3
+        assert (record["memory"][-1] == 0) == (record["method"] == "none")
+    summary = write(evaluation.results)["benchmarks"]["synthetic"]
+    rows = {row["method"]: row for row in summary["methods"]}
+    assert rows["full"]["recovery"]["value"] == pytest.approx(1.0, abs=1e-3)
+    assert rows["none"]["recovery"]["value"] == 0.0
+    assert rows["sonic"]["entries"] == rows["sliding"]["entries"] < rows["full"]["entries"]
+    assert summary["controls"][1]["holds"]
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, model: Any) -> None:
+    whole = Evaluation(model, options(tmp_path / "whole"), CONFIG)
+    whole.run()
+    stopped = Evaluation(model, options(tmp_path / "stopped"), CONFIG)
+
+    def stop(doing: str, records: int) -> None:
+        if doing.endswith("sonic"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(stop)
+    done = stopped.results.path.read_text()
+    assert 0 < len(done.splitlines()) < stopped.total
+    stopped.results.path.write_text(done + '{"benchmark": "synth')  # killed while it wrote
+    again = Evaluation(model, options(tmp_path / "stopped", batch_size=3), CONFIG)
+    assert again.done == len(done.splitlines())
+    again.run()
+    assert again.results.path.read_text().startswith(done)
+
+    def content(evaluation: Evaluation) -> dict[Any, Any]:
+        return {runs.key(r): [t["nll"] for t in r["turns"]] for r in evaluation.results}
+
+    expected = content(whole)
+    assert content(again).keys() == expected.keys()
+    for key, losses in content(again).items():
+        assert losses == pytest.approx(expected[key], abs=1e-3)
+    finished = again.results.path.read_text()
+    Evaluation(model, options(tmp_path / "stopped"), CONFIG).run()
+    assert again.results.path.read_text() == finished
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path, model: Any) -> None:
+    Evaluation(model, options(tmp_path), CONFIG)
+    with pytest.raises(ConfigError, match=r"another run \(it differs in max_tokens\): choose another --out"):
+        Evaluation(model, options(tmp_path, max_tokens=400), CONFIG)
+    with pytest.raises(ConfigError, match="benchmark synthetic"):
+        Evaluation(model, options(tmp_path, exchanges=4), CONFIG)
+    Evaluation(
+        model, options(tmp_path, methods=("h2o",), ratios=(0.5,), limit=2), CONFIG
+    )  # more of the same run
+
+
+def test_a_method_that_crashes_on_one_dialogue_is_recorded_there(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fragile(runs.METHODS["sliding"]):  # type: ignore[misc]
+        healthy = False
+
+        def close(self, row: Any, target: int) -> None:
+            if not self.healthy and row.token_ids == worst[: len(row.token_ids)]:
+                raise RuntimeError("the reactor is leaking")
+            super().close(row, target)
+
+    monkeypatch.setitem(runs.METHODS, "sliding", Fragile)
+    evaluation = Evaluation(model, options(tmp_path), CONFIG)
+    scripts = evaluation.scripts["synthetic"]
+    worst = scripts[1].token_ids
+    evaluation.run()
+    failed = [record for record in evaluation.results if record["status"] == "failed"]
+    assert [(r["method"], r["case"], r["error"]) for r in failed] == [
+        ("sliding", scripts[1].case.id, "RuntimeError: the reactor is leaking")
+    ]
+    summary = write(evaluation.results)
+    row = next(r for r in summary["benchmarks"]["synthetic"]["methods"] if r["method"] == "sliding")
+    assert (row["cases"], row["failed"]) == (2, 1)
+    assert "failed 1 times: sliding: RuntimeError: the reactor is leaking" in as_text(summary)
+    Fragile.healthy = True
+    again = Evaluation(model, options(tmp_path), CONFIG)
+    again.run()
+    assert {record["status"] for record in again.results} == {"ok"}
+
+
+def test_methods_that_cannot_run_are_named(tmp_path: Path) -> None:
+    plain = tiny_model(adapter=False)
+    with pytest.raises(ConfigError, match="method sonic needs an adapter"):
+        Evaluation(plain, options(tmp_path), CONFIG)
+    with pytest.raises(ConfigError, match=r"unknown method 'snapvk'; did you mean snapkv"):
+        Evaluation(plain, options(tmp_path, methods=("snapvk",)), CONFIG)
+    evaluation = Evaluation(plain, options(tmp_path, methods=()), CONFIG)
+    assert evaluation.lacking["sonic"] == "an adapter"
+    assert "sliding" in {cell.name for cell in evaluation.cells}
+
+
+def test_dialogues_that_are_too_long_are_cut_behind_an_exchange(tmp_path: Path, model: Any) -> None:
+    path = written(tmp_path, OWN)
+    given = options(tmp_path, benchmarks=("core-res",), data=(str(path),), max_tokens=100)
+    (script,) = Evaluation(model, given, CONFIG).scripts["core-res"]
+    assert len(script.token_ids) <= 100
+    assert len(script.replies) == 2
+    assert script.questions == []
+    with pytest.raises(DataError, match="raise --max-tokens"):
+        Evaluation(
+            model, options(tmp_path, benchmarks=("core-res",), data=(str(path),), max_tokens=20), CONFIG
+        )
+
+
+def test_an_answer_is_found_in_the_reply(tmp_path: Path, model: Any) -> None:
+    path = written(tmp_path, OWN)
+    given = options(tmp_path, benchmarks=("core-res",), data=(f"core-res={path}",))
+    (script,) = Evaluation(model, given, CONFIG).scripts["core-res"]
+    ((_, at),) = script.questions
+    assert model.tokenizer.decode([script.token_ids[i] for i in at]) == "Oslo"
+
+
+# Figures
+
+
+def test_the_bootstrap_covers_a_known_mean() -> None:
+    draws = Draws(400, seed=1)
+    values = [float(i % 2) for i in range(400)]
+    found = figure(draws.total(values) / draws.total([1.0] * 400))
+    assert found is not None
+    assert found["value"] == 0.5
+    half = 1.96 * 0.5 / 20
+    assert found["low"] == pytest.approx(0.5 - half, abs=0.006)
+    assert found["high"] == pytest.approx(0.5 + half, abs=0.006)
+
+
+def fake_records(
+    benchmark: str, losses: dict[str, Callable[[int], float]], count: int = 40
+) -> list[dict[str, Any]]:
+    """Records with these losses by method, for figures whose right value is known."""
+    return [
+        {
+            "benchmark": benchmark,
+            "case": str(case),
+            "group": "all",
+            "method": method,
+            "ratio": None if method in ("full", "none", "other-history") else 0.5,
+            "status": "ok",
+            "memory": [3.0],
+            "history": 6,
+            "questions": [],
+            "seconds": 0.0,
+            "turns": [
+                {"turn": 1, "closed": 0, "tokens": 10, "nll": 99.0, "kl": 0.0, "agree": 9, "right": 9},
+                {"turn": 2, "closed": 1, "tokens": 10, "nll": loss(case), "kl": 0.0, "agree": 9, "right": 9},
+            ],
+        }
+        for method, loss in losses.items()
+        for case in range(count)
+    ]
+
+
+def test_recovery_is_the_share_of_what_history_is_worth() -> None:
+    records = fake_records(
+        "b",
+        {
+            "full": lambda i: 10.0 + i % 3,
+            "none": lambda i: 20.0 + i % 5,
+            "sonic": lambda i: 12.0 + i % 3,
+            "sliding": lambda i: 18.0 + i % 5,
+        },
+    )
+    found = summarise(records, 0)["b"]
+    rows = {row["method"]: row for row in found["methods"]}
+    none, full = sum(20.0 + i % 5 for i in range(40)), sum(10.0 + i % 3 for i in range(40))
+    assert rows["sonic"]["recovery"]["value"] == pytest.approx((none - full - 80) / (none - full))
+    (difference,) = found["sonic minus"]
+    assert difference["recovery"]["value"] == pytest.approx(
+        rows["sonic"]["recovery"]["value"] - rows["sliding"]["recovery"]["value"]
+    )
+    assert difference["recovery"]["low"] > 0
+
+
+def test_controls_say_when_nothing_can_be_concluded() -> None:
+    useless = Suite(
+        "b", fake_records("b", {"full": lambda i: 10.0 + i % 2, "none": lambda i: 10.0 + (i + 1) % 2}), 0
+    ).controls()
+    assert not useless[0]["holds"]
+    assert "nothing can be concluded" in useless[0]["text"]
+    leaking = Suite(
+        "b",
+        fake_records(
+            "b",
+            {"full": lambda i: 10.0, "none": lambda i: 20.0 + i % 2, "other-history": lambda i: 12.0 + i % 2},
+        ),
+        0,
+    ).controls()
+    assert leaking[0]["holds"]
+    assert not leaking[2]["holds"]
+
+
+def test_a_damaged_record_is_named(tmp_path: Path, model: Any) -> None:
+    evaluation = Evaluation(model, options(tmp_path, methods=("sliding",), limit=1), CONFIG)
+    evaluation.run()
+    lines = evaluation.results.path.read_text().splitlines()
+    evaluation.results.path.write_text("\n".join([lines[0], "{]", *lines[1:]]) + "\n")
+    with pytest.raises(FileError, match=r"records.jsonl, line 2: damaged"):
+        list(Results(tmp_path / "out"))
+    with pytest.raises(FileError, match="is not a folder of sonic-kv eval"):
+        write(Results(tmp_path))
+
+
+def test_every_benchmark_has_a_summary_and_criteria() -> None:
+    for sort in SORTS.values():
+        assert sort.summary
+        assert sort.criteria
+
+
+# The command
+
+
+def test_the_command_evaluates_a_local_model_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sonic_kv.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    tiny_base("llama").save_pretrained(tmp_path / "model")
+    tiny_tokenizer(TEMPLATE).save_pretrained(tmp_path / "model")
+    common = ["eval", "--model", "model", "--exchanges", "3", "--limit", "2", "--ratios", "0.6", "--methods"]
+    assert main([*common, "sliding", "h2o", "--out", "a"]) == 0
+    assert "sliding" in capsys.readouterr().out
+    assert main([*common, "random", "--out", "b", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["benchmarks"]["synthetic"]["cases"] >= 1
+    assert {path.name for path in (tmp_path / "a").iterdir()} >= {
+        "config.json",
+        "records.jsonl",
+        "summary.json",
+        "report.md",
+    }
+    assert main(["report", "a"]) == 0
+    assert "sliding" in capsys.readouterr().out
+    assert main(["report", "a", "b"]) == 0
+    out = capsys.readouterr().out
+    assert "a: recovery" in out
+    assert "b: recall" in out
+    assert main(["report", "nowhere"]) == 1
+    assert "nowhere is not a folder of sonic-kv eval" in capsys.readouterr().err

@@ -133,7 +133,8 @@ def as_markdown(summary: Summary) -> str:
         "# Multi-turn evaluation",
         f"Model: {config.get('model') or 'the default model'} (weights {fixed['model']['weights']}, adapter "
         f"{fixed['adapter'] or 'none'}), sonic-kv {fixed['version']}, {machine['device']}, "
-        f"{machine['threads']} thread(s), torch {machine['torch']}. Seed {options['seed']}, at most {fixed['max_tokens']} tokens a dialogue.",
+        f"{machine['threads']} thread(s), torch {machine['torch']}. Seed {options['seed']}, at most "
+        f"{fixed['max_tokens']} tokens a dialogue.",
         "Brackets: 95 % interval, bootstrap over dialogues. *Recovery*: the share of what history is worth, in loss on "
         "the replies' tokens after the first closed segment, that a method keeps. *KL*: from full context, in nats a "
         "token. *Agreement*: the most probable token is full context's. *Recall*: all tokens of an answer are the most "

@@ -180,54 +180,6 @@ class Suite:
                 recall = figure(self.recall(cell, cases, near))
                 row["distances"][name] = {"questions": count, "recall": recall}
         return row
-        records = [found[case] for case in cases]
-        row |= {
-            "recovery": figure(self.recovery(cell, cases)),
-            "nll": figure(self.per_token(cell, cases, "nll")),
-            "kl": figure(self.per_token(cell, cases, "kl")),
-            "agreement": figure(self.per_token(cell, cases, "agree")),
-            "recall": figure(self.recall(cell, cases)),
-            "questions": sum(len(record["questions"]) for record in records),
-            "entries": _mean(record["memory"][-1] for record in records if record["memory"]),
-            "history": _mean(record["history"] for record in records if record["memory"]),
-            "seconds": _mean(record["seconds"] for record in records),
-        }
-        layers = [record["layers"] for record in records if "layers" in record]
-        if layers:
-            row["layers"] = [_mean(column) for column in zip(*layers, strict=True)]
-        groups = sorted({record["group"] for record in records})
-        if len(groups) > 1:
-            row["groups"] = {}
-            for group in groups:
-                inside = [case for case in cases if found[case]["group"] == group]
-                row["groups"][group] = {
-                    "cases": len(inside),
-                    "recovery": figure(self.recovery(cell, inside)),
-                    "agreement": figure(self.per_token(cell, inside, "agree")),
-                }
-        turns = sorted({t["turn"] for record in records for t in after_closing(record["turns"])})
-        row["turns"] = {str(turn): figure(self.recovery(cell, cases, _with("turn", turn))) for turn in turns}
-        questions = [q for record in records for q in record["questions"]]
-        kinds = sorted({q["kind"] for q in questions})
-        row["kinds"] = {
-            kind: {
-                "questions": sum(q["kind"] == kind for q in questions),
-                "recall": figure(self.recall(cell, cases, _with("kind", kind))),
-            }
-            for kind in kinds
-        }
-        row["distances"] = {}
-        for low, high in DISTANCES:
-            count = sum(q["distance"] is not None and low <= q["distance"] <= high for q in questions)
-            if count:
-                name = str(low) if low == high else f"{low}–{high}" if high < 1 << 30 else f"{low} and more"
-                recall = self.recall(
-                    cell,
-                    cases,
-                    lambda q, low=low, high=high: q["distance"] is not None and low <= q["distance"] <= high,
-                )
-                row["distances"][name] = {"questions": count, "recall": figure(recall)}
-        return row
 
     def difference(
         self, one: tuple[str, float | None], other: tuple[str, float | None]

@@ -437,6 +437,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the job {S} <has/have> is {aV}.
             {S} <works/work> in town as {aV}.
             {S} <likes/like> being {aV}.
+            {S} <found/found> a job as {aV}.
+            {S} <took/took> a job as {aV}.
+            {S} <got/got> work as {aV}.
             ~ validation
             {S} <has/have> a job as {aV}.
             ~ test
@@ -473,6 +476,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             name {P} job.
             what <is/am> {S} by profession?
             what is {P} work?
+            what job did {S} find?
+            what job is {P} own?
             ~ validation
             what job <does/do> {S} have?
             ~ test
@@ -623,6 +628,11 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <is/am> very fond of {V}, {his} favourite food.
             when it comes to food, {S} <loves/love> {V}.
             {S} <likes/like> {V} for dinner most.
+            {S} <likes/like> {V} more than anything else to eat.
+            {S} <eats/eat> {V} with the greatest pleasure.
+            {S} <wants/want> {V} for every meal.
+            {S} <is/am> happy when there is {V} to eat.
+            {S} <likes/like> to have {V} on the table.
             ~ validation
             {S} <likes/like> to eat {V} most of all.
             ~ test
@@ -636,6 +646,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             lately {S} <likes/like> {V} even more than that.
             these days {S} <prefers/prefer> {V} as food.
             it is {V} now that {S} <likes/like> to eat best.
+            now {V} is {P} favourite dish.
+            {P} favourite meal is {V} these days.
+            {S} no longer <likes/like> that so much: now it is {V}.
             ~ validation
             {P} favourite dish is {V} now.
             ~ test
@@ -656,6 +669,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what food <does/do> {S} like more than any other?
             what does one cook for {S_obj}?
             what <does/do> {S} like to eat best?
+            what food <is/am> {S} fond of?
+            what kind of food pleases {S_obj} most?
+            what food is {P} favourite?
             ~ validation
             what food <does/do> {S} like best?
             ~ test
@@ -708,6 +724,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <prefers/prefer> the colour {V}.
             {S} <is/am> very fond of {V} as a colour.
             {S} <chose/chose> {V} for {his} car, {his} favourite colour.
+            the colour that {S} <likes/like> is {V}.
+            of the colours, {S} <likes/like> {V} best of all.
+            the one colour {S} <wants/want> is {V}.
             ~ validation
             the colour {S} <likes/like> best is {V}.
             ~ test
@@ -871,6 +890,13 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <enjoys/enjoy> {V} as a sport.
             there is no hobby {S} <likes/like> more than {V}.
             {P} free time is all about {V}.
+            {S} <picked/picked> {V} as {his} sport.
+            {S} <does/do> {V} for a hobby.
+            {S} <has/have> taken {V} up as a hobby.
+            {V} is a hobby of {S_obj}.
+            {S} <keeps/keep> busy with {V}, a fine hobby.
+            {S} <says/say> that {V} is the best of all hobbies.
+            {S} <needs/need> {V} to relax, it is {his} hobby.
             ~ validation
             {S} <has/have> {V} as a hobby.
             ~ test
@@ -891,6 +917,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             which hobby <does/do> {S} enjoy?
             what is the sport {S} <likes/like>?
             how <does/do> {S} spend {his} weekend?
+            what hobby is {P} favourite?
+            what sort of hobby <does/do> {S} like?
+            what kind of sport <is/am> {S} fond of?
+            what hobby keeps {S_obj} busy?
             ~ validation
             what hobby <does/do> {S} have?
             ~ test
@@ -944,6 +974,11 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <reads/read> books in {V} to learn the language.
             with friends {S} <speaks/speak> {V}.
             {S} <teaches/teach> {V} to children.
+            {S} <is/am> busy with {V} lessons.
+            {S} <has/have> a {V} lesson every week.
+            {S} <goes/go> to {V} classes.
+            {S} <started/started> with {V} classes.
+            {S} <learns/learn> {V} words every day.
             ~ validation
             {S} <is/am> taking {V} lessons.
             ~ test
@@ -963,6 +998,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what is the language {S} <is/am> learning?
             which language can {S} speak?
             which language did {S} start to learn?
+            what language <is/am> {S} busy with?
+            what language <does/do> {S} want to speak?
+            what language <is/am> {S} good at?
             ~ validation
             what language <is/am> {S} learning?
             ~ test
@@ -1041,6 +1079,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {P} {A}, what is it called?
             what name does {P} {A} have?
             what <does/do> {S} call the {A}?
+            can you say what {P} {A} is called?
             ~ validation
             do you know what {P} {A} is called?
             ~ test
@@ -1093,6 +1132,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the day {S} <was/was> born was {V}.
             mark {V} for {P} birthday.
             {P} birthday is always on {V}.
+            {P} birthday comes on {V}.
+            {P} birthday is every year on {V}.
+            {V} is the day when {S} <was/was> born.
             ~ validation
             {P} birthday falls on {V}.
             ~ test
@@ -1111,6 +1153,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what date is {P} birthday on?
             when <does/do> {S} turn a year older?
             name the date of {P} birthday.
+            what day <was/was> {S} born?
+            what is the day of {P} birthday?
             ~ validation
             what day is {P} birthday?
             ~ test
@@ -1188,6 +1232,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             we have a new value for {K}: {V}.
             forget the old one: {K} is {V}.
             from now on {K} is {V}.
+            {K} is different now: {V}.
+            {K} does not work any more: use {V}.
+            the old value of {K} is gone: now it is {V}.
             ~ validation
             {K} is not the same any more: it is {V} now.
             ~ test
@@ -1285,6 +1332,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             we have a new value for {K}: {V}.
             forget the old one: {K} is {V}.
             from now on {K} is {V}.
+            {K} is different now: {V}.
+            {K} does not work any more: use {V}.
+            the old value of {K} is gone: now it is {V}.
+            the new value of {K} is {V}.
             ~ validation
             {K} is not the same any more: it is {V} now.
             ~ test
@@ -1363,6 +1414,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {K} stays in {V}.
             I always put {K} in {V}.
             it is in {V} that I keep {K}.
+            I locked {K} away in {V}.
+            I threw {K} into {V}.
+            I laid {K} down in {V}.
             ~ validation
             I hid {K} in {V}.
             ~ test
@@ -1455,6 +1509,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {K} is planned at {V}.
             we will all be at {V} for {K}.
             the location of {K} is {V}.
+            we are all going to {V} for {K}.
+            {K} brings us to {V}.
+            we see each other at {V} for {K}.
+            they are gathering at {V} for {K}.
             ~ validation
             we are meeting at {V} for {K}.
             ~ test
@@ -1487,6 +1545,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             where do I have to go for {K}?
             name the place of {K}.
             what is the location of {K}?
+            where will we have {K}?
+            where is {K} to be?
+            at what place will {K} be?
             ~ validation
             where will {K} take place?
             ~ test
@@ -1555,6 +1616,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {K} starts at {V} now.
             from now on {K} is at {V}.
             there is a new time for {K}: {V}.
+            {K} now is at {V}.
+            now {K} starts at {V}.
             ~ validation
             {K} now begins at {V}.
             ~ test
@@ -1627,6 +1690,11 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {K} is known as {V}.
             they call {K} {V}.
             in the end {K} was called {V}.
+            {V} was picked for {K} as a name.
+            {V} became the name of {K}.
+            {V} is the name they chose for {K}.
+            they settled on {V} as the name of {K}.
+            {V} was the best name for {K}, so we took it.
             ~ validation
             {V} was chosen as the name of {K}.
             ~ test
@@ -1659,6 +1727,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what is {K} known as?
             name {K}.
             what name did {K} get?
+            do you remember what {K} is called?
+            can you say what {K} is called?
+            do you know the name of {K}?
             ~ validation
             do you know what {K} is called?
             ~ test

@@ -21,15 +21,18 @@ class RecordingModel(SonicModel):
         self.logits: list[Tensor] = []
         self.kept: dict[int, list[Tensor]] = {}  # open segment number → per layer (G, n)
         self.nexus: dict[int, Tensor] = {}  # segment number → transcript positions of its Nexus tokens
+        self.ends: list[int] = []  # transcript positions at which segments were closed
 
     def reread(self, cache: SessionCache, token_ids: Any, offsets: Tensor, **options: Any) -> Any:
         if options.get("encode"):
-            self.nexus[len(cache.lengths.segment_starts) + 1] = cache.lengths.closed + offsets
+            self.nexus[cache.lengths.segments + 1] = cache.lengths.closed + offsets
         return super().reread(cache, token_ids, offsets, **options)
 
     def feed(self, cache: SessionCache, token_ids: Sequence[int], *, all_logits: bool = False) -> Tensor:
-        number = len(cache.lengths.segment_starts) + 1
+        number = cache.lengths.segments + 1
         if number > 1:
+            if number > len(self.ends) + 1:
+                self.ends.append(cache.lengths.closed)
             self.kept[number] = [layer.positions[0].long().clone() for layer in cache.layers]
         logits = super().feed(cache, token_ids, all_logits=True)
         self.logits.append(logits)
@@ -58,7 +61,7 @@ def plan(session: ChatSession) -> tuple[lay.Layout, list[Tensor]]:
     """Layout and per-layer lifetimes under which one pass equals `session`."""
     model, lengths = session.model, session.cache.lengths
     assert isinstance(model, RecordingModel)
-    ends = [*lengths.segment_starts[1:], lengths.closed]
+    ends = [*model.ends, *[lengths.closed][len(model.ends) == lengths.segments :]]
     segments = len(ends)
     nexus = [model.nexus.get(number, torch.empty(0, dtype=torch.long)) for number in range(1, segments + 1)]
     counts = [0] + [model.kept[n][0].shape[-1] if n in model.kept else 0 for n in range(2, segments + 2)]

@@ -24,6 +24,7 @@ LEVELS: dict[str, int] = {
     "budget": 1,
     "selection": 1,
     "layout": 1,
+    "quantize": 1,
     "adapter": 2,
     "cache": 2,
     "batch": 2,

@@ -83,6 +83,17 @@ def test_every_method_lives_through_the_same_dialogue(batch: int) -> None:
     assert found["sonic 0.8", 96].live_bytes < found["sonic 0.5", 96].live_bytes < full.live_bytes
 
 
+def test_packed_memory_is_live_in_few_bits_and_works_in_many() -> None:
+    model = tiny_model()
+    options = replace(SHORT, methods=("full", "sonic"), storages=("full", "int4"), ratios=(0.5,))
+    turns = dialogue.measure(model, "tiny", options).turns
+    assert list(turns) == ["full", "sonic 0.5", "sonic int4 0.5"]
+    full, packed = turns["sonic 0.5"], turns["sonic int4 0.5"]
+    assert packed.entries == full.entries
+    assert packed.live_bytes[-1] < 0.6 * full.live_bytes[-1]
+    assert packed.peak_bytes[-1] >= full.peak_bytes[-1] * 0.9
+
+
 def test_the_bound_counts_every_weight_and_entry_once() -> None:
     model = tiny_model()
     machine = replace(measure_machine(model, 1), bytes_per_second=1e9, operations_per_second=1e15)

@@ -11,7 +11,7 @@ from sonic_kv.errors import BudgetError
 
 
 def target_entries(
-    budget: Budget, *, history: int, segments: int, prefix: int, bytes_per_entry: int
+    budget: Budget, *, history: int, segments: int, prefix: int, bytes_per_entry: int, other_bytes: int = 0
 ) -> int | None:
     """Memory entries (per layer and KV head) that `budget` allows; None if it sets no limit.
 
@@ -22,6 +22,7 @@ def target_entries(
     Args:
         history: raw tokens of all closed segments.
         bytes_per_entry: bytes of one entry over all layers and KV heads, bookkeeping included.
+        other_bytes: what the cache takes beside so many bytes for every entry.
 
     Raises:
         BudgetError: an absolute limit cannot hold even the prefix and one entry.
@@ -33,7 +34,7 @@ def target_entries(
     if budget.max_entries is not None:
         limit, name = budget.max_entries, f"max_entries={budget.max_entries}"
     elif budget.max_bytes is not None:
-        limit, name = budget.max_bytes // bytes_per_entry, f"max_bytes={budget.max_bytes}"
+        limit, name = (budget.max_bytes - other_bytes) // bytes_per_entry, f"max_bytes={budget.max_bytes}"
     else:
         return None
     if limit <= prefix:

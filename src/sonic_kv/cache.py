@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from sonic_kv import quantize
+
 SPARE_ENTRIES, SPARE_SHARE = 32, 16  # room left when a layer grows: entries, and one in so many
 
 
@@ -89,17 +91,44 @@ class SessionLayer(GrowingLayer):
         positions: transcript positions of the memory entries. (1, G, n) int32
         scores: their importance, comparable across segments. (1, G, n) float32
         removed: raw tokens that are no longer stored, if they still count as length.
+        channels: factors of packed keys; None until there is memory to pack. (1, G, 1, D)
     """
 
     def __init__(self) -> None:
+        self._packed: _PackedMemory | None = None
         super().__init__()
         self.removed = 0
+        self.channels: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         shape = (1, key_states.shape[1], 0)
         self.positions = torch.empty(shape, dtype=torch.int32, device=key_states.device)
         self.scores = torch.empty(shape, device=key_states.device)
+
+    @property
+    def keys(self) -> Tensor:
+        self.unpack()
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: Tensor) -> None:
+        self._keys = keys
+
+    @property
+    def values(self) -> Tensor:
+        self.unpack()
+        return self._values
+
+    @values.setter
+    def values(self, values: Tensor) -> None:
+        self._values = values
+
+    @property
+    def stored(self) -> int:
+        if self._packed is not None:
+            return self._keys.shape[-2] + self.positions.shape[-1]
+        return super().stored
 
     def get_seq_length(self, *_: object) -> int:
         return self.stored + self.removed
@@ -113,10 +142,94 @@ class SessionLayer(GrowingLayer):
         """Hold these entries, in storage of exactly their size, instead of any before."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
+        self._packed = self._buffer = None
         self.keys, self.values, self.positions, self.scores = keys, values, positions, scores
 
+    def rounded(self, memory: "Memory", bits: int) -> "Memory":
+        """What packing makes of `memory`; the first one decides the factors of the key channels."""
+        if not memory.positions.shape[-1]:
+            return memory
+        if self.channels is None:
+            self.channels = quantize.channel_factors(memory.keys)
+        packed = _PackedMemory.of(memory.keys, memory.values, self.channels, bits, start=0)
+        keys, values = packed.unpack(self.channels)
+        return replace(memory, keys=keys, values=values)
+
+    def pack(self, start: int, bits: int) -> None:
+        """Keep the memory, which begins at entry `start`, packed until it is used again."""
+        size = self.positions.shape[-1] if self.is_initialized else 0
+        if self._packed is not None or not size:
+            return
+        assert self.channels is not None
+        keys, values, stop = self._keys, self._values, start + size
+        self._packed = _PackedMemory.of(
+            keys[:, :, start:stop], values[:, :, start:stop], self.channels, bits, start
+        )
+        self._keys, self._values = (
+            torch.cat((entries[:, :, :start], entries[:, :, stop:]), dim=2) for entries in (keys, values)
+        )
+        self._buffer = None
+
+    def unpack(self) -> None:
+        """Make the working copy that a forward reads."""
+        packed, self._packed = self._packed, None
+        if packed is None:
+            return
+        assert self.channels is not None
+        start = packed.start
+        self._keys, self._values = (
+            torch.cat((rest[:, :, :start], memory, rest[:, :, start:]), dim=2)
+            for rest, memory in zip((self._keys, self._values), packed.unpack(self.channels), strict=True)
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor held, by name; while the memory is packed, `keys` and `values` are those of the rest."""
+        if not self.is_initialized:
+            return {}
+        held = {
+            "keys": self._keys,
+            "values": self._values,
+            "positions": self.positions,
+            "scores": self.scores,
+        }
+        if self.channels is not None:
+            held["channels"] = self.channels
+        if self._packed is not None:
+            held |= {"key_codes": self._packed.keys.codes, "key_peaks": self._packed.keys.peak}
+            held |= {"value_codes": self._packed.values.codes, "value_peaks": self._packed.values.peak}
+        return held
+
+    def load_state(self, state: dict[str, Tensor], start: int, bits: int | None) -> None:
+        """Hold what `state` returned."""
+        self.fill(*(state[name] for name in ("keys", "values", "positions", "scores")))
+        self.channels = state.get("channels")
+        if bits is not None and "key_codes" in state:
+            keys, values = (
+                quantize.Packed(state[f"{kind}_codes"], state[f"{kind}_peaks"], bits)
+                for kind in ("key", "value")
+            )
+            self._packed = _PackedMemory(keys, values, start)
+
     def tensors(self) -> tuple[Tensor, ...]:
-        return (self.keys, self.values, self.positions, self.scores) if self.is_initialized else ()
+        return tuple(self.state().values())
+
+
+@dataclass(frozen=True)
+class _PackedMemory:
+    """A layer's memory while it rests; `start`: how many entries stand before it."""
+
+    keys: quantize.Packed
+    values: quantize.Packed
+    start: int
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor, channels: Tensor, bits: int, start: int) -> "_PackedMemory":
+        return cls(quantize.pack(keys / channels, bits), quantize.pack(values, bits), start)
+
+    def unpack(self, channels: Tensor) -> tuple[Tensor, Tensor]:
+        return quantize.unpack(self.keys, channels.dtype) * channels, quantize.unpack(
+            self.values, channels.dtype
+        )
 
 
 @dataclass(frozen=True)
@@ -137,16 +250,36 @@ class Lengths:
     memory: int = 0
     segment_starts: tuple[int, ...] = ()  # transcript positions of the closed segments
     closed: int = 0  # transcript position at which the open segment starts
+    merged: int = 0  # closed segments that have no start of their own any more: part of the first
+    rebased: int = 0  # original positions: how far RoPE positions are behind those of the transcript
+
+    @property
+    def segments(self) -> int:
+        """Segments that have been closed."""
+        return len(self.segment_starts) + self.merged
+
+    def merge_oldest(self, most: int) -> "Lengths":
+        """At most `most` segments: the oldest ones become one."""
+        surplus = max(len(self.segment_starts) - most, 0)
+        if not surplus:
+            return self
+        starts = (self.segment_starts[0], *self.segment_starts[surplus + 1 :])
+        return replace(self, segment_starts=starts, merged=self.merged + surplus)
 
 
 class SessionCache(Cache):
-    """The compressed KV cache of one dialogue (batch size 1)."""
+    """The compressed KV cache of one dialogue (batch size 1).
+
+    Args:
+        compact: kept keys stand at consecutive positions.
+        bits: of a number in the memory while it rests; None: as the model computes.
+    """
 
     layers: list[SessionLayer]
 
-    def __init__(self, num_layers: int, *, compact: bool = False) -> None:
+    def __init__(self, num_layers: int, *, compact: bool = False, bits: int | None = None) -> None:
         super().__init__(layers=[SessionLayer() for _ in range(num_layers)])
-        self.compact = compact
+        self.compact, self.bits = compact, bits
         self.lengths = Lengths()
 
     @property
@@ -162,7 +295,7 @@ class SessionCache(Cache):
     @property
     def next_position(self) -> int:
         """RoPE position of the next token."""
-        return self.stored if self.compact else self.logical_length
+        return self.stored if self.compact else self.logical_length - self.lengths.rebased
 
     @property
     def logical_length(self) -> int:
@@ -203,6 +336,8 @@ class SessionCache(Cache):
         start, prefix = self.open_start(), self.lengths.prefix
         stored = []
         for layer, new in zip(self.layers, memory, strict=True):
+            if self.bits is not None:
+                new = layer.rounded(new, self.bits)
             first = layer.stored if drop_open else start
             keys, values = (
                 torch.cat((old[:, :, :prefix], fresh, old[:, :, first:]), dim=2)
@@ -220,9 +355,15 @@ class SessionCache(Cache):
         for layer in self.layers:
             layer.removed = removed
 
+    def pack(self) -> None:
+        """Let the memory rest in few bits, if it is to; whatever uses it next unpacks it."""
+        if self.bits is not None:
+            for layer in self.layers:
+                layer.pack(self.lengths.prefix, self.bits)
+
     def fork(self) -> "SessionCache":
         """A cache that goes on by itself; tensors are shared until one of the two changes."""
-        other = SessionCache(len(self.layers), compact=self.compact)
+        other = SessionCache(len(self.layers), compact=self.compact, bits=self.bits)
         other.restore(self)
         return other
 

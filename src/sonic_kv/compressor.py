@@ -1,6 +1,6 @@
 """Closing a segment: score, choose, re-encode, keep each head's share, free the raw entries."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +12,11 @@ from sonic_kv.config import Budget, SessionConfig
 from sonic_kv.errors import ModelError
 from sonic_kv.importance import Importance, LearnedImportance, WindowImportance
 from sonic_kv.model import SonicModel
+from sonic_kv.quantize import vector_bytes
 from sonic_kv.selection import Selection, candidates, in_elastic_order
+
+# Every segment keeps an entry while there are not more than this; then the oldest count as one.
+MIN_GROUPS, ENTRIES_PER_GROUP = 16, 4
 
 
 class Compressor:
@@ -43,13 +47,21 @@ class Compressor:
         by_segment = self.learned_form or config.allocation == "segment"
         self.selection = Selection(self.importance.recency, by_segment)
 
-    def close(self, cache: SessionCache, token_ids: Sequence[int], budget: Budget) -> None:
+    def close(
+        self,
+        cache: SessionCache,
+        token_ids: Sequence[int],
+        budget: Budget,
+        checkpoint: Callable[[], None] = lambda: None,
+    ) -> None:
         """Replace the open segment by its Nexus tokens, and let older segments make room.
 
         The cache changes at the very end and at once: if anything fails it is as it was.
 
         Args:
             token_ids: of the open segment; their number is `cache.open_length`.
+            checkpoint: called between the steps, of which each takes a while; what it raises calls the
+                closing off.
 
         Raises:
             BudgetError: the budget cannot hold the prefix.
@@ -62,25 +74,33 @@ class Compressor:
             memory=old.memory + length,
             segment_starts=(*old.segment_starts, old.closed),
             closed=old.closed + length,
+            merged=old.merged,
+            rebased=old.rebased,
         )
         total = self._target(lengths, budget)
+        if total is not None:
+            lengths = lengths.merge_oldest(max(MIN_GROUPS, total // ENTRIES_PER_GROUP))
+        checkpoint()
         scores = self.importance.scores(cache, token_ids)
         everything = [self._with_open(cache, layer, scores[layer]) for layer in range(self.model.num_layers)]
         if total is None or total >= lengths.memory:
             cache.replace_memory(everything, lengths, drop_open=True)
+            self._rebase(cache)
             return
         if self.learned_form:
             everything = [replace(e, scores=in_elastic_order(e.scores, old.memory)) for e in everything]
         kept, share = self._select(everything, lengths, total)
+        checkpoint()
         if self.reencode:
             if self.learned_form:
                 rows = torch.arange(length - share, length, device=self.model.device)
             else:
                 rows = candidates(everything, kept, old.memory, self.config.candidates)
-            segment = len(lengths.segment_starts)
-            encoded = self.model.reread(cache, token_ids, rows, encode=True, segment=segment)
+            encoded = self.model.reread(cache, token_ids, rows, encode=True, segment=lengths.segments)
             everything = _replace_rows(everything, old.memory + rows, encoded)
+        checkpoint()
         self._store(cache, everything, kept, lengths, drop_open=True)
+        self._rebase(cache)
 
     def shrink(self, cache: SessionCache, budget: Budget) -> None:
         """Lower the memory to `budget` by dropping the least important entries; the model is not run.
@@ -96,15 +116,27 @@ class Compressor:
 
     def bytes_per_entry(self) -> int:
         """Bytes of one memory entry over all layers and KV heads, bookkeeping included."""
-        return self.model.bytes_per_token + 8 * self.model.num_layers * self.model.num_heads
+        vectors, bits = self.model.bytes_per_token, self.config.bits
+        if bits is not None:
+            vectors = 2 * self._heads * vector_bytes(self.model.head_dim, bits)
+        return vectors + 8 * self._heads
+
+    @property
+    def _heads(self) -> int:
+        return self.model.num_layers * self.model.num_heads
 
     def _target(self, lengths: Lengths, budget: Budget) -> int | None:
+        other, entry = 0, self.bytes_per_entry()
+        if self.config.bits is not None:  # the prefix is not packed; key channels have a factor each
+            other = lengths.prefix * (self.model.bytes_per_token - entry)
+            other += self._heads * self.model.head_dim * self.model.dtype.itemsize
         return target_entries(
             budget,
             history=lengths.closed - lengths.prefix,
             segments=len(lengths.segment_starts),
             prefix=lengths.prefix,
-            bytes_per_entry=self.bytes_per_entry(),
+            bytes_per_entry=entry,
+            other_bytes=other,
         )
 
     def _with_open(self, cache: SessionCache, layer: int, scores: Tensor) -> Memory:
@@ -146,7 +178,28 @@ class Compressor:
             for number, layer in enumerate(cache.layers):
                 start = cache.open_start()
                 tail = self.model.rope.rotate(number, layer.keys[:, :, start:], shift)
-                layer.keys = torch.cat((layer.keys[:, :, :start], tail), dim=2)
+                keys = torch.cat((layer.keys[:, :, :start], tail), dim=2)
+                layer.fill(keys, layer.values, layer.positions, layer.scores)
+
+    def _rebase(self, cache: SessionCache) -> None:
+        """Before the model's positions run out, move the memory's keys back, all by one distance.
+
+        So distances stay what they are; what would pass the prefix stops behind it, as far away as the
+        model can see. Compact positions never run out, and a sliding window would lose sight of the keys.
+        """
+        lengths, limit = cache.lengths, self.model.max_length
+        high = limit - max(limit // 4, min(limit // 2, 2 * self.config.max_segment_tokens))
+        spare = cache.next_position <= high or lengths.prefix >= high
+        if spare or cache.compact or not self.model.can_rebase:
+            return
+        rebased = cache.logical_length - (lengths.prefix + (high - lengths.prefix) * 2 // 3)
+        moved = []
+        for number, entry in enumerate(cache.memory()):
+            here, there = (
+                (entry.positions - offset).clamp_min(lengths.prefix) for offset in (lengths.rebased, rebased)
+            )
+            moved.append(replace(entry, keys=self.model.rope.rotate(number, entry.keys, there - here)))
+        cache.replace_memory(moved, replace(lengths, rebased=rebased), drop_open=False)
 
     def _move(self, cache: SessionCache, layer: int, entry: Memory, kept: Memory, index: Tensor) -> Memory:
         """Rotate kept keys from where they were encoded to consecutive positions behind the prefix."""

@@ -15,6 +15,8 @@ Form = Literal["anchored", "learned"]
 Scope = Literal["causal", "segment"]
 Positions = Literal["original", "compact"]
 Allocation = Literal["global", "segment"]
+Storage = Literal["full", "int8", "int4"]
+Closing = Literal["turn", "idle"]
 Shape = Literal["qwen3-0.6b", "qwen3-1.7b", "qwen2.5-7b", "llama-8b"]
 BENCH_METHODS = ("full", "re-prefilled", "streaming", "h2o", "sonic")
 
@@ -88,6 +90,12 @@ class SessionConfig:
         1.0, "tokens re-encoded per entry that a head keeps of a segment, on average; the others stay raw"
     )
     window: int = option(16, "recent queries observed for importance when there is no adapter")
+    storage: Storage = option(
+        "full", "numbers of kept entries between two calls: as computed (full), or rounded to 8 or 4 bits"
+    )
+    closing: Closing = option(
+        "turn", "close a segment when its exchange ends (turn), or when close_pending() is called (idle)"
+    )
 
     def __post_init__(self) -> None:
         require(
@@ -105,6 +113,17 @@ class SessionConfig:
         require(
             self.allocation in ("global", "segment"), f"allocation={self.allocation!r}: global or segment"
         )
+        require(self.storage in ("full", "int8", "int4"), f"storage={self.storage!r}: full, int8 or int4")
+        require(
+            self.storage == "full" or self.positions == "original",
+            f"storage={self.storage!r} needs positions='original': compact ones round every entry again and again",
+        )
+        require(self.closing in ("turn", "idle"), f"closing={self.closing!r}: turn or idle")
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a stored number; None: as computed."""
+        return {"int8": 8, "int4": 4}.get(self.storage)
 
 
 @dataclass(frozen=True)
@@ -271,6 +290,9 @@ class BenchDialogueOptions:
         "entries; h2o: largest attention so far; sonic",
     )
     ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios of the last three")
+    storages: tuple[str, ...] = option(
+        ("full",), "how sonic's memory rests between turns: full, int8, int4, one or more of them"
+    )
     batch: int = option(1, "dialogues at a time")
     repetitions: int = option(3, "times that the dialogue is lived through")
     seed: int = option(0, "seed of the random tokens and weights")
@@ -283,6 +305,8 @@ class BenchDialogueOptions:
         require(bool(self.methods), f"methods: at least one of {known}")
         for ratio in self.ratios:
             Budget(compression_ratio=ratio)
+        for storage in self.storages:
+            SessionConfig(storage=storage)  # type: ignore[arg-type]
         require(self.reply_tokens >= 2, f"reply_tokens={self.reply_tokens} must be at least 2")
         for name in ("user_tokens", "batch", "repetitions"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")

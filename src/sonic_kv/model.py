@@ -115,6 +115,11 @@ class SonicModel:
             i for i in (*found, self.tokenizer.eos_token_id, *self.format.stop_ids) if i is not None
         )
 
+    @property
+    def can_rebase(self) -> bool:
+        """Whether kept keys may be moved when positions run out: a sliding window would not see them."""
+        return self.sliding_window is None
+
     def room(self, cache: SessionCache) -> int:
         """Tokens that can still be fed."""
         return min(self.max_length, self.sliding_window or self.max_length) - cache.next_position

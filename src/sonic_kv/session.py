@@ -1,8 +1,8 @@
 """`ChatSession`: one dialogue, its transcript and its compressed cache."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,6 +60,14 @@ class SessionStats:
     segments: tuple[SegmentStats, ...]
 
 
+class _Cancelled(Exception):
+    """A closing that was called off."""
+
+
+def _new_cache(model: SonicModel, config: SessionConfig) -> SessionCache:
+    return SessionCache(model.num_layers, compact=config.positions == "compact", bits=config.bits)
+
+
 class ChatSession:
     """One dialogue whose past is compressed as it grows.
 
@@ -90,7 +98,7 @@ class ChatSession:
         self.token_ids: list[int] = []
         self.last_reply: Reply | None = None
         self._compressor = Compressor(model, self.config)
-        self.cache = SessionCache(model.num_layers, compact=self.config.positions == "compact")
+        self.cache = _new_cache(model, self.config)
         if system is not None:
             check_messages([{"role": "system", "content": system}])
             self.messages.append({"role": "system", "content": system})
@@ -281,9 +289,7 @@ class ChatSession:
         self._check_idle()
         tensors: dict[str, Tensor] = {"token_ids": torch.tensor(self.token_ids, dtype=torch.int64)}
         for number, layer in enumerate(self.cache.layers):
-            names = ("keys", "values", "positions", "scores")
-            # a session without a token has none of them yet
-            tensors |= {f"{number}.{name}": t for name, t in zip(names, layer.tensors(), strict=False)}
+            tensors |= {f"{number}.{name}": tensor for name, tensor in layer.state().items()}
         header = {
             "base": self.model.fingerprint(),
             "adapter": self._adapter_digest(),
@@ -315,16 +321,23 @@ class ChatSession:
             session.budget, session.sampling = Budget(**header["budget"]), SamplingConfig(**sampling)
             session.messages = [dict(message) for message in header["messages"]]
             session.token_ids = tensors["token_ids"].tolist()
-            cache = SessionCache(model.num_layers, compact=config.positions == "compact")
-            for number, layer in enumerate(cache.layers):
-                if not session.token_ids:
-                    break
-                # copies: the file's own storage must not stay open
-                names = ("keys", "values", "positions", "scores")
-                stored = [tensors[f"{number}.{name}"].to(model.device, copy=True) for name in names]
-                layer.fill(*(tensor.to(model.dtype) for tensor in stored[:2]), *stored[2:])
+            cache = _new_cache(model, config)
             lengths = header["lengths"]
             cache.lengths = Lengths(**dict(lengths, segment_starts=tuple(lengths["segment_starts"])))
+            for name, tensor in tensors.items():
+                if name.endswith(
+                    (".keys", ".values", ".channels")
+                ):  # in the dtype of the model that loads it
+                    tensors[name] = tensor.to(model.dtype)
+            for number, layer in enumerate(cache.layers):
+                # copies: the file's own storage must not stay open
+                state = {
+                    name.partition(".")[2]: tensor.to(model.device, copy=True)
+                    for name, tensor in tensors.items()
+                    if name.startswith(f"{number}.")
+                }
+                if session.token_ids:  # else nothing has been stored yet
+                    layer.load_state(state, cache.lengths.prefix, cache.bits)
             found = header["adapter"]
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"session {path} does not fit this version of sonic-kv: {error}") from error
@@ -353,6 +366,7 @@ class ChatSession:
             self.cache.restore(before.cache)
             self.__dict__.update({**before.__dict__, "cache": self.cache})
             raise
+        self.cache.pack()
         self._busy = False
 
     def _check_idle(self) -> None:
@@ -397,17 +411,54 @@ class ChatSession:
         return taken
 
     def _check_room(self, new_tokens: int) -> None:
-        """Fail early; compact positions are checked chunk by chunk, because closing a segment frees some."""
-        if not self.cache.compact:
+        """Fail early, unless closing a segment on the way may make room: then every chunk is checked."""
+        if not (self.cache.compact or (self.limited and self.model.can_rebase)):
             self.model.check_room(self.cache, new_tokens)
 
     @property
     def limited(self) -> bool:
-        return self.budget not in (Budget(), Budget(compression_ratio=0.0))
+        """Whether segments are closed at all."""
+        unlimited = self.budget in (Budget(), Budget(compression_ratio=0.0))
+        return not unlimited or self.config.storage != "full"
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is a segment that `close_pending` would close."""
+        complete = bool(self.messages) and self.messages[-1]["role"] == "assistant"
+        return self.limited and complete and self.cache.open_length >= self.config.min_segment_tokens
+
+    def close_pending(self, cancelled: Callable[[], bool] = lambda: False) -> bool:
+        """With `closing="idle"`: close what the last exchange left open, while the user thinks.
+
+        If the next message comes first, the session goes on over the raw segment, which is closed with
+        that exchange: waiting for a reply never includes a closing. What is left open for long is closed
+        after a reply (when it has half of `max_segment_tokens`).
+
+        Args:
+            cancelled: asked a few times on the way; once it says yes, nothing has happened.
+
+        Returns:
+            whether a segment was closed.
+        """
+        self._check_idle()
+        if not self.pending:
+            return False
+        with suppress(_Cancelled), self._transaction():
+            self._close(cancelled)
+            return True
+        return False
 
     def _end_exchange(self) -> None:
-        if self.limited and self.cache.open_length >= self.config.min_segment_tokens:
+        least = self.config.min_segment_tokens
+        if self.config.closing == "idle":
+            least = max(least, self.config.max_segment_tokens // 2)
+        if self.limited and self.cache.open_length >= least:
             self._close()
 
-    def _close(self) -> None:
-        self._compressor.close(self.cache, self.token_ids[-self.cache.open_length :], self.budget)
+    def _close(self, cancelled: Callable[[], bool] = lambda: False) -> None:
+        def checkpoint() -> None:
+            if cancelled():
+                raise _Cancelled
+
+        ids = self.token_ids[-self.cache.open_length :]
+        self._compressor.close(self.cache, ids, self.budget, checkpoint)

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from sonic_kv import __version__
 from sonic_kv.bench.timing import Machine, Ratio, decode_bound, measure_machine, ratio_of_sums, seconds
 from sonic_kv.cache import SessionCache
 from sonic_kv.compressor import Compressor
-from sonic_kv.config import BenchDialogueOptions, Budget, SamplingConfig, SessionConfig
+from sonic_kv.config import BenchDialogueOptions, Budget, SamplingConfig, SessionConfig, Storage
 from sonic_kv.errors import ConfigError
 from sonic_kv.files import write_atomic
 from sonic_kv.generate import generate_step
@@ -60,6 +60,9 @@ class Method:
     ratio: float = 0.0
     compressor: Compressor | None = None
 
+    def new_cache(self, model: SonicModel) -> SessionCache:
+        return SessionCache(model.num_layers, bits=self.compressor and self.compressor.config.bits)
+
 
 def methods(model: SonicModel, options: BenchDialogueOptions) -> list[Method]:
     """The methods to time: the two full contexts, then each kind of compression at each ratio."""
@@ -69,13 +72,14 @@ def methods(model: SonicModel, options: BenchDialogueOptions) -> list[Method]:
         "h2o": WindowImportance(model, WHOLE_SEGMENT),  # every query counts, as in its running sum
         "sonic": None,
     }
-    for kind in importances:
+    for kind, importance in importances.items():
         if kind not in options.methods:
             continue
-        config = SessionConfig(reencode=kind == "sonic")
-        for ratio in options.ratios:
-            importance = importances[kind]
-            found.append(Method(f"{kind} {ratio:g}", ratio, Compressor(model, config, importance)))
+        for storage in options.storages if kind == "sonic" else ("full",):
+            config = SessionConfig(reencode=kind == "sonic", storage=cast(Storage, storage))
+            compressor = Compressor(model, config, importance)
+            name = kind if storage == "full" else f"{kind} {storage}"
+            found += [Method(f"{name} {ratio:g}", ratio, compressor) for ratio in options.ratios]
     return found
 
 
@@ -106,7 +110,7 @@ class _Run:
         self.caches = [self._fresh(ids) for ids in prefixes]
 
     def _fresh(self, prefix: list[int]) -> SessionCache:
-        cache = SessionCache(self.model.num_layers)
+        cache = self.method.new_cache(self.model)
         self.model.feed(cache, prefix)
         cache.mark_prefix()
         return cache
@@ -117,7 +121,7 @@ class _Run:
         for row, message in enumerate(messages):
             self.transcripts[row] += message
         if self.method.name == REPREFILLED:
-            self.caches = [SessionCache(self.model.num_layers) for _ in messages]
+            self.caches = [self.method.new_cache(self.model) for _ in messages]
             prompts = [list(ids) for ids in self.transcripts]
         replies: list[list[int]] = []
         with closing(generate_step(self.model, prompts, self.caches, SamplingConfig())) as steps:
@@ -138,6 +142,7 @@ class _Run:
             # in the transcript, but not in the cache: the reply's last token
             segment = ids[cache.lengths.closed : cache.logical_length]
             self.method.compressor.close(cache, segment, Budget(compression_ratio=self.method.ratio))
+            cache.pack()
 
     def bytes(self) -> int:
         return sum(cache.nbytes for cache in self.caches)

@@ -156,7 +156,7 @@ def test_a_row_without_finite_logits_fails_alone(monkeypatch: pytest.MonkeyPatch
 def test_a_failing_preparation_ends_the_turn_with_its_error() -> None:
     model = tiny_model()
     engine, ended = Engine(model, slice_tokens=16), list[Turn]()
-    chat = new_session(model, 0)
+    chat = ChatSession(model, Budget())
     one = Turn(asking(chat, "word " * 200), SamplingConfig(), on_end=ended.append)
     engine.start(one)
     engine.run()
@@ -166,7 +166,7 @@ def test_a_failing_preparation_ends_the_turn_with_its_error() -> None:
 
 def test_a_reply_ends_where_the_dialogue_with_its_closing_is_full() -> None:
     model = tiny_model(max_position_embeddings=128)
-    chat = ChatSession(model, HALF, config=SMALL)
+    chat = ChatSession(model, Budget(), config=SMALL)
     engine, one = Engine(model, 16), Turn(asking(chat, "word " * 16), SamplingConfig(max_new_tokens=512))
     engine.start(one)
     engine.run()

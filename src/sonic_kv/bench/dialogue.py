@@ -61,7 +61,8 @@ class Method:
     compressor: Compressor | None = None
 
     def new_cache(self, model: SonicModel) -> SessionCache:
-        return SessionCache(model.num_layers, bits=self.compressor and self.compressor.config.bits)
+        bits = None if self.compressor is None else self.compressor.config.bits
+        return SessionCache(model.num_layers, bits=bits)
 
 
 def methods(model: SonicModel, options: BenchDialogueOptions) -> list[Method]:

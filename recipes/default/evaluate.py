@@ -21,6 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sonic_kv.config import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
 
+FACTS = ("fact", "code", "update", "coreference")  # kinds of question that `recall` counts
+
 
 def normalised(text: str) -> str:
     return " ".join(re.findall(r"[\w:-]+", text.lower()))
@@ -113,8 +115,8 @@ if __name__ == "__main__":
         asked = questions_at(distance, arguments.questions, arguments.split)
         given = replies(model, tokenizer, [history for history, _ in asked])
         right = [is_right(reply, q["answer"]) for reply, (_, q) in zip(given, asked, strict=True)]
-        low, high = wilson(sum(right), len(right))
-        share = sum(right) / len(right)
+        facts = [ok for ok, (_, q) in zip(right, asked, strict=True) if q["kind"] in FACTS]
+        low, high = wilson(sum(facts), len(facts))
         kinds = {
             kind: [ok for ok, (_, q) in zip(right, asked, strict=True) if q["kind"] == kind]
             for kind in sorted({q["kind"] for _, q in asked})
@@ -123,8 +125,8 @@ if __name__ == "__main__":
             json.dumps(
                 {
                     "distance": distance,
-                    "questions": len(right),
-                    "recall": round(share, 4),
+                    "facts": len(facts),
+                    "recall": round(sum(facts) / len(facts), 4),
                     "interval": [round(low, 4), round(high, 4)],
                     **{kind: f"{sum(of)}/{len(of)}" for kind, of in kinds.items()},
                 }

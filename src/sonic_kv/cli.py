@@ -244,7 +244,18 @@ def evaluate(call: Call) -> None:
             bar.update(records)
 
         run.run(show)
-    summary = write(run.results)
+    try:
+        if options.judge_url is not None:
+            with tqdm(unit="verdict", file=sys.stderr, disable=None) as bar:
+
+                def count(doing: str, done: int, total: int) -> None:
+                    bar.total = total
+                    bar.set_description(doing, refresh=False)
+                    bar.update(done - bar.n)
+
+                run.judge(count)
+    finally:
+        summary = write(run.results)
     print(json.dumps(summary, ensure_ascii=False) if call.json else as_text(summary))
     print(f"sonic-kv: wrote {run.results.folder}/report.md", file=sys.stderr)
 

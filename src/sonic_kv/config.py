@@ -331,14 +331,35 @@ class EvalOptions:
     exchanges: int = option(14, "exchanges of each synthetic dialogue")
     max_tokens: int = option(1024, "longest dialogue in tokens; longer ones are cut behind an exchange")
     batch_size: int = option(16, "dialogues read at once")
+    generate: Literal["none", "questions", "replies"] = option(
+        "none",
+        "replies that the model writes itself: to questions with a known answer, or all that are scored",
+    )
+    max_new_tokens: int = option(64, "longest of these replies, in tokens")
+    judge_url: str | None = option(
+        None, "OpenAI-compatible endpoint (http://host:port/v1) that scores written replies; none: no judge"
+    )
+    judge_model: str | None = option(
+        None, "name of the judge's model; none: the first one the endpoint lists"
+    )
+    judge_key: str = option("OPENAI_API_KEY", "environment variable with the endpoint's key, if it wants one")
+    judge_timeout: float = option(120.0, "seconds to wait for a verdict")
 
     def __post_init__(self) -> None:
+        require(
+            self.generate in ("none", "questions", "replies"),
+            f"generate={self.generate!r}: none, questions or replies",
+        )
+        require(
+            self.judge_url is None or self.generate != "none",
+            "a judge scores replies that the model writes: add --generate replies",
+        )
         for ratio in self.ratios:
             Budget(compression_ratio=ratio)
             require(ratio > 0.0, "ratio 0 removes nothing: that is the method 'full'")
         require(bool(self.benchmarks), "name at least one benchmark")
         require(self.limit >= 0, f"limit={self.limit} must not be negative")
-        for name in ("exchanges", "max_tokens", "batch_size"):
+        for name in ("exchanges", "max_tokens", "batch_size", "max_new_tokens"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
 
 

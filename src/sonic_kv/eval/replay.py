@@ -13,16 +13,17 @@ from sonic_kv.cache import SessionCache
 from sonic_kv.config import SessionConfig
 from sonic_kv.eval.benchmarks import Case, Question
 from sonic_kv.eval.methods import Method, close
-from sonic_kv.eval.turns import Row, read
+from sonic_kv.eval.turns import Row, read, write
 from sonic_kv.model import SonicModel
 from sonic_kv.segments import Encoded, segment_ends
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply of the transcript: index of its message, and the tokens that the assistant wrote."""
+    """A reply of the transcript: index of its message, where its header and its text begin, where it ends."""
 
     message: int
+    header: int
     start: int
     stop: int
 
@@ -35,6 +36,7 @@ class Script:
         ends: transcript positions at which a segment is closed.
         questions: with the transcript positions of the tokens of its answer.
         scored: transcript positions of every reply's tokens.
+        written: replies that the model is to write itself.
     """
 
     case: Case
@@ -44,6 +46,7 @@ class Script:
     replies: list[Reply]
     questions: list[tuple[Question, list[int]]]
     scored: list[int]
+    written: list[Reply]
 
     @property
     def spans(self) -> list[tuple[int, int]]:
@@ -52,8 +55,14 @@ class Script:
         return [(a, b) for a, b in pairwise(edges) if b > a]
 
 
-def make_script(model: SonicModel, case: Case, config: SessionConfig, max_tokens: int) -> Script | None:
-    """The case's tokens, cut behind the last exchange that ends within `max_tokens`; None: no exchange does."""
+def make_script(
+    model: SonicModel, case: Case, config: SessionConfig, max_tokens: int, generate: str = "none"
+) -> Script | None:
+    """The case's tokens, cut behind the last exchange that ends within `max_tokens`; None: no exchange does.
+
+    Args:
+        generate: what the model is to write: "none", replies to "questions", all scored "replies".
+    """
     limit = min(max_tokens, model.max_length, model.sliding_window or max_tokens)
     encoded, messages = model.format.encode(case.messages), list(case.messages)
     count = sum(end <= limit for end in encoded.exchange_ends)
@@ -63,7 +72,7 @@ def make_script(model: SonicModel, case: Case, config: SessionConfig, max_tokens
         answered = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         messages = messages[: answered[count - 1] + 1]
         encoded = model.format.encode(messages)
-    replies = _replies(encoded, messages)
+    replies = _replies(model, encoded, messages)
     questions = [
         (question, _answer(model, messages, encoded, question, reply))
         for question in case.questions
@@ -72,17 +81,21 @@ def make_script(model: SonicModel, case: Case, config: SessionConfig, max_tokens
     ]
     ends = segment_ends(encoded, config.min_segment_tokens, config.max_segment_tokens)
     scored = [i for reply in replies for i in range(reply.start, reply.stop)]
-    return Script(case, encoded.token_ids, encoded.prefix_length, ends, replies, questions, scored)
+    wanted = {question.message for question, _ in questions} if generate != "none" else set()
+    wanted |= set(case.judged) if generate == "replies" else set()
+    written = [reply for reply in replies if reply.message in wanted]
+    return Script(case, encoded.token_ids, encoded.prefix_length, ends, replies, questions, scored, written)
 
 
-def _replies(encoded: Encoded, messages: Sequence[Any]) -> list[Reply]:
+def _replies(model: SonicModel, encoded: Encoded, messages: Sequence[Any]) -> list[Reply]:
     at = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     found, before = [], encoded.prefix_length
     for message, end in zip(at, encoded.exchange_ends, strict=True):
         start = end
         while start > before and encoded.assistant[start - 1]:
             start -= 1
-        found.append(Reply(message, start, end))
+        header = end - len(model.format.assistant(messages[message]["content"]))
+        found.append(Reply(message, header, start, end))
         before = end
     return found
 
@@ -114,6 +127,7 @@ class Opening:
     full: Tensor
     row: Row
     first: "Outcome"
+    max_new_tokens: int
 
 
 @torch.no_grad()
@@ -122,6 +136,7 @@ def open_dialogues(
     scripts: Sequence[Script],
     donors: Sequence[Sequence[int]],
     methods: Sequence[type[Method]],
+    max_new_tokens: int = 64,
 ) -> list[Opening]:
     """Read every dialogue once in full, by the plain base model, and its first segment as methods do."""
     needs = {
@@ -137,7 +152,9 @@ def open_dialogues(
     read(model, rows, [s.token_ids[: s.prefix] for s in scripts], [[] for _ in scripts], **needs)
     for row in rows:
         row.cache.mark_prefix()
-    openings = [Opening(s, f, row, Outcome()) for s, f, row in zip(scripts, full, rows, strict=True)]
+    openings = [
+        Opening(s, f, row, Outcome(), max_new_tokens) for s, f, row in zip(scripts, full, rows, strict=True)
+    ]
     _advance(model, [(o, o.row, o.first) for o in openings], 0, needs)
     return openings
 
@@ -154,6 +171,16 @@ def _advance(
     logits = read(model, [row for _, row, _ in going], tokens, wanted, **needs)
     for (opening, _, outcome), found in zip(going, logits, strict=True):
         outcome.add(opening, found.log_softmax(-1))
+    asked = [
+        (row.before(reply.header), reply, outcome)
+        for opening, row, outcome in going
+        for reply in opening.script.written
+        if opening.script.spans[number][0] <= reply.header < opening.script.spans[number][1]
+    ]
+    if asked:
+        texts = write(model, [row for row, _, _ in asked], going[0][0].max_new_tokens)
+        for (_, reply, outcome), text in zip(asked, texts, strict=True):
+            outcome.texts[reply.message] = text
 
 
 @dataclass
@@ -166,6 +193,7 @@ class Outcome:
         right: it is the gold reply's.
         memory: entries kept after each closing, mean over layers and KV heads.
         layers: after the last closing, by layer.
+        texts: replies that the model wrote, by message.
         seconds: wall time, the dialogue's share of its batch.
     """
 
@@ -175,6 +203,7 @@ class Outcome:
     right: list[bool] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
     layers: list[float] = field(default_factory=list)
+    texts: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     def add(self, opening: Opening, log_p: Tensor) -> None:
@@ -205,7 +234,9 @@ def replay(model: SonicModel, method: Method, openings: Sequence[Opening]) -> li
             row.paid, row.window = [], []
         if not method.hidden:
             row.hidden = []
-        outcome = Outcome(list(first.nll), list(first.kl), list(first.agree), list(first.right))
+        outcome = Outcome(
+            list(first.nll), list(first.kl), list(first.agree), list(first.right), texts=dict(first.texts)
+        )
         going.append((opening, row, outcome))
     outcomes = [outcome for _, _, outcome in going]
     for number in range(1, max(len(o.script.spans) for o in openings)):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sonic_kv.eval.results import Results
+from sonic_kv.eval.results import Record, Results, key
 from sonic_kv.eval.summary import Figure, summarise
 from sonic_kv.human import percent_text, table
 
@@ -21,11 +21,19 @@ def write(results: Results) -> Summary:
     config = results.config()
     summary = {
         "config": config,
-        "benchmarks": summarise(results, config["options"]["seed"]),
+        "benchmarks": summarise(with_verdicts(results), config["options"]["seed"]),
     }
     results.write("summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     results.write("report.md", as_markdown(summary))
     return summary
+
+
+def with_verdicts(results: Results) -> Iterator[Record]:
+    """The records, with what a judge said about them."""
+    judged = results.judged()
+    for record in results:
+        verdict = judged.get(key(record))
+        yield record if verdict is None else {**record, "judge": verdict}
 
 
 def number(found: Figure | None, digits: int = 2) -> str:
@@ -80,6 +88,35 @@ def as_text(summary: Summary) -> str:
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _written(found: dict[str, Any]) -> str | None:
+    """What the model's own replies are worth; None: it wrote none."""
+    rows = [row for row in ordered(found["methods"]) if "similarity" in row]
+    if not rows:
+        return None
+    criteria = list(dict.fromkeys(name for row in rows for name in row.get("judge", {})))
+    judged = ["unreadable verdicts"] if any("unreadable" in row for row in rows) else []
+    head = (
+        "method",
+        "removed",
+        "exact match",
+        "like full context",
+        *(f"judge: {c}" for c in criteria),
+        *judged,
+    )
+    body = [
+        [
+            row["method"],
+            ratio_text(row["ratio"]),
+            number(row.get("exact")),
+            number(row["similarity"]),
+            *(number(row.get("judge", {}).get(name), 1) for name in criteria),
+            *(str(row.get("unreadable", "–")) for _ in judged),
+        ]
+        for row in rows
+    ]
+    return markdown_table(head, body)
 
 
 def _differences(found: dict[str, Any]) -> str:
@@ -162,6 +199,13 @@ def as_markdown(summary: Summary) -> str:
         parts.append(markdown_table(HEAD, [_cells(row) for row in ordered(found["methods"])]))
         if found["sonic minus"]:
             parts += ["Paired differences, on the same dialogues:", _differences(found)]
+        written = _written(found)
+        if written is not None:
+            parts += [
+                "Replies that the model wrote itself. *Like full context*: F1 of the words with its reply. *Judge*: "
+                "1 to 10, the lowest of a dialogue's turns, mean over dialogues.",
+                written,
+            ]
         for part, figure, title in (
             ("kinds", "recall", "Recall by kind of question"),
             ("distances", "recall", "Recall by distance, in exchanges"),

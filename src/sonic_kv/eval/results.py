@@ -18,6 +18,14 @@ def key(record: Record) -> Key:
     return record["benchmark"], record["case"], record["method"], record["ratio"]
 
 
+def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Add JSON lines to a file; they are on the disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class Results:
     """Records that outlive the process: appended one by one, read back when a run goes on.
 
@@ -77,11 +85,7 @@ class Results:
 
     def append(self, records: list[Record]) -> None:
         """Add records; they are on the disk when this returns."""
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.path, records)
 
     def __iter__(self) -> Iterator[Record]:
         """Every record, the newest of each key, in order of first appearance.
@@ -100,6 +104,13 @@ class Results:
                         if line.endswith("\n"):
                             raise FileError(f"{self.path}, line {number}: damaged: {error}") from error
         yield from found.values()
+
+    def judged(self) -> dict[Key, Record]:
+        """What a judge said about records, as `sonic_kv.eval.judge.scores` gives it."""
+        path = self.folder / "scores.json"
+        if not path.exists():
+            return {}
+        return {key(entry): entry for entry in json.loads(path.read_text(encoding="utf-8"))["scores"]}
 
     def write(self, name: str, text: str) -> Path:
         """Write a file of the folder, atomically."""

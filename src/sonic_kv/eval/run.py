@@ -1,8 +1,9 @@
 """`sonic-kv eval`: methods × ratios × benchmarks, recorded dialogue by dialogue."""
 
 import hashlib
+import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 from sonic_kv import __version__
 from sonic_kv.config import EvalOptions, SessionConfig
 from sonic_kv.errors import ConfigError, DataError
-from sonic_kv.eval.benchmarks import SORTS, Benchmark, load
+from sonic_kv.eval.benchmarks import SORTS, Benchmark, Question, load
+from sonic_kv.eval.judge import Endpoint, Verdicts, judge, scores
+from sonic_kv.eval.matching import exact_match
 from sonic_kv.eval.methods import OWN, Method
 from sonic_kv.eval.presses import PRESSES
 from sonic_kv.eval.replay import Opening, Outcome, Script, make_script, open_dialogues, replay
@@ -92,6 +95,8 @@ class Evaluation:
                 "adapter": None if model.adapter is None else model.adapter.digest(),
                 "session": asdict(self.config),
                 "max_tokens": options.max_tokens,
+                "generate": options.generate,
+                "max_new_tokens": options.max_new_tokens if options.generate != "none" else None,
                 "dtype": str(model.dtype),
             },
             {b.name: {"source": b.source, "sha256": _digest(paths.get(b.name))} for b in self.benchmarks},
@@ -112,7 +117,8 @@ class Evaluation:
 
     def _scripts(self, benchmark: Benchmark) -> list[Script]:
         """The benchmark's cases as tokens, the longest first: a batch that does not fit fails early."""
-        made = (make_script(self.model, c, self.config, self.options.max_tokens) for c in benchmark.cases)
+        limit, generate = self.options.max_tokens, self.options.generate
+        made = (make_script(self.model, c, self.config, limit, generate) for c in benchmark.cases)
         scripts = [script for script in made if script is not None]
         if not scripts:
             raise DataError(
@@ -152,13 +158,27 @@ class Evaluation:
                 batch = by_length[at : at + self.options.batch_size]
                 self._batch(name, batch, [donors[s.case.id] for s in batch], progress)
 
+    def judge(self, progress: Callable[[str, int, int], None] = lambda doing, done, total: None) -> None:
+        """Have written replies scored that are not yet; keeps what there is if the judge stops answering.
+
+        Raises:
+            JudgeError: the judge does not answer.
+        """
+        endpoint, verdicts = Endpoint.of(self.options), Verdicts(self.results.folder)
+        try:
+            judge(endpoint, self.benchmarks, list(self.results), verdicts, progress)
+        finally:
+            found = scores(endpoint.model, self.benchmarks, self.results, verdicts)
+            self.results.write("scores.json", json.dumps({"model": endpoint.model, "scores": found}) + "\n")
+
     def _batch(
         self, name: str, scripts: list[Script], donors: list[Sequence[int]], progress: Progress
     ) -> None:
         todo = [c for c in self.cells if any(_key(name, s, c) not in self._done for s in scripts)]
         if not todo:
             return
-        openings = open_dialogues(self.model, scripts, donors, [cell.kind for cell in todo])
+        kinds, longest = [cell.kind for cell in todo], self.options.max_new_tokens
+        openings = open_dialogues(self.model, scripts, donors, kinds, longest)
         for cell in todo:
             missing = [o for o in openings if _key(name, o.script, cell) not in self._done]
             records = self._replay(name, cell, missing)
@@ -212,6 +232,12 @@ def _head(benchmark: str, script: Script, cell: Cell) -> Record:
     }
 
 
+def _written(question: Question, texts: Mapping[int, str]) -> dict[str, bool]:
+    if question.message not in texts:
+        return {}
+    return {"exact": exact_match(texts[question.message], question.answer, number=question.number)}
+
+
 def record(benchmark: str, cell: Cell, script: Script, found: Outcome) -> Record:
     """What is kept of an outcome: sums per reply, the questions, what was held."""
     place = {position: i for i, position in enumerate(script.scored)}
@@ -238,6 +264,7 @@ def record(benchmark: str, cell: Cell, script: Script, found: Outcome) -> Record
             "distance": question.distance,
             "closed": sum(end <= at[0] for end in script.ends),
             "right": all(found.right[place[i]] for i in at),
+            **_written(question, found.texts),
             "nll": round(sum(found.nll[place[i]] for i in at), 5),
         }
         for question, at in script.questions
@@ -253,5 +280,6 @@ def record(benchmark: str, cell: Cell, script: Script, found: Outcome) -> Record
         **({"layers": [round(n, 3) for n in found.layers]} if uneven else {}),
         "turns": turns,
         "questions": questions,
+        **({"replies": {str(message): text for message, text in found.texts.items()}} if found.texts else {}),
         "seconds": round(found.seconds, 4),
     }

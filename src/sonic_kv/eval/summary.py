@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sonic_kv.eval.matching import similarity
 from sonic_kv.eval.results import Record
 
 DRAWS = 2000
@@ -14,6 +15,7 @@ DISTANCES = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 1 << 30))
 SHARE = 0.5  # of full context's gain: another dialogue's history must stay below it
 
 Figure = dict[str, float]  # "value", "low", "high"
+Cell = tuple[str, float | None]  # method, ratio
 Which = Callable[[dict[str, Any]], bool]  # of a record's turns or questions
 
 
@@ -63,8 +65,8 @@ class Suite:
 
     def __init__(self, name: str, records: Sequence[Record], seed: int) -> None:
         self.name = name
-        self.failed: dict[tuple[str, float | None], list[str]] = defaultdict(list)
-        self.by_cell: dict[tuple[str, float | None], dict[str, Record]] = defaultdict(dict)
+        self.failed: dict[Cell, list[str]] = defaultdict(list)
+        self.by_cell: dict[Cell, dict[str, Record]] = defaultdict(dict)
         for record in records:
             cell = record["method"], record["ratio"]
             if record["status"] == "ok":
@@ -83,13 +85,13 @@ class Suite:
             self._draws[key] = Draws(len(cases), self.seed)
         return self._draws[key]
 
-    def common(self, *cells: tuple[str, float | None]) -> list[str]:
+    def common(self, *cells: Cell) -> list[str]:
         """Cases that all of the cells have."""
         return [case for case in self.cases if all(case in self.by_cell[cell] for cell in cells)]
 
     def recovery(
         self,
-        cell: tuple[str, float | None],
+        cell: Cell,
         cases: Sequence[str],
         which: Which = lambda turn: True,
     ) -> Tensor:
@@ -103,7 +105,7 @@ class Suite:
 
     def recall(
         self,
-        cell: tuple[str, float | None],
+        cell: Cell,
         cases: Sequence[str],
         which: Which = lambda question: True,
     ) -> Tensor:
@@ -112,7 +114,7 @@ class Suite:
         asked = [[q["right"] for q in found[case]["questions"] if which(q)] for case in cases]
         return draws.total([sum(a) for a in asked]) / draws.total([len(a) for a in asked])
 
-    def per_token(self, cell: tuple[str, float | None], cases: Sequence[str], name: str) -> Tensor:
+    def per_token(self, cell: Cell, cases: Sequence[str], name: str) -> Tensor:
         draws, found = self.draws(cases), self.by_cell[cell]
         amount, tokens = (draws.total([_sum(found[case], n) for case in cases]) for n in (name, "tokens"))
         return amount / tokens
@@ -124,7 +126,7 @@ class Suite:
         none, full = (self.per_token((name, None), self.cases, "nll") for name in ("none", "full"))
         return figure(none - full)
 
-    def row(self, cell: tuple[str, float | None]) -> dict[str, Any]:
+    def row(self, cell: Cell) -> dict[str, Any]:
         """Everything known about one method at one ratio."""
         cases, found = self.common(cell), self.by_cell[cell]
         row: dict[str, Any] = {
@@ -142,6 +144,7 @@ class Suite:
             "kl": figure(self.per_token(cell, cases, "kl")),
             "agreement": figure(self.per_token(cell, cases, "agree")),
             "recall": figure(self.recall(cell, cases)),
+            **self._written(cell, cases),
             "questions": sum(len(record["questions"]) for record in records),
             "entries": _mean(record["memory"][-1] for record in records if record["memory"]),
             "history": _mean(record["history"] for record in records if record["memory"]),
@@ -181,9 +184,41 @@ class Suite:
                 row["distances"][name] = {"questions": count, "recall": recall}
         return row
 
-    def difference(
-        self, one: tuple[str, float | None], other: tuple[str, float | None]
-    ) -> dict[str, Any] | None:
+    def _written(self, cell: Cell, cases: Sequence[str]) -> dict[str, Any]:
+        """What is known of the replies that the model wrote: exact matches, likeness to full context's, scores."""
+        found: dict[str, Any] = {}
+        records = self.by_cell[cell]
+        if any("exact" in q for case in cases for q in records[case]["questions"]):
+            draws = self.draws(cases)
+            exact = [[q["exact"] for q in records[case]["questions"] if "exact" in q] for case in cases]
+            right, asked = draws.total([sum(e) for e in exact]), draws.total([len(e) for e in exact])
+            found["exact"] = figure(right / asked)
+        wrote = [case for case in cases if records[case].get("replies") and self.full[case].get("replies")]
+        if wrote:
+            found["similarity"] = self._average(
+                wrote, [self._likeness(records[case], case) for case in wrote]
+            )
+        verdicts = [(case, records[case]["judge"]) for case in cases if "judge" in records[case]]
+        scored = [(case, v["scores"]) for case, v in verdicts if v["scores"] is not None]
+        if verdicts:
+            found["unreadable"] = sum(v["unreadable"] for _, v in verdicts)
+        if scored:
+            judged = [case for case, _ in scored]
+            found["judge"] = {
+                name: self._average(judged, [scores[name] for _, scores in scored]) for name in scored[0][1]
+            }
+            found["judged"] = len(judged)
+        return found
+
+    def _likeness(self, record: Record, case: str) -> float:
+        theirs = self.full[case]["replies"]
+        return _mean(similarity(text, theirs.get(message, "")) for message, text in record["replies"].items())
+
+    def _average(self, cases: Sequence[str], values: Sequence[float]) -> Figure | None:
+        draws = self.draws(cases)
+        return figure(draws.total(values) / draws.total([1.0] * len(cases)))
+
+    def difference(self, one: Cell, other: Cell) -> dict[str, Any] | None:
         """`one` minus `other` on the cases of both."""
         cases = self.common(one, other)
         if not cases:

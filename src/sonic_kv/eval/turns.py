@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from sonic_kv.attention import masked_attention, sonic_attention
 from sonic_kv.cache import Lengths, Memory, SessionCache
+from sonic_kv.generate import Writer
 from sonic_kv.model import SonicModel
 
 WINDOW = 64  # newest queries whose attention is kept apart
@@ -57,6 +58,14 @@ class Row:
             window=list(self.window),
             hidden=list(self.hidden),
         )
+
+    def before(self, position: int) -> "Row":
+        """A fork as it was when the next token was the transcript's at `position`, in the same open segment."""
+        row, count = self.fork(), len(self.token_ids) - position
+        row.cache.drop_newest(count)
+        row.token_ids = row.token_ids[:position]
+        row.paid, row.window, row.hidden = [], [], []  # nothing will be closed
+        return row
 
     @property
     def open_ids(self) -> list[int]:
@@ -251,6 +260,30 @@ def read(
                 row.hidden.append(states[:, span].clone())
         at += size + 1
     return found
+
+
+def write(model: SonicModel, rows: Sequence[Row], max_new_tokens: int) -> list[str]:
+    """The replies that greedy decoding gives behind each row, all rows at once; the rows take them in.
+
+    No segment is closed meanwhile, however long the open one grows.
+    """
+    prompt = model.format.generation_prompt()
+    read(model, rows, [prompt] * len(rows), [[]] * len(rows))
+    texts = [""] * len(rows)
+    writers = [Writer(model, (), min(max_new_tokens, model.room(row.cache))) for row in rows]
+    going = list(range(len(rows)))
+    while going:
+        tokens = torch.stack([cast(Tensor, rows[n].last) for n in going]).argmax(-1).tolist()
+        pieces = [writers[n].add(token) for n, token in zip(going, tokens, strict=True)]
+        for n, piece in zip(going, pieces, strict=True):
+            texts[n] += piece.text
+        left = [
+            (n, piece.token_id) for n, piece in zip(going, pieces, strict=True) if piece.finish_reason is None
+        ]
+        going = [n for n, _ in left]
+        if left:
+            read(model, [rows[n] for n in going], [[token] for _, token in left], [[]] * len(left))
+    return texts
 
 
 def _at(span: slice, offsets: Sequence[int]) -> list[int]:

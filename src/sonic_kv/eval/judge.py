@@ -1,0 +1,242 @@
+"""A judge: written replies scored 1–10 by any model behind an OpenAI-compatible endpoint.
+
+Verdicts are kept in `verdicts.jsonl` under a digest of what was judged: the same reply to the same
+dialogue is judged once, whichever methods wrote it, and a run that goes on asks for what is missing only.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sonic_kv.config import EvalOptions
+from sonic_kv.errors import FileError, SonicError
+from sonic_kv.eval.benchmarks import Benchmark, Case
+from sonic_kv.eval.results import Record, append_lines
+
+ATTEMPTS, PARALLEL = 4, 4
+PATIENCE = 8  # replies in a row without an answer: the judge is down
+PAUSE = 1.0  # seconds before the second attempt; doubles
+INSTRUCTIONS = (
+    "You grade one reply of an assistant in a conversation. Read the conversation, then the reply to its last "
+    "message. A reference reply by a capable assistant shows what is expected; other wordings are as good. Give a "
+    "whole number from 1 (useless) to 10 (could not be better) for each of:\n{criteria}\n"
+    "Answer with a JSON object and nothing else: {form}"
+)
+
+log = logging.getLogger(__name__)
+
+
+class JudgeError(SonicError):
+    """The judge cannot be asked."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible endpoint and the model asked there."""
+
+    url: str
+    model: str
+    key: str | None
+    timeout: float
+
+    @classmethod
+    def of(cls, options: EvalOptions) -> "Endpoint":
+        """The endpoint of the options; its model is looked up where none is named.
+
+        Raises:
+            JudgeError: it does not answer.
+        """
+        assert options.judge_url is not None
+        key, url = os.environ.get(options.judge_key), options.judge_url.rstrip("/")
+        model = options.judge_model
+        if model is None:
+            listed = _call(f"{url}/models", None, key, options.judge_timeout)
+            try:
+                model = str(listed["data"][0]["id"])
+            except (KeyError, IndexError, TypeError) as error:
+                raise JudgeError(f"judge {url} lists no model: name one with --judge-model") from error
+        return cls(url, model, key, options.judge_timeout)
+
+    def ask(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The answer's text.
+
+        Raises:
+            JudgeError: no answer after several attempts.
+        """
+        body = {"model": self.model, "messages": list(messages), "temperature": 0.0, "max_tokens": 256}
+        answer = _call(f"{self.url}/chat/completions", body, self.key, self.timeout)
+        try:
+            return str(answer["choices"][0]["message"]["content"] or "")
+        except (KeyError, IndexError, TypeError) as error:
+            raise JudgeError(f"judge {self.url} answers in another form than OpenAI's: {error!r}") from error
+
+
+def _call(url: str, body: Any, key: str | None, timeout: float) -> Any:
+    """A JSON request; tried again while the server is busy, broken or out of reach."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    reason = ""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+        try:
+            request = urllib.request.Request(url, data=data, headers=headers)
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                return json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            reason = f"{error.code} {error.reason}"
+            if error.code not in (408, 409, 425, 429) and error.code < 500:
+                break
+        except (OSError, ValueError) as error:  # unreachable, too slow, or no JSON
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+    raise JudgeError(f"judge {url} gives no answer: {reason}")
+
+
+def prompt(case: Case, message: int, reply: str, criteria: Mapping[str, str]) -> list[dict[str, str]]:
+    """What the judge is asked about the reply to `messages[:message]`."""
+    listed = "\n".join(f"- {name}: {meaning}" for name, meaning in criteria.items())
+    form = json.dumps(dict.fromkeys(criteria, 5))
+    before = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in case.messages[:message])
+    gold = case.messages[message]["content"]
+    text = f"# Conversation\n\n{before}\n\n# Reference reply\n\n{gold}\n\n# Reply to grade\n\n{reply or '(empty)'}"
+    return [
+        {"role": "system", "content": INSTRUCTIONS.format(criteria=listed, form=form)},
+        {"role": "user", "content": text},
+    ]
+
+
+def parse(answer: str, criteria: Iterable[str]) -> dict[str, int] | None:
+    """The scores in a judge's answer; None: it gives none that can be read without doubt."""
+    for found in reversed(re.findall(r"\{[^{}]*\}", answer)):
+        try:
+            scores = json.loads(found)
+            read = {name: scores[name] for name in criteria}
+        except (ValueError, KeyError):
+            continue
+        if all(type(s) is int or (type(s) is float and s == int(s)) for s in read.values()):
+            whole = {name: int(s) for name, s in read.items()}
+            if all(1 <= s <= 10 for s in whole.values()):
+                return whole
+    return None
+
+
+def digest(model: str, messages: Sequence[Mapping[str, str]]) -> str:
+    """Identifies a question to a judge."""
+    return hashlib.sha256(json.dumps([model, list(messages)]).encode()).hexdigest()[:24]
+
+
+class Verdicts:
+    """Verdicts of a run: `{"id", "scores" or null, "answer"}` a line. An unreadable answer is kept, with null."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "verdicts.jsonl"
+        self.found: dict[str, dict[str, int] | None] = {}
+        if self.path.exists():
+            for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
+                try:
+                    verdict = json.loads(line)
+                    self.found[verdict["id"]] = verdict["scores"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise FileError(f"{self.path}, line {number}: damaged: {error}") from error
+
+    def add(self, id: str, scores: dict[str, int] | None, answer: str) -> None:
+        """Keep a verdict."""
+        self.found[id] = scores
+        append_lines(self.path, [{"id": id, "scores": scores, "answer": answer}])
+
+
+def judge(
+    endpoint: Endpoint,
+    benchmarks: Sequence[Benchmark],
+    records: Iterable[Record],
+    verdicts: Verdicts,
+    progress: Callable[[str, int, int], None] = lambda doing, done, total: None,
+) -> None:
+    """Ask for every verdict that is missing.
+
+    A reply without an answer is left for the next run; an answer that cannot be read is asked for once
+    more, and then kept as unreadable: it is counted, and is no score.
+
+    Raises:
+        JudgeError: the judge has not answered several times in a row.
+    """
+    asked = {id: (messages, names) for id, messages, names in questions(endpoint.model, benchmarks, records)}
+    missing = [id for id in asked if id not in verdicts.found]
+
+    def ask(id: str) -> tuple[str, dict[str, int] | None, str] | JudgeError:
+        messages, names = asked[id]
+        try:
+            answer = endpoint.ask(messages)
+            scores = parse(answer, names)
+            if scores is None:
+                answer = endpoint.ask(messages)
+                scores = parse(answer, names)
+        except JudgeError as error:
+            return error
+        return id, scores, answer
+
+    silent = 0
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        for at in range(0, len(missing), PARALLEL):
+            for found in pool.map(ask, missing[at : at + PARALLEL]):
+                if isinstance(found, JudgeError):
+                    silent += 1
+                    log.warning("%s", found)
+                    if silent >= PATIENCE:
+                        raise JudgeError(f"{found}; what is judged is kept: run the command again to go on")
+                else:
+                    silent = 0
+                    verdicts.add(*found)
+            progress("judging", min(at + PARALLEL, len(missing)), len(missing))
+
+
+def questions(
+    model: str, benchmarks: Sequence[Benchmark], records: Iterable[Record]
+) -> Iterable[tuple[str, list[dict[str, str]], list[str]]]:
+    """Every question to the judge: its digest, messages and criteria."""
+    cases = {(b.name, case.id): (case, b.criteria) for b in benchmarks for case in b.cases}
+    for record in records:
+        found = cases.get((record["benchmark"], record["case"]))
+        if found is None or "replies" not in record:
+            continue
+        case, criteria = found
+        for message in case.judged:
+            text = record["replies"].get(str(message))
+            if text is not None:
+                messages = prompt(case, message, text, criteria)
+                yield digest(model, messages), messages, list(criteria)
+
+
+def scores(
+    model: str, benchmarks: Sequence[Benchmark], records: Iterable[Record], verdicts: Verdicts
+) -> list[dict[str, Any]]:
+    """Per record that has verdicts: for each criterion the lowest score of its replies, and what could not be read.
+
+    A dialogue is as good as its worst turn (MT-Bench-101). One with an unreadable verdict has no score.
+    """
+    result = []
+    for record in records:
+        found = [verdicts.found.get(id, {}) for id, _, _ in questions(model, benchmarks, [record])]
+        judged = [verdict for verdict in found if verdict != {}]
+        if not judged or len(judged) < len(found):
+            continue
+        read = [verdict for verdict in judged if verdict is not None]
+        head = {name: record[name] for name in ("benchmark", "case", "method", "ratio")}
+        unread = len(judged) - len(read)
+        lowest = (
+            {name: min(verdict[name] for verdict in read) for name in read[0]}
+            if read and not unread
+            else None
+        )
+        result.append({**head, "scores": lowest, "unreadable": unread})
+    return result

@@ -257,7 +257,7 @@ def evaluate(call: Call) -> None:
     finally:
         summary = write(run.results)
     print(json.dumps(summary, ensure_ascii=False) if call.json else as_text(summary))
-    print(f"sonic-kv: wrote {run.results.folder}/report.md", file=sys.stderr)
+    print(f"sonic-kv: wrote {run.results.folder}/report.html", file=sys.stderr)
 
 
 def report(call: Call) -> None:

@@ -119,6 +119,15 @@ class Suite:
         amount, tokens = (draws.total([_sum(found[case], n) for case in cases]) for n in (name, "tokens"))
         return amount / tokens
 
+    def kl_recovery(self, cell: Cell, cases: Sequence[str]) -> Tensor:
+        """1 − KL_method / KL_none, per draw: how much of full context's prediction is kept, right or wrong."""
+        draws = self.draws(cases)
+        mine, none = (
+            draws.total([_sum(found[case], "kl") for case in cases])
+            for found in (self.by_cell[cell], self.none)
+        )
+        return 1.0 - mine / none
+
     def worth(self) -> Figure | None:
         """What history is worth: loss per token without it minus that with all of it."""
         if not self.cases:
@@ -142,6 +151,7 @@ class Suite:
             "recovery": figure(self.recovery(cell, cases)),
             "nll": figure(self.per_token(cell, cases, "nll")),
             "kl": figure(self.per_token(cell, cases, "kl")),
+            "kl_recovery": figure(self.kl_recovery(cell, cases)),
             "agreement": figure(self.per_token(cell, cases, "agree")),
             "recall": figure(self.recall(cell, cases)),
             **self._written(cell, cases),
@@ -161,6 +171,7 @@ class Suite:
                 row["groups"][group] = {
                     "cases": len(inside),
                     "recovery": figure(self.recovery(cell, inside)),
+                    "kl_recovery": figure(self.kl_recovery(cell, inside)),
                     "agreement": figure(self.per_token(cell, inside, "agree")),
                 }
         turns = sorted({t["turn"] for record in records for t in after_closing(record["turns"])})
@@ -227,7 +238,7 @@ class Suite:
             "cases": len(cases),
             "recovery": figure(self.recovery(one, cases) - self.recovery(other, cases)),
             "recall": figure(self.recall(one, cases) - self.recall(other, cases)),
-            "kl": figure(self.per_token(one, cases, "kl") - self.per_token(other, cases, "kl")),
+            "kl_recovery": figure(self.kl_recovery(one, cases) - self.kl_recovery(other, cases)),
         }
 
     def controls(self) -> list[dict[str, Any]]:

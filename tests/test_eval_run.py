@@ -250,7 +250,7 @@ def test_a_method_that_crashes_on_one_dialogue_is_recorded_there(
 
     monkeypatch.setitem(runs.METHODS, "sliding", Fragile)
     evaluation = Evaluation(model, options(tmp_path), CONFIG)
-    scripts = evaluation.scripts["synthetic"]
+    scripts = evaluation.work.scripts["synthetic"]
     worst = scripts[1].token_ids
     evaluation.run()
     failed = [record for record in evaluation.results if record["status"] == "failed"]
@@ -274,14 +274,14 @@ def test_methods_that_cannot_run_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown method 'snapvk'; did you mean snapkv"):
         Evaluation(plain, options(tmp_path, methods=("snapvk",)), CONFIG)
     evaluation = Evaluation(plain, options(tmp_path, methods=()), CONFIG)
-    assert evaluation.lacking["sonic"] == "an adapter"
-    assert "sliding" in {cell.name for cell in evaluation.cells}
+    assert evaluation.work.lacking["sonic"] == "an adapter"
+    assert "sliding" in {cell.name for cell in evaluation.work.cells}
 
 
 def test_dialogues_that_are_too_long_are_cut_behind_an_exchange(tmp_path: Path, model: Any) -> None:
     path = written(tmp_path, OWN)
     given = options(tmp_path, benchmarks=("core-res",), data=(str(path),), max_tokens=100)
-    (script,) = Evaluation(model, given, CONFIG).scripts["core-res"]
+    (script,) = Evaluation(model, given, CONFIG).work.scripts["core-res"]
     assert len(script.token_ids) <= 100
     assert len(script.replies) == 2
     assert script.questions == []
@@ -294,7 +294,7 @@ def test_dialogues_that_are_too_long_are_cut_behind_an_exchange(tmp_path: Path, 
 def test_an_answer_is_found_in_the_reply(tmp_path: Path, model: Any) -> None:
     path = written(tmp_path, OWN)
     given = options(tmp_path, benchmarks=("core-res",), data=(f"core-res={path}",))
-    (script,) = Evaluation(model, given, CONFIG).scripts["core-res"]
+    (script,) = Evaluation(model, given, CONFIG).work.scripts["core-res"]
     ((_, at),) = script.questions
     assert model.tokenizer.decode([script.token_ids[i] for i in at]) == "Oslo"
 
@@ -416,7 +416,18 @@ def test_the_command_evaluates_a_local_model_and_reports(
         "records.jsonl",
         "summary.json",
         "report.md",
+        "report.html",
     }
+    assert main([*common, "sliding", "h2o", "--out", "c", "--workers", "2", "--batch-size", "1"]) == 0
+    capsys.readouterr()
+
+    def losses(folder: str) -> dict[Any, list[float]]:
+        return {runs.key(r): [turn["nll"] for turn in r["turns"]] for r in Results(tmp_path / folder)}
+
+    parallel, alone = losses("c"), losses("a")
+    assert parallel.keys() == alone.keys()
+    for key, values in parallel.items():
+        assert values == pytest.approx(alone[key], abs=1e-3)
     assert main(["report", "a"]) == 0
     assert "sliding" in capsys.readouterr().out
     assert main(["report", "a", "b"]) == 0

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from sonic_kv import __version__
@@ -228,8 +229,12 @@ def _load_shape(options: BenchDialogueOptions, named: ModelOptions) -> "SonicMod
 
 def evaluate(call: Call) -> None:
     """Run what is not done yet, and write the report; a progress bar on standard error."""
-    options, config = call.options(EvalOptions), call.options(SessionConfig)
-    model = load_model(call.options(ModelOptions))
+    options, config, named = (
+        call.options(EvalOptions),
+        call.options(SessionConfig),
+        call.options(ModelOptions),
+    )
+    model = load_model(named)
 
     from tqdm import tqdm
 
@@ -243,7 +248,10 @@ def evaluate(call: Call) -> None:
             bar.set_description(doing, refresh=False)
             bar.update(records)
 
-        run.run(show)
+        if options.workers == 1:
+            run.run(show)
+        else:
+            run.run_parallel(partial(load_model, named), show)
     try:
         if options.judge_url is not None:
             with tqdm(unit="verdict", file=sys.stderr, disable=None) as bar:

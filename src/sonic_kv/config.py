@@ -331,6 +331,7 @@ class EvalOptions:
     exchanges: int = option(14, "exchanges of each synthetic dialogue")
     max_tokens: int = option(1024, "longest dialogue in tokens; longer ones are cut behind an exchange")
     batch_size: int = option(16, "dialogues read at once")
+    workers: int = option(1, "processes of one thread each, for small models on a CPU; 1: this one")
     generate: Literal["none", "questions", "replies"] = option(
         "none",
         "replies that the model writes itself: to questions with a known answer, or all that are scored",
@@ -359,7 +360,7 @@ class EvalOptions:
             require(ratio > 0.0, "ratio 0 removes nothing: that is the method 'full'")
         require(bool(self.benchmarks), "name at least one benchmark")
         require(self.limit >= 0, f"limit={self.limit} must not be negative")
-        for name in ("exchanges", "max_tokens", "batch_size", "max_new_tokens"):
+        for name in ("exchanges", "max_tokens", "batch_size", "max_new_tokens", "workers"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
 
 

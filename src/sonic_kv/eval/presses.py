@@ -144,6 +144,8 @@ def _kvpress() -> Any:
 
 
 class StreamingLLMPress(Press):
+    default = False  # it keeps what our own keeps
+
     def build(self, library: Any, closing: Closing) -> Any:
         return library.StreamingLLMPress(n_sink=max(SINKS, closing.prefix))
 

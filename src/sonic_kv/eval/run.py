@@ -3,8 +3,11 @@
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -20,7 +23,7 @@ from sonic_kv.eval.presses import PRESSES
 from sonic_kv.eval.replay import Opening, Outcome, Script, make_script, open_dialogues, replay
 from sonic_kv.eval.results import Key, Record, Results, key
 from sonic_kv.flags import nearest
-from sonic_kv.model import SonicModel
+from sonic_kv.model import DEFAULT_MODEL, SonicModel
 
 METHODS: dict[str, type[Method]] = {**OWN, **PRESSES}
 CONTROLS = ("full", "none", "other-history")
@@ -65,58 +68,29 @@ def choose(model: SonicModel, options: EvalOptions) -> tuple[list[Cell], dict[st
     return cells, lacking
 
 
-class Evaluation:
-    """A run: what is to be done, and the folder where it is recorded.
+class Work:
+    """What is to be replayed, and how; it knows nothing of what has been done.
 
     Args:
         config: how sessions cut segments; the same for every method.
 
     Raises:
-        ConfigError, DataError: the options, a benchmark's file, or a folder of another run.
+        ConfigError, DataError: the options, or a benchmark's file.
     """
 
-    def __init__(self, model: SonicModel, options: EvalOptions, config: SessionConfig | None = None) -> None:
-        self.model, self.options, self.config = model, options, config or SessionConfig()
-        if self.config.positions != "original":
+    def __init__(self, model: SonicModel, options: EvalOptions, config: SessionConfig) -> None:
+        self.model, self.options, self.config = model, options, config
+        if config.positions != "original":
             raise ConfigError("eval compares at original positions: leave --positions out")
         self.cells, self.lacking = choose(model, options)
-        paths = _paths(options)
+        self.paths = _paths(options)
         limit, seed = options.limit, options.seed
-        self.benchmarks = [
-            load(name, paths.get(name), limit, seed, options.exchanges)
-            for name in dict.fromkeys(options.benchmarks)
-        ]
-        self.scripts = {b.name: self._scripts(b) for b in self.benchmarks}
-        self.results = Results(options.out)
-        self.results.open(
-            {
-                "version": __version__,
-                "model": model.fingerprint(),
-                "adapter": None if model.adapter is None else model.adapter.digest(),
-                "session": asdict(self.config),
-                "max_tokens": options.max_tokens,
-                "generate": options.generate,
-                "max_new_tokens": options.max_new_tokens if options.generate != "none" else None,
-                "dtype": str(model.dtype),
-            },
-            {b.name: {"source": b.source, "sha256": _digest(paths.get(b.name))} for b in self.benchmarks},
-            {
-                "model": model.base.config.name_or_path,
-                "options": asdict(options),
-                "lacking": self.lacking,
-                "skipped": {b.name: len(b.cases) - len(self.scripts[b.name]) for b in self.benchmarks},
-                "machine": {
-                    "platform": platform.platform(),
-                    "device": str(model.device),
-                    "threads": torch.get_num_threads(),
-                    "torch": torch.__version__,
-                },
-            },
-        )
-        self._done = {key(record) for record in self.results if record["status"] == "ok"}
+        names = dict.fromkeys(options.benchmarks)
+        self.benchmarks = [load(n, self.paths.get(n), limit, seed, options.exchanges) for n in names]
+        self.scripts = {benchmark.name: self._scripts(benchmark) for benchmark in self.benchmarks}
 
     def _scripts(self, benchmark: Benchmark) -> list[Script]:
-        """The benchmark's cases as tokens, the longest first: a batch that does not fit fails early."""
+        """The benchmark's cases as tokens, those that fit."""
         limit, generate = self.options.max_tokens, self.options.generate
         made = (make_script(self.model, c, self.config, limit, generate) for c in benchmark.cases)
         scripts = [script for script in made if script is not None]
@@ -127,63 +101,28 @@ class Evaluation:
             )
         return scripts
 
-    @property
-    def total(self) -> int:
-        """Records that the run has in the end."""
-        return len(self.cells) * sum(map(len, self.scripts.values()))
-
-    @property
-    def done(self) -> int:
-        """Records of this run that are there already."""
-        cells = {(c.name, c.ratio) for c in self.cells}
-        cases = {(name, s.case.id) for name, scripts in self.scripts.items() for s in scripts}
-        return sum(k[:2] in cases and k[2:] in cells for k in self._done)
-
-    def run(self, progress: Progress = lambda doing, done: None) -> None:
-        """Do what is not done yet. Every dialogue is recorded as soon as its batch is finished.
-
-        A method that fails on a dialogue is recorded as failed there, and the run goes on; the next run
-        tries again.
-
-        Args:
-            progress: called with what is being done and how many records have been added.
-        """
+    def batches(self) -> list[tuple[str, list[int]]]:
+        """Benchmarks and cases to read at once: of like length, the longest first (what does not fit fails early)."""
+        found = []
         for name, scripts in self.scripts.items():
-            donors = {
-                s.case.id: other.token_ids[other.prefix :]
-                for s, other in zip(scripts, scripts[1:] + scripts[:1], strict=True)
-            }
-            by_length = sorted(scripts, key=lambda s: (-len(s.token_ids), s.case.id))
-            for at in range(0, len(scripts), self.options.batch_size):
-                batch = by_length[at : at + self.options.batch_size]
-                self._batch(name, batch, [donors[s.case.id] for s in batch], progress)
+            order = sorted(range(len(scripts)), key=lambda n: -len(scripts[n].token_ids))
+            size = self.options.batch_size
+            found += [(name, order[at : at + size]) for at in range(0, len(order), size)]
+        return found
 
-    def judge(self, progress: Callable[[str, int, int], None] = lambda doing, done, total: None) -> None:
-        """Have written replies scored that are not yet; keeps what there is if the judge stops answering.
-
-        Raises:
-            JudgeError: the judge does not answer.
-        """
-        endpoint, verdicts = Endpoint.of(self.options), Verdicts(self.results.folder)
-        try:
-            judge(endpoint, self.benchmarks, list(self.results), verdicts, progress)
-        finally:
-            found = scores(endpoint.model, self.benchmarks, self.results, verdicts)
-            self.results.write("scores.json", json.dumps({"model": endpoint.model, "scores": found}) + "\n")
-
-    def _batch(
-        self, name: str, scripts: list[Script], donors: list[Sequence[int]], progress: Progress
-    ) -> None:
-        todo = [c for c in self.cells if any(_key(name, s, c) not in self._done for s in scripts)]
+    def replay(self, name: str, numbers: Sequence[int], done: set[Key]) -> Iterator[list[Record]]:
+        """The records of a batch that are not `done` yet, cell by cell."""
+        scripts = self.scripts[name]
+        batch = [scripts[n] for n in numbers]
+        todo = [cell for cell in self.cells if any(_key(name, s, cell) not in done for s in batch)]
         if not todo:
             return
+        others = [scripts[(n + 1) % len(scripts)] for n in numbers]
+        donors = [other.token_ids[other.prefix :] for other in others]
         kinds, longest = [cell.kind for cell in todo], self.options.max_new_tokens
-        openings = open_dialogues(self.model, scripts, donors, kinds, longest)
+        openings = open_dialogues(self.model, batch, donors, kinds, longest)
         for cell in todo:
-            missing = [o for o in openings if _key(name, o.script, cell) not in self._done]
-            records = self._replay(name, cell, missing)
-            self.results.append(records)
-            progress(f"{name}: {cell.name}", len(records))
+            yield self._replay(name, cell, [o for o in openings if _key(name, o.script, cell) not in done])
 
     def _replay(self, name: str, cell: Cell, openings: list[Opening]) -> list[Record]:
         """Records of one cell; if the batch fails, dialogue by dialogue."""
@@ -196,6 +135,128 @@ class Evaluation:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             return [{**_head(name, openings[0].script, cell), "status": "failed", "error": reason}]
         return [record(name, cell, o.script, found) for o, found in zip(openings, outcomes, strict=True)]
+
+
+class Evaluation:
+    """A run: the work, and the folder where it is recorded.
+
+    Raises:
+        ConfigError, DataError: as `Work`; or the folder holds another run.
+    """
+
+    def __init__(self, model: SonicModel, options: EvalOptions, config: SessionConfig | None = None) -> None:
+        self.model, self.options, self.config = model, options, config or SessionConfig()
+        self.work = work = Work(model, options, self.config)
+        self.results = Results(options.out)
+        named = model.base.config.name_or_path
+        self.results.open(
+            {
+                "version": __version__,
+                "model": model.fingerprint(),
+                "adapter": None if model.adapter is None else model.adapter.digest(),
+                "session": asdict(self.config),
+                "max_tokens": options.max_tokens,
+                "generate": options.generate,
+                "max_new_tokens": options.max_new_tokens if options.generate != "none" else None,
+                "dtype": str(model.dtype),
+            },
+            {
+                b.name: {"source": b.source, "sha256": _digest(work.paths.get(b.name))}
+                for b in work.benchmarks
+            },
+            {
+                "model": "default" if named == str(DEFAULT_MODEL) else named,
+                "options": asdict(options),
+                "lacking": work.lacking,
+                "skipped": {b.name: len(b.cases) - len(work.scripts[b.name]) for b in work.benchmarks},
+                "machine": {
+                    "platform": platform.platform(),
+                    "device": str(model.device),
+                    "threads": torch.get_num_threads(),
+                    "torch": torch.__version__,
+                },
+            },
+        )
+        self._done = {key(record) for record in self.results if record["status"] == "ok"}
+
+    @property
+    def total(self) -> int:
+        """Records that the run has in the end."""
+        return len(self.work.cells) * sum(map(len, self.work.scripts.values()))
+
+    @property
+    def done(self) -> int:
+        """Records of this run that were there when it began."""
+        cells = {(c.name, c.ratio) for c in self.work.cells}
+        cases = {(name, s.case.id) for name, scripts in self.work.scripts.items() for s in scripts}
+        return sum(k[:2] in cases and k[2:] in cells for k in self._done)
+
+    def run(self, progress: Progress = lambda doing, done: None) -> None:
+        """Do what is not done yet; a batch of dialogues is recorded as soon as a method is through with it.
+
+        A method that fails on a dialogue is recorded as failed there, and the run goes on; the next run
+        tries again.
+
+        Args:
+            progress: called with what has been done and how many records have been added.
+        """
+        for name, numbers in self.work.batches():
+            for records in self.work.replay(name, numbers, self._done):
+                self._add(records, progress)
+
+    def run_parallel(
+        self, load_model: Callable[[], SonicModel], progress: Progress = lambda doing, done: None
+    ) -> None:
+        """As `run`, in `options.workers` processes of one thread, which hand in whole batches.
+
+        Args:
+            load_model: gives a worker the model; it is pickled.
+        """
+        start, setup = get_context("spawn"), (load_model, self.options, self.config)
+        with ProcessPoolExecutor(self.options.workers, start, _begin, setup) as pool:
+            jobs = [pool.submit(_do, name, numbers, self._done) for name, numbers in self.work.batches()]
+            try:
+                for job in as_completed(jobs):
+                    self._add(job.result(), progress)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _add(self, records: list[Record], progress: Progress) -> None:
+        if records:
+            self.results.append(records)
+            progress(f"{records[-1]['benchmark']}: {records[-1]['method']}", len(records))
+
+    def judge(self, progress: Callable[[str, int, int], None] = lambda doing, done, total: None) -> None:
+        """Have written replies scored that are not yet; keeps what there is if the judge stops answering.
+
+        Raises:
+            JudgeError: the judge does not answer.
+        """
+        endpoint, verdicts = Endpoint.of(self.options), Verdicts(self.results.folder)
+        benchmarks = self.work.benchmarks
+        try:
+            judge(endpoint, benchmarks, list(self.results), verdicts, progress)
+        finally:
+            found = scores(endpoint.model, benchmarks, self.results, verdicts)
+            self.results.write("scores.json", json.dumps({"model": endpoint.model, "scores": found}) + "\n")
+
+
+_work: Work | None = None  # of a worker process
+
+
+def _begin(load_model: Callable[[], SonicModel], options: EvalOptions, config: SessionConfig) -> None:
+    """What a worker process does first."""
+    global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    torch.set_num_threads(1)
+    _work = Work(load_model(), options, config)
+
+
+def _do(name: str, numbers: Sequence[int], done: set[Key]) -> list[Record]:
+    """A batch, in a worker process."""
+    assert _work is not None
+    return [record for records in _work.replay(name, numbers, done) for record in records]
 
 
 def _paths(options: EvalOptions) -> dict[str, str]:

@@ -7,6 +7,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
+EXTRAS ?= dev
 PIP_FLAGS ?=
 
 BIN := $(VENV)/bin
@@ -45,5 +46,5 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	  || { echo "make: $(PYTHON) -m venv failed: install your system's python3-venv package" >&2; exit 1; }
 	@echo "installing into $(VENV) (a few minutes the first time)" >&2
 	@$(PIP) torch
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[$(EXTRAS)]'
 	@touch $@

@@ -36,7 +36,7 @@ LEVELS: dict[str, int] = {
     "generate": 3,
     "session": 3,
     "engine": 3,
-    "train": 3,
+    "training": 3,
     "data": 3,
     "bench": 4,
     "eval": 4,

@@ -5,7 +5,8 @@ PEFT. The function is used inside `sonic_attention(...)` only; decoding runs on 
 attention.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from sonic_kv.errors import NumericalError, UnsupportedModelError
-from sonic_kv.layout import PREFIX, Layout, visible
+from sonic_kv.layout import PREFIX, Layout, mask_mod, own_segment, visible
 
 NAME = "sonic_kv"
 ATTENTION_LAYERS = (None, "full_attention", "sliding_attention")
@@ -78,27 +79,40 @@ class Rope:
 
 @dataclass
 class Probe:
-    """Records the attention that chosen query rows pay, without ever holding a whole map.
+    """Records what chosen query rows attend to, without ever holding a whole map.
 
     `seen[layer]` is (B, G, R, Q, S): probabilities of the R query heads of each KV head, for the Q
-    chosen rows, over all S columns.
+    chosen rows, over all S columns; `outputs[layer]` is what they read there, (B, G, R, Q, D).
     """
 
     rows: Tensor  # (B, Q) row numbers
+    layers: Collection[int] | None = None  # None: all
     seen: dict[int, Tensor] = field(default_factory=dict)
+    outputs: dict[int, Tensor] = field(default_factory=dict)
 
     def observe(
-        self, layer: int, query: Tensor, key: Tensor, mask: Tensor, scale: float, softcap: float | None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        allowed: Tensor,
+        *,
+        scale: float,
+        softcap: float | None,
     ) -> None:
+        """Record a layer. `allowed`: what the chosen rows see. (B, 1 or G, Q, S) bool"""
         heads, groups = query.shape[1], key.shape[1]
         at = self.rows[:, None, :, None].expand(-1, heads, -1, query.shape[-1])
         chosen = query.gather(2, at).unflatten(1, (groups, heads // groups))  # (B, G, R, Q, D)
         logits = torch.einsum("bgrqd,bgsd->bgrqs", chosen, key).float() * scale
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
-        rows = self.rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1])
-        allowed = mask.gather(2, rows)  # (B, 1 or G, Q, S)
         self.seen[layer] = logits.masked_fill(~allowed[:, :, None], -torch.inf).softmax(-1)
+        self.outputs[layer] = torch.einsum("bgrqs,bgsd->bgrqd", self.seen[layer], value.float())
+
+    def watches(self, layer: int) -> bool:
+        return self.layers is None or layer in self.layers
 
 
 @dataclass
@@ -108,14 +122,25 @@ class OnePass:
     layout: Layout
     lifetime: Sequence[Tensor]  # per layer, (B, G, T)
     rope: Rope | None = None  # given: compact positions
+    flex: bool = False  # FlexAttention with a block mask, instead of SDPA with a dense one
+    probe: Probe | None = None  # of the same rows in every dialogue
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, own: Tensor, **options: Any
     ) -> Tensor:
-        mask = visible(self.layout, self.lifetime[module.layer_idx], own)
+        layer = module.layer_idx
+        if self.probe is not None and self.probe.watches(layer):
+            rows = self.probe.rows[0]
+            allowed = visible(
+                self.layout, self.lifetime[layer], own_segment(self.layout, rows)[:, None], rows
+            )
+            self.probe.observe(layer, query, key, value, allowed, **options)
+        if self.flex:
+            return block_attention(query, key, value, self.layout, self.lifetime[layer], **options)
+        mask = visible(self.layout, self.lifetime[layer], own)
         if self.rope is None:
             return masked_attention(query, key, value, mask, **options)
-        return self._attend_compact(module.layer_idx, query, key, value, mask, **options)
+        return self._attend_compact(layer, query, key, value, mask, **options)
 
     def _attend_compact(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
@@ -151,7 +176,8 @@ class Observed:
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
     ) -> Tensor:
-        self.probe.observe(module.layer_idx, query, key, mask, options["scale"], options["softcap"])
+        rows = self.probe.rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1])
+        self.probe.observe(module.layer_idx, query, key, value, mask.gather(2, rows), **options)
         return masked_attention(query, key, value, mask, **options)
 
 
@@ -191,6 +217,49 @@ def masked_attention(
     logits = torch.tanh(query @ key.transpose(-1, -2) * (scale / softcap)) * softcap
     weights = logits.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32)
     return weights.to(query.dtype) @ value
+
+
+def block_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    lifetime: Tensor,
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """`masked_attention` under `layout.visible`, by FlexAttention: no dense mask, and empty blocks are skipped.
+
+    Compiled on a GPU. On a CPU it is for comparison only: it has no backward pass there.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    batch, heads, length = query.shape[:3]
+    rule = mask_mod(layout, lifetime, heads // key.shape[1])
+    options: dict[str, Any] = {"device": query.device, "_compile": query.is_cuda}
+    mask = create_block_mask(rule, batch, heads, length, length, **options)
+
+    def cap(score: Tensor, *_: Tensor) -> Tensor:
+        return score if softcap is None else torch.tanh(score / softcap) * softcap
+
+    output: Tensor = _flex(query.is_cuda)(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else cap,
+        block_mask=mask,
+        scale=scale,
+        enable_gqa=heads != key.shape[1],
+    )
+    return output
+
+
+@functools.cache
+def _flex(compiled: bool) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention) if compiled else flex_attention
 
 
 def _forward(

@@ -25,8 +25,10 @@ from sonic_kv.config import (
     ChatOptions,
     DemoOptions,
     EvalOptions,
+    LossConfig,
     ModelOptions,
     OutputOptions,
+    PlanConfig,
     SamplingConfig,
     SessionConfig,
     SynthConfig,
@@ -164,24 +166,29 @@ def train(call: Call) -> None:
             "train makes a new adapter: leave --adapter out (an unfinished run goes on by itself)"
         )
     config, shape, synth = call.options(TrainConfig), call.options(AdapterConfig), call.options(SynthConfig)
+    loss, plan = call.options(LossConfig), call.options(PlanConfig)
 
     from tqdm import tqdm
 
-    from sonic_kv.train import Trainer
+    from sonic_kv.training.engine import Trainer
 
-    trainer = Trainer(load_model(options), shape, synth, config)
+    trainer = Trainer(load_model(options), shape, synth, config, loss, plan)
     last: dict[str, Any] = {}
+    shown = ("importance", "distillation", "recovery")
+    quiet = None if trainer.processes.is_main_process else True
     with tqdm(
-        initial=trainer.step, total=config.max_steps, unit="step", file=sys.stderr, disable=None
+        initial=trainer.step, total=config.max_steps, unit="step", file=sys.stderr, disable=quiet
     ) as bar:
 
         def show(record: dict[str, Any]) -> None:
             last.update(record)
-            bar.set_postfix({name: record[name] for name in ("importance", "distillation") if name in record})
+            figures = {name: f"{last[name]:.3f}" for name in shown if name in last}
+            bar.set_postfix({**figures, "tokens/s": round(record["tokens_per_second"])})
             bar.update()
 
         path = trainer.run(show)
-    print(json.dumps({"adapter": str(path), **last}) if call.json else path)
+    if trainer.processes.is_main_process:
+        print(json.dumps({"adapter": str(path), **last}) if call.json else path)
 
 
 def bench_closing(call: Call) -> None:
@@ -338,7 +345,14 @@ COMMANDS = (
         "train",
         "train an adapter for a model; a run that was stopped goes on from its last checkpoint",
         train,
-        {"model": ModelOptions, "adapter": AdapterConfig, "train": TrainConfig, "synth": SynthConfig},
+        {
+            "model": ModelOptions,
+            "adapter": AdapterConfig,
+            "train": TrainConfig,
+            "loss": LossConfig,
+            "plan": PlanConfig,
+            "synth": SynthConfig,
+        },
         file_only=("synth",),  # two sections with a seed cannot both have the flag
         json="the adapter's path and the last step's record",
     ),

@@ -6,7 +6,7 @@ still see it. That one integer holds the budget, each head's own selection and t
 because what a session dropped stays dropped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,10 @@ class Layout:
     nexus: Tensor
     view: Tensor  # last transcript position of its own segment that the row sees
     position: Tensor  # RoPE position
+    origin: Tensor  # segment number of the row's prefix: PREFIX, unless dialogues are packed
+
+    def to(self, device: torch.device) -> "Layout":
+        return Layout(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def default_lifetime(self) -> Tensor:
         """Lifetimes when nothing of a closed segment is kept: prefix forever, the rest own segment."""
@@ -73,6 +77,7 @@ def interleave(
         nexus=torch.cat([torch.full_like(r[0], r[2], dtype=torch.bool) for r in rows])[None],
         view=torch.cat([r[3] for r in rows])[None],
         position=torch.cat([r[4] for r in rows])[None],
+        origin=torch.cat([torch.full_like(r[0], PREFIX) for r in rows])[None],
     )
 
 
@@ -91,7 +96,33 @@ def pad(layouts: Sequence[Layout]) -> Layout:
         nexus=stack("nexus", False),
         view=stack("view", 0),
         position=stack("position", 0),
+        origin=stack("origin", PREFIX),
     )
+
+
+def pack(layouts: Sequence[Layout], lifetime: Sequence[Sequence[Tensor]]) -> tuple[Layout, list[Tensor]]:
+    """Several dialogues in one row, none of which sees another.
+
+    A dialogue's segments, its prefix among them, are numbered on from those of the dialogue before it,
+    and nothing of it lives longer than its own last segment. Transcripts follow one another.
+
+    Args:
+        layouts: of one dialogue each (B = 1), original positions.
+        lifetime: for each dialogue, per layer. (1, G, T)
+    """
+    fields: dict[str, list[Tensor]] = {name: [] for name in vars(layouts[0])}
+    alive: list[list[Tensor]] = [[] for _ in lifetime[0]]
+    first = begin = 0  # segment number and transcript position at which the dialogue starts
+    for layout, layers in zip(layouts, lifetime, strict=True):
+        last = int(layout.segment.max())
+        shift = {"segment": first, "origin": first, "index": begin, "view": begin}
+        for name, tensor in vars(layout).items():
+            fields[name].append(tensor + shift[name] if name in shift else tensor)
+        for n, life in enumerate(layers):
+            alive[n].append(life.clamp(max=last) + first)
+        first, begin = first + last + 1, begin + int(layout.index.max()) + 1
+    packed = Layout(**{name: torch.cat(tensors, -1) for name, tensors in fields.items()})
+    return packed, [torch.cat(tensors, -1) for tensors in alive]
 
 
 def lifetimes(layout: Layout, kept: Sequence[Tensor]) -> Tensor:
@@ -116,14 +147,22 @@ def lifetimes(layout: Layout, kept: Sequence[Tensor]) -> Tensor:
     return alive
 
 
-def own_segment(layout: Layout) -> Tensor:
-    """Visibility inside a segment: raw tokens causally, Nexus tokens up to their view. (B, T, T) bool."""
-    same = layout.segment[:, :, None] == layout.segment[:, None, :]
+def own_segment(layout: Layout, rows: Tensor | None = None) -> Tensor:
+    """Visibility inside a segment: raw tokens causally, Nexus tokens up to their view.
+
+    Args:
+        rows: of these rows only. (Q,)
+
+    Returns:
+        (B, T, T) bool, or (B, Q, T)
+    """
+    every = slice(None) if rows is None else rows
+    same = layout.segment[:, every, None] == layout.segment[:, None, :]
     raw = ~layout.nexus[:, None, :] | (layout.segment == PADDING)[:, None, :]
-    return same & raw & (layout.index[:, None, :] <= layout.view[:, :, None])
+    return same & raw & (layout.index[:, None, :] <= layout.view[:, every, None])
 
 
-def visible(layout: Layout, lifetime: Tensor, own: Tensor) -> Tensor:
+def visible(layout: Layout, lifetime: Tensor, own: Tensor, rows: Tensor | None = None) -> Tensor:
     """The hierarchical visibility mask: row q sees column k.
 
     A row sees its own segment (`own_segment`) and the columns of earlier segments that are still
@@ -132,10 +171,33 @@ def visible(layout: Layout, lifetime: Tensor, own: Tensor) -> Tensor:
     Args:
         lifetime: (B, G, T)
         own: `own_segment` of the layout, the same in all layers. (B, 1, T, T)
+        rows: of these rows only (`own` too). (Q,)
 
     Returns:
-        (B, G, T, T) bool
+        (B, G, T, T) bool, or (B, G, Q, T)
     """
-    earlier = layout.segment[:, None, :] < layout.segment[:, :, None]  # (B, T, T)
-    alive = layout.segment[:, None, :, None] <= lifetime[:, :, None, :]  # (B, G, T, T)
+    segment = layout.segment if rows is None else layout.segment[:, rows]
+    earlier = layout.segment[:, None, :] < segment[:, :, None]  # (B, T, T)
+    alive = segment[:, None, :, None] <= lifetime[:, :, None, :]  # (B, G, T, T)
     return own | (earlier[:, None] & alive)
+
+
+def mask_mod(layout: Layout, lifetime: Tensor, repeats: int) -> Callable[..., Tensor]:
+    """`visible` of one element at a time, for FlexAttention.
+
+    Args:
+        lifetime: (B, G, T)
+        repeats: query heads per KV head.
+
+    Returns:
+        (batch, query head, row, column) → bool, all 0-dimensional tensors
+    """
+    segment, index, view = layout.segment, layout.index, layout.view
+    raw = ~layout.nexus | (segment == PADDING)
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        own = (segment[b, q] == segment[b, k]) & raw[b, k] & (index[b, k] <= view[b, q])
+        earlier = (segment[b, k] < segment[b, q]) & (segment[b, q] <= lifetime[b, h // repeats, k])
+        return own | earlier
+
+    return seen

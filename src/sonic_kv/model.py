@@ -221,6 +221,8 @@ class SonicModel:
         *,
         compact: bool = False,
         rows: Tensor | None = None,
+        flex: bool = False,
+        probe: Probe | None = None,
     ) -> Tensor:
         """The training forward: all segments and their Nexus tokens at once.
 
@@ -233,19 +235,22 @@ class SonicModel:
             lifetime: per layer, (B, G, T)
             compact: memory keys at consecutive positions.
             rows: compute logits of these rows only. (R,)
+            flex: FlexAttention with a block mask; else SDPA with a dense one.
+            probe: records what its rows attend to.
 
         Returns:
             logits (B, T, V), or (B, R, V)
         """
         embeddings = self.base.get_input_embeddings()(token_ids.gather(1, layout.index))
         if self.adapter is not None and bool(layout.nexus.any()):
-            nexus = self.adapter.embed(embeddings, layout.segment)
+            nexus = self.adapter.embed(embeddings, layout.segment - layout.origin)
             embeddings = torch.where(layout.nexus[..., None], nexus, embeddings)
-        plan = OnePass(layout, lifetime, self.rope if compact else None)
+        plan = OnePass(layout, lifetime, self.rope if compact else None, flex, probe)
+        own = layout.index.new_ones(1, 1, 1, 1, dtype=torch.bool) if flex else own_segment(layout)[:, None]
         with sonic_attention(self.base):
             output = self.base(
                 inputs_embeds=embeddings,
-                attention_mask=own_segment(layout)[:, None],
+                attention_mask=own,  # 4D, or transformers would make its own
                 position_ids=layout.position,
                 use_cache=False,
                 logits_to_keep=0 if rows is None else rows,

@@ -1,4 +1,5 @@
-"""Dialogue files: JSON lines, plain or gzipped, `{"messages": [{"role", "content"}], ...}` a line."""
+"""Sources of dialogues: JSON lines, plain or gzipped, `{"messages": [{"role", "content"}], ...}` a line; and
+datasets with such a column."""
 
 import gzip
 import json
@@ -14,9 +15,8 @@ from sonic_kv.segments import check_messages
 log = logging.getLogger(__name__)
 
 
-def _parse(line: bytes) -> dict[str, Any]:
-    """A dialogue from its line. Raises `ValueError` or `MessageError` that say what is wrong with it."""
-    dialogue = json.loads(line.decode("utf-8"))
+def _checked(dialogue: Any) -> dict[str, Any]:
+    """`dialogue`, if it is one. Raises `ValueError` or `MessageError` that say what is wrong with it."""
     if not isinstance(dialogue, dict) or not isinstance(dialogue.get("messages"), list):
         raise ValueError("needs an object with a list 'messages'")
     check_messages(dialogue["messages"])
@@ -40,7 +40,7 @@ def read_dialogues(path: str | Path, *, skip_malformed: bool = False) -> Iterato
                 if not line.strip():
                     continue
                 try:
-                    dialogue = _parse(line)
+                    dialogue = _checked(json.loads(line.decode("utf-8")))
                 except (ValueError, MessageError) as error:
                     if not skip_malformed:
                         raise DataError(f"{path}, line {number}: {error}") from error
@@ -51,3 +51,50 @@ def read_dialogues(path: str | Path, *, skip_malformed: bool = False) -> Iterato
         raise DataError(f"{path}: cannot be read: {error}") from error
     if skipped:
         log.warning("%s: skipped %d malformed lines", path, skipped)
+
+
+def read_source(source: str, *, skip_malformed: bool = False) -> Iterator[dict[str, Any]]:
+    """The dialogues of a `.jsonl` or `.jsonl.gz` file, of a folder that holds a dataset, or of a hub id.
+
+    Args:
+        source: a path, or `owner/name` or `owner/name:split` (default split: train).
+
+    Raises:
+        DataError: as `read_dialogues`; also if the `datasets` library is not installed or cannot load it.
+    """
+    path = Path(source)
+    if path.is_dir() or not (path.exists() or path.suffix in (".jsonl", ".gz") or source.count("/") != 1):
+        return _read_dataset(source, skip_malformed)
+    return read_dialogues(path, skip_malformed=skip_malformed)
+
+
+def _read_dataset(source: str, skip_malformed: bool) -> Iterator[dict[str, Any]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"{source} is a dataset: pip install 'sonic-kv[train]' to read it") from error
+    name, _, split = source.partition(":") if not Path(source).exists() else (source, "", "")
+    try:
+        if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
+            found = datasets.load_from_disk(name)
+        else:
+            found = datasets.load_dataset(name, split=split or None)
+    except Exception as error:  # the library raises its own and everybody else's
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{source}: cannot be loaded as a dataset: {reason}") from error
+    if isinstance(found, dict):  # splits
+        if "train" not in found:
+            raise DataError(f"{source} has no split 'train': name one, {source}:{next(iter(found))}")
+        found = found["train"]
+    if "messages" not in found.column_names:
+        raise DataError(f"{source} has no column 'messages' (but {', '.join(found.column_names)})")
+    skipped = 0
+    for number, row in enumerate(found.select_columns(["messages"])):
+        try:
+            yield _checked(row)
+        except (ValueError, MessageError) as error:
+            if not skip_malformed:
+                raise DataError(f"{source}, row {number}: {error}") from error
+            skipped += 1
+    if skipped:
+        log.warning("%s: skipped %d malformed rows", source, skipped)

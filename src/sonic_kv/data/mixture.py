@@ -1,72 +1,72 @@
-"""The stream of training dialogues: files and synthetic ones, reproducible from any step on."""
+"""The stream of training dialogues: several sources and synthetic ones, reproducible from any step on."""
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from sonic_kv.config import SynthConfig
-from sonic_kv.data.dialogues import read_dialogues
+from sonic_kv.config import SynthConfig, TrainConfig
 from sonic_kv.data.synth import generate_dialogues
+from sonic_kv.data.tokens import TokenisedSource, trainable, truncate
 from sonic_kv.errors import DataError
 from sonic_kv.segments import ChatFormat, Encoded
 
 
-@dataclass(frozen=True)
 class Mixture:
-    """Dialogues by step: the same step gives the same dialogues, whatever came before."""
+    """Dialogues by step and place in the batch: the same ones whatever came before, and on any process.
 
-    format: ChatFormat
-    dialogues: list[dict[str, Any]]
-    share: float
-    synth: SynthConfig
-    max_tokens: int
-    seed: int
+    Raises:
+        DataError: a source cannot be read, or sources have a share but no dialogue.
+    """
 
-    @classmethod
-    def read(
-        cls,
-        format: ChatFormat,
-        paths: Sequence[str],
-        share: float,
-        synth: SynthConfig,
-        max_tokens: int,
-        seed: int,
-    ) -> "Mixture":
-        """Load dialogue files; malformed lines are left out and counted in a warning.
-
-        Raises:
-            DataError: no dialogue file has a dialogue, but files have a share.
-        """
-        dialogues = [d for path in paths for d in read_dialogues(path, skip_malformed=True)]
-        if share and not dialogues:
+    def __init__(self, format: ChatFormat, config: TrainConfig, synth: SynthConfig) -> None:
+        self.format, self.config, self.synth = format, config, synth
+        self.sources = tokenised(format, config, config.data)
+        self.skipped = sum(source.skipped for source in self.sources)
+        self._weights = list(config.data_weights) or [float(len(source)) for source in self.sources]
+        if config.data_share and not any(self.sources):
             raise DataError(
-                "data_share is not 0, but no dialogue file has a dialogue: give --data, or --data-share 0"
+                "data_share is not 0, but no source has a dialogue to train on: give --data, or --data-share 0"
             )
-        return cls(format, dialogues, share, synth, max_tokens, seed)
+        for source, weight in zip(self.sources, self._weights, strict=True):
+            if weight and not len(source):
+                raise DataError(f"{source.source} has a weight, but no dialogue to train on")
 
-    def batch(self, step: int, size: int) -> list[Encoded]:
-        """The dialogues of a step, each with at least one exchange and a turn after it."""
-        rng = random.Random(f"{self.seed}-{step}")
-        found: list[Encoded] = []
-        while len(found) < size:
-            if rng.random() < self.share:
-                dialogue = rng.choice(self.dialogues)
-            else:
-                synth = replace(self.synth, dialogues=1, seed=rng.getrandbits(48))
-                dialogue = next(iter(generate_dialogues(synth)))
-            encoded = self.format.encode(dialogue["messages"])
-            cut = truncate(encoded, self.max_tokens)
-            if cut.exchange_ends and len(cut.token_ids) > cut.exchange_ends[0] + 1:
-                found.append(cut)
-        return found
+    def dialogue(self, step: int, place: int) -> Encoded:
+        """One dialogue of a step's batch: with a finished exchange, and a turn after it."""
+        rng = random.Random(f"{self.config.seed}-{step}-{place}")
+        if rng.random() < self.config.data_share:
+            (source,) = rng.choices(self.sources, self._weights)
+            return source[rng.randrange(len(source))]
+        return next(
+            synthetic(self.format, replace(self.synth, seed=rng.getrandbits(48)), self.config.max_tokens)
+        )
 
 
-def truncate(encoded: Encoded, max_tokens: int) -> Encoded:
-    """The dialogue's first `max_tokens` tokens."""
-    return Encoded(
-        encoded.token_ids[:max_tokens],
-        min(encoded.prefix_length, max_tokens),
-        [end for end in encoded.exchange_ends if end <= max_tokens],
-        encoded.assistant[:max_tokens],
+def tokenised(format: ChatFormat, config: TrainConfig, sources: Sequence[str]) -> list[TokenisedSource]:
+    """The sources as tokens, from the cache where they are there."""
+    return [
+        TokenisedSource(
+            source, format, config.token_cache, config.max_tokens, skip_malformed=config.skip_malformed
+        )
+        for source in sources
+    ]
+
+
+def synthetic(format: ChatFormat, synth: SynthConfig, max_tokens: int) -> Iterator[Encoded]:
+    """Endless synthetic dialogues that can be trained on.
+
+    Raises:
+        DataError: 100 in a row cannot: they are too short, or cut too early.
+    """
+    rng, missed = random.Random(synth.seed), 0
+    while missed < 100:
+        one = replace(synth, dialogues=1, seed=rng.getrandbits(48))
+        for dialogue in generate_dialogues(one):
+            encoded = truncate(format.encode(dialogue["messages"]), max_tokens)
+            missed = 0 if trainable(encoded) else missed + 1
+            if not missed:
+                yield encoded
+    raise DataError(
+        f"synthetic dialogues have one exchange only, or {max_tokens} tokens cut them in their first: "
+        "raise max_exchanges or max_tokens"
     )

@@ -1,0 +1,91 @@
+"""The full-context base on whole dialogues: what it says, where it looks, what it would say without history."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sonic_kv.attention import Observed, Probe, sonic_attention
+from sonic_kv.cache import SessionCache
+from sonic_kv.layout import Layout, interleave, own_segment, pack
+from sonic_kv.model import SonicModel
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What the base says and does on one dialogue of T tokens."""
+
+    logits: Tensor  # (T, V)
+    keys: list[Tensor]  # per layer, unrotated (1, G, T, D)
+    values: list[Tensor]  # per layer (1, G, T, D)
+    queries: Tensor  # transcript positions of the observed queries (Q,)
+    paid: list[Tensor]  # per layer, their attention (G, R, Q, T)
+    read: list[Tensor]  # per layer, what they read by it (G, R, Q, D)
+
+
+@torch.no_grad()
+def run_teacher(model: SonicModel, dialogues: Sequence[Tensor], queries: Sequence[Tensor]) -> list[Teacher]:
+    """The full-context forward over packed dialogues.
+
+    Args:
+        dialogues: token ids. Each (T,)
+        queries: of each dialogue the positions to observe, ascending. Each (Q,)
+    """
+    starts = offsets([len(ids) for ids in dialogues])
+    probe = Probe(rows=torch.cat([q + start for q, start in zip(queries, starts, strict=True)])[None])
+    cache = SessionCache(model.num_layers)
+    layout, _ = side_by_side(model, dialogues, [0] * len(dialogues), [[] for _ in dialogues])
+    with sonic_attention(model.base):
+        output = model.base(
+            input_ids=torch.cat(list(dialogues))[None],
+            attention_mask=own_segment(layout)[:, None],
+            position_ids=layout.position,
+            past_key_values=cache,
+            sonic=Observed(probe),
+        )
+    keys = [model.rope.rotate(n, layer.keys, -layout.position[0]) for n, layer in enumerate(cache.layers)]
+    found, first = [], 0
+    for ids, chosen, start in zip(dialogues, queries, starts, strict=True):
+        here, rows = slice(start, start + len(ids)), slice(first, first + len(chosen))
+        first += len(chosen)
+        found.append(
+            Teacher(
+                logits=output.logits[0, here],
+                keys=[k[:, :, here] for k in keys],
+                values=[layer.values[:, :, here] for layer in cache.layers],
+                queries=chosen,
+                paid=[probe.seen[n][0, :, :, rows, here] for n in range(model.num_layers)],
+                read=[probe.outputs[n][0, :, :, rows] for n in range(model.num_layers)],
+            )
+        )
+    return found
+
+
+@torch.no_grad()
+def run_alone(
+    model: SonicModel, dialogues: Sequence[Tensor], prefixes: Sequence[int], ends: Sequence[list[int]]
+) -> list[Tensor]:
+    """The base's logits when every segment sees the prefix and itself alone. Each (T, V)"""
+    layout, lifetime = side_by_side(model, dialogues, prefixes, ends)
+    ids = torch.cat(list(dialogues))[None]
+    logits = model.one_pass(ids, layout, [lifetime] * model.num_layers)[0]
+    return list(logits.split([len(d) for d in dialogues]))
+
+
+def side_by_side(
+    model: SonicModel, dialogues: Sequence[Tensor], prefixes: Sequence[int], ends: Sequence[list[int]]
+) -> tuple[Layout, Tensor]:
+    """Packed dialogues without Nexus tokens or memory, and their lifetimes (1, 1, T)."""
+    nothing = torch.empty(0, dtype=torch.long)
+    layouts = [
+        interleave(len(ids), prefix, stops, [nothing] * len(stops))
+        for ids, prefix, stops in zip(dialogues, prefixes, ends, strict=True)
+    ]
+    packed, lifetime = pack(layouts, [[layout.default_lifetime()[:, None]] for layout in layouts])
+    return packed.to(model.device), lifetime[0].to(model.device)
+
+
+def offsets(lengths: Sequence[int]) -> list[int]:
+    """Where each of several parts starts when they follow one another."""
+    return [sum(lengths[:i]) for i in range(len(lengths))]

@@ -131,10 +131,10 @@ def test_flags_carry_every_type_of_field() -> None:
         "--lr",
         "0.1",
         "--no-bf16",
-        "--importance-target",
-        "mean",
+        "--attention",
+        "flex",
     )
-    assert found == TrainConfig(data=("a", "b", "c"), lr=0.1, bf16=False, importance_target="mean")
+    assert found == TrainConfig(data=("a", "b", "c"), lr=0.1, bf16=False, attention="flex")
     assert parsed(Budget, "--max-entries", "7") == Budget(max_entries=7)
 
 

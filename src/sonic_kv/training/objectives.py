@@ -4,10 +4,10 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from sonic_kv import losses
 from sonic_kv.adapter import Adapter
@@ -302,7 +302,7 @@ def sum_of(values: Iterator[Tensor] | Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def checkpointed(base: PreTrainedModel, on: bool) -> Iterator[None]:
+def checkpointed(base: Any, on: bool) -> Iterator[None]:
     """Gradient checkpointing of the base's layers, which transformers ties to training mode."""
     if not on:
         yield

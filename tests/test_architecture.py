@@ -41,6 +41,7 @@ LEVELS: dict[str, int] = {
     "bench": 4,
     "eval": 4,
     "cli": 5,
+    "server": 5,
     "demo": 5,
     "demo_page": 5,
     "inspection": 5,

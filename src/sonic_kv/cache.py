@@ -144,6 +144,7 @@ class SessionLayer(GrowingLayer):
             self.lazy_initialization(keys, values)
         self._packed = self._buffer = None
         self.keys, self.values, self.positions, self.scores = keys, values, positions, scores
+        self._buffer = None  # the one before is nobody's memory now
 
     def rounded(self, memory: "Memory", bits: int) -> "Memory":
         """What packing makes of `memory`; the first one decides the factors of the key channels."""

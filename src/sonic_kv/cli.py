@@ -30,6 +30,7 @@ from sonic_kv.config import (
     OutputOptions,
     PlanConfig,
     SamplingConfig,
+    ServeOptions,
     SessionConfig,
     SynthConfig,
     TrainConfig,
@@ -287,6 +288,27 @@ def report(call: Call) -> None:
         print(as_text(*runs.values()) if len(runs) == 1 else compare_text(runs))
 
 
+def serve(call: Call) -> None:
+    """Serve until interrupted."""
+    try:
+        from sonic_kv.server.run import model_name
+        from sonic_kv.server.run import serve as run
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"serve needs {error.name}: pip install 'sonic-kv[serve]'") from error
+
+    options, given = call.options(ServeOptions), call.given(Budget)
+    budget = call.options(Budget) if given else DEFAULT_BUDGET
+    model_options = call.options(ModelOptions)
+    run(
+        load_for_decoding(model_options),
+        model_name(model_options.model),
+        call.options(SessionConfig),
+        budget,
+        call.options(SamplingConfig),
+        options,
+    )
+
+
 def inspect(call: Call) -> None:
     """Show what is in a file, a folder or a model."""
     from sonic_kv.inspection import as_text
@@ -385,6 +407,18 @@ COMMANDS = (
         target="folder of a run",
         many=True,
         json="the summaries",
+    ),
+    Command(
+        "serve",
+        "serve a model over HTTP, as OpenAI's API does, with compressed and durable dialogues; a page at /",
+        serve,
+        {
+            "model": ModelOptions,
+            "serve": ServeOptions,
+            "budget": Budget,
+            "session": SessionConfig,
+            "sampling": SamplingConfig,
+        },
     ),
     Command(
         "inspect",

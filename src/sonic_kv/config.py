@@ -5,6 +5,7 @@ Each field carries its help text in `metadata["help"]`.
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass, fields
 from math import inf
 from typing import Any, Literal
@@ -374,6 +375,69 @@ class BenchClosingOptions:
         require(self.repetitions >= 2, f"repetitions={self.repetitions} must be at least 2")
         for name in ("segment", "steps"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+
+
+_UNITS = {"B": 1, **{p + "B": 1000**i for i, p in enumerate("kMGT", 1)}}
+_UNITS |= {p + "iB": 1024**i for i, p in enumerate("KMGT", 1)}
+
+
+def parse_bytes(text: str) -> int:
+    """`"2GiB"` → 2147483648; also kB, MB, GB (powers of 1000), KiB, MiB, or a plain number of bytes.
+
+    Raises:
+        ConfigError: it is no such text.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([kKMGT]?i?B)?", text.strip())
+    if match is None or (match[2] or "B") not in _UNITS:
+        raise ConfigError(f"{text!r} is no number of bytes: write 2GiB, 500MB or 1000000")
+    return int(float(match[1]) * _UNITS[match[2] or "B"])
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Where the server listens, and what it may use."""
+
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in: set API keys then")
+    port: int = option(8000, "port to listen on; 0: any free one")
+    api_keys: str | None = option(
+        None,
+        "file of API keys, one a line; SONIC_KV_API_KEYS (separated by commas) adds to it; none: open to all",
+    )
+    cors_origins: tuple[str, ...] = option((), "origins whose pages may call this server from a browser")
+    kv_memory: str = option("2GiB", "keys and values of all dialogues together stay below this")
+    max_batch: int = option(16, "replies made at the same time")
+    max_waiting: int = option(64, "requests that may wait; more are refused with 503")
+    max_waiting_per_key: int = option(32, "requests of one API key that may wait; more are refused with 429")
+    queue_timeout: float = option(
+        60.0, "seconds a request may wait to be taken up; then it is refused with 503"
+    )
+    slice_tokens: int = option(256, "tokens fed at once between two decode steps of the other dialogues")
+    max_body: str = option("4MiB", "largest request body")
+    max_reply_tokens: int = option(4096, "most tokens that a request may ask for")
+    min_compression_ratio: float = option(
+        0.0, "a request that asks for less compression than this gets this much"
+    )
+    pressure_ratio: float | None = option(
+        None, "before idle dialogues leave memory, compress them to this ratio; none: they leave as they are"
+    )
+    store: str = option(
+        "~/.cache/sonic-kv/sessions", "where dialogues are kept: a folder, an fsspec URL, redis://…, or none"
+    )
+    store_after: float = option(5.0, "seconds until an idle dialogue's cache is written to the store")
+    store_ttl: float = option(7 * 86400.0, "seconds after which an unused dialogue is forgotten")
+    store_bytes: str = option("10GiB", "size of the store; beyond it the oldest dialogues are forgotten")
+
+    def __post_init__(self) -> None:
+        for name in ("kv_memory", "max_body", "store_bytes"):
+            require(parse_bytes(getattr(self, name)) > 0, f"{name} must be above 0")
+        for name in ("max_batch", "max_waiting", "max_waiting_per_key", "slice_tokens", "max_reply_tokens"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("queue_timeout", "store_ttl"):
+            require(0.0 < getattr(self, name) < inf, f"{name}={getattr(self, name)} must be above 0")
+        require(self.store_after >= 0.0, f"store_after={self.store_after} must not be negative")
+        require(0 <= self.port < 1 << 16, f"port={self.port} is outside [0, 65535]")
+        Budget(compression_ratio=self.min_compression_ratio)
+        Budget(compression_ratio=self.pressure_ratio)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ An engine belongs to one thread, and no other may run its model meanwhile.
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +20,9 @@ from sonic_kv.generate import NAN_LOGITS, Writer, new_generator, sample
 from sonic_kv.model import SonicModel
 from sonic_kv.session import ChatSession
 
-Preparing = Generator[None, None, ChatSession]  # pauses after every model run
+# Pauses after every model run, or for a future that it needs.
+Preparing = Generator[Future[Any] | None, None, ChatSession]
+Work = Iterator[Future[Any] | None]
 
 
 @dataclass(eq=False)
@@ -75,14 +79,20 @@ class Engine:
         self.model, self._slice = model, slice_tokens
         self.batch = BatchCache(model.num_layers)
         self._rows: list[_Row] = []
-        self._work: deque[tuple[Turn, Iterator[None]]] = deque()
+        self._work: deque[tuple[Turn, Work]] = deque()
+        self._parked: list[tuple[Future[Any], Turn, Work]] = []  # until a future is done
 
     def start(self, turn: Turn) -> None:
         """Take up a turn; `step` advances it."""
         self._work.append((turn, self._begin(turn)))
 
     def step(self) -> bool:
-        """Decode one token of every row and do one slice of other work; False if nothing is left."""
+        """Decode one token of every row and do one slice of other work.
+
+        Returns:
+            whether anything can go on now; turns may be left that wait for a future.
+        """
+        self._unpark()
         self._drop_cancelled()
         self._decode()
         self._advance()
@@ -90,8 +100,9 @@ class Engine:
 
     def run(self) -> None:
         """Until every turn has ended."""
-        while self.step():
-            pass
+        while self.step() or self._parked:
+            if not (self._rows or self._work):
+                wait([self._parked[0][0]])
 
     @property
     def decoding(self) -> int:
@@ -104,7 +115,7 @@ class Engine:
         for row in self._rows:
             yield row.draft.cache
 
-    def _begin(self, turn: Turn) -> Iterator[None]:
+    def _begin(self, turn: Turn) -> Work:
         session = yield from turn.prepare
         turn.session = session
         if turn.sampling is None:
@@ -112,7 +123,7 @@ class Engine:
             return
         draft, token = session.draft()
         turn.prompt_tokens = draft.cache.logical_length + 1
-        yield
+        yield None
         # the closing of the reply must fit behind it
         room = self.model.room(draft.cache) - 1 - len(self.model.format.assistant_close())
         if room < 1:
@@ -180,12 +191,12 @@ class Engine:
             self._leave(number)
             self._work.append((turn, self._rejoin(row)))
 
-    def _rejoin(self, row: _Row) -> Iterator[None]:
+    def _rejoin(self, row: _Row) -> Work:
         row.draft.close_if_full()
-        yield
+        yield None
         self._join(row)
 
-    def _settle(self, turn: Turn) -> Iterator[None]:
+    def _settle(self, turn: Turn) -> Work:
         """Put the finished reply into the session."""
         assert turn.session is not None
         reply = {"role": "assistant", "content": turn.text}
@@ -201,13 +212,21 @@ class Engine:
             return
         turn, work = self._work.popleft()
         try:
-            next(work)
+            future = next(work)
         except StopIteration:
             return
         except Exception as error:
             self._fail(turn, error)
             return
-        self._work.append((turn, work))
+        if future is None:
+            self._work.append((turn, work))
+        else:
+            self._parked.append((future, turn, work))
+
+    def _unpark(self) -> None:
+        for item in [item for item in self._parked if item[0].done() or item[1].cancelled]:
+            self._parked.remove(item)
+            self._work.append(item[1:])
 
     def _drop_cancelled(self) -> None:
         for number in reversed(range(len(self._rows))):

@@ -12,7 +12,12 @@
     │   ├── ContextLengthError      more tokens than the model has positions
     │   └── NumericalError          NaN or infinite weights, logits or loss
     ├── AdapterError                an adapter does not belong to this base model
-    └── FileError                   a file is missing, truncated, tampered with or of a newer version
+    ├── FileError                   a file is missing, truncated, tampered with or of a newer version
+    └── ServeError                  the server cannot take a request now or at all
+        ├── StoreError              the store of dialogues cannot be reached, or cannot be written
+        ├── BusyError               too many requests wait; the same request may succeed later
+        ├── MemoryLimitError        a dialogue that does not fit into the server's memory even alone
+        └── NotFoundError           there is no such dialogue
 
 Messages are one line and say what to do. The command line prints them and exits with
 `exit_code`; a server maps the class to a status.
@@ -65,3 +70,27 @@ class AdapterError(SonicError):
 
 class FileError(SonicError):
     """A file is missing, truncated, tampered with or of a newer version."""
+
+
+class ServeError(SonicError):
+    """The server cannot take a request now or at all."""
+
+
+class StoreError(ServeError):
+    """The store of dialogues cannot be reached, or cannot be written."""
+
+
+class BusyError(ServeError):
+    """Too many requests wait; `yours` says that they are the client's own."""
+
+    def __init__(self, message: str, *, yours: bool = False) -> None:
+        super().__init__(message)
+        self.yours = yours
+
+
+class MemoryLimitError(ServeError):
+    """A dialogue that does not fit into the server's memory even alone."""
+
+
+class NotFoundError(ServeError):
+    """There is no such dialogue."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from sonic_kv.errors import FileError
@@ -44,12 +44,32 @@ def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_sealed(path: str | Path, kind: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write `tensors` with a JSON-able `header`. `kind` says what the file is ("session", "adapter")."""
+def seal(kind: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
+    """A sealed file's content: `tensors` with a JSON-able `header`. `kind` says what it is ("session", …)."""
     header = json.loads(json.dumps({**header, "kind": kind, "version": VERSION}))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     sealed = {**header, "sha256": _digest(header, tensors)}
-    write_atomic(path, save(tensors, metadata={HEADER: json.dumps(sealed)}))
+    return save(tensors, metadata={HEADER: json.dumps(sealed)})
+
+
+def write_sealed(path: str | Path, kind: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a sealed file, atomically."""
+    write_atomic(path, seal(kind, header, tensors))
+
+
+def unseal(data: bytes, kind: str, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a sealed file's content, verified; `name` is what errors call it.
+
+    Raises:
+        FileError: as `read_sealed`.
+    """
+    try:
+        tensors = load(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError) as error:
+        raise FileError(f"{name} is damaged or not a safetensors file: {error}") from error
+    return _verified(_header(metadata, name), tensors, kind, name)
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -66,13 +86,17 @@ def read_header(path: str | Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path} is damaged or not a safetensors file: {error}") from error
+    return _header(metadata, str(path))
+
+
+def _header(metadata: dict[str, str], name: str) -> dict[str, Any]:
     try:
         header = json.loads(metadata[HEADER])
         version = int(header["version"])
     except (KeyError, ValueError, TypeError) as error:
-        raise FileError(f"{path} was not written by sonic-kv: it has no valid {HEADER!r} header") from error
+        raise FileError(f"{name} was not written by sonic-kv: it has no valid {HEADER!r} header") from error
     if version > VERSION:
-        raise FileError(f"{path} has format version {version}, this sonic-kv reads up to {VERSION}: upgrade")
+        raise FileError(f"{name} has format version {version}, this sonic-kv reads up to {VERSION}: upgrade")
     return dict(header)
 
 
@@ -83,16 +107,26 @@ def read_sealed(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, 
         FileError: as `read_header`, or of another kind, or the checksum does not fit.
     """
     header = read_header(path)
-    if header.get("kind") != kind:
-        raise FileError(f"{path} is a {header.get('kind')} file, not a {kind} file")
+    _check_kind(header, kind, str(path))
     try:
         with safe_open(Path(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path} is damaged: {error}") from error
-    seal = header.pop("sha256", None)
-    if seal != _digest(header, tensors):
-        raise FileError(f"{path} is damaged or was changed: its checksum does not fit")
+    return _verified(header, tensors, kind, str(path))
+
+
+def _check_kind(header: dict[str, Any], kind: str, name: str) -> None:
+    if header.get("kind") != kind:
+        raise FileError(f"{name} is a {header.get('kind')} file, not a {kind} file")
+
+
+def _verified(
+    header: dict[str, Any], tensors: dict[str, Tensor], kind: str, name: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    _check_kind(header, kind, name)
+    if header.pop("sha256", None) != _digest(header, tensors):
+        raise FileError(f"{name} is damaged or was changed: its checksum does not fit")
     return header, tensors
 
 

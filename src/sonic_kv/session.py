@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -286,6 +287,10 @@ class ChatSession:
 
     def save(self, path: str | Path) -> None:
         """Write the session to a sealed safetensors file, atomically."""
+        write_sealed(path, "session", *self.freeze())
+
+    def freeze(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Header and tensors of the session's file."""
         self._check_idle()
         tensors: dict[str, Tensor] = {"token_ids": torch.tensor(self.token_ids, dtype=torch.int64)}
         for number, layer in enumerate(self.cache.layers):
@@ -300,7 +305,7 @@ class ChatSession:
             "lengths": asdict(self.cache.lengths),
             "stats": asdict(self.stats),
         }
-        write_sealed(path, "session", header, tensors)
+        return header, tensors
 
     @classmethod
     def load(cls, model: SonicModel, path: str | Path) -> "ChatSession":
@@ -310,7 +315,18 @@ class ChatSession:
             FileError: missing, damaged or changed.
             AdapterError: saved with another model or adapter.
         """
-        header, tensors = read_sealed(path, "session")
+        return cls.thaw(model, *read_sealed(path, "session"), str(path))
+
+    @classmethod
+    def thaw(
+        cls, model: SonicModel, header: dict[str, Any], tensors: dict[str, Tensor], path: str
+    ) -> "ChatSession":
+        """The session that `freeze` took apart; `path` is what errors call it.
+
+        Raises:
+            AdapterError: saved with another model or adapter.
+            FileError: of another version.
+        """
         check_fingerprint(header.get("base", {}), model.fingerprint(), f"session {path}")
         try:
             config = SessionConfig(**header["config"])

@@ -1,0 +1,93 @@
+"""What a session is a function of: its steps, and the keys under which it is found.
+
+A dialogue is a list of steps: messages, and budgets from then on. The state after each step has a key, a
+hash over everything that it depends on, so that a session is found by what was said and never by accident.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sonic_kv.config import Budget
+from sonic_kv.errors import MessageError
+from sonic_kv.segments import Message, check_messages
+
+Step = dict[str, str] | Budget
+
+
+def digest(*parts: Any) -> str:
+    """A hash of JSON-able parts, in hexadecimal."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def chain(scope: str, steps: Sequence[Step]) -> list[str]:
+    """The key of the state after each step; `scope` is whose it is, and on what model."""
+    keys: list[str] = []
+    for step in steps:
+        scope = digest(scope, as_json(step))
+        keys.append(scope)
+    return keys
+
+
+def as_json(step: Step) -> Any:
+    """A step as it is written into files."""
+    return step.compression_ratio if isinstance(step, Budget) else [step["role"], step["content"]]
+
+
+def from_json(written: Any) -> Step:
+    """The step that `as_json` wrote."""
+    if isinstance(written, list):
+        role, content = written
+        return {"role": str(role), "content": str(content)}
+    return Budget(compression_ratio=float(written))
+
+
+def messages_of(steps: Sequence[Step]) -> list[dict[str, str]]:
+    """The messages among the steps."""
+    return [step for step in steps if not isinstance(step, Budget)]
+
+
+def ratio_of(steps: Sequence[Step]) -> float | None:
+    """The newest budget's compression ratio."""
+    budgets = [step for step in steps if isinstance(step, Budget)]
+    return budgets[-1].compression_ratio if budgets else None
+
+
+def continued(
+    known: Sequence[Step], messages: Sequence[Message], ratio: float | None, default: float
+) -> list[Step]:
+    """The steps of a dialogue with these messages, budgets as in the `known` one while its messages are the same.
+
+    Args:
+        ratio: the compression that is asked for from the first new message on; None: as before.
+        default: compression of a dialogue that has none.
+    """
+    steps: list[Step] = []
+    left = [{"role": message["role"], "content": message["content"]} for message in messages]
+    for step in known:
+        if isinstance(step, Budget):
+            steps.append(step)
+        elif left and step == left[0]:
+            steps.append(left.pop(0))
+        else:
+            break
+    if not messages_of(steps):
+        steps = []
+    before = ratio_of(steps)
+    wanted = ratio if ratio is not None else default if before is None else before
+    if wanted != before:
+        steps.append(Budget(compression_ratio=wanted))
+    return steps + left
+
+
+def check_request(messages: Sequence[Message]) -> None:
+    """Raise `MessageError` unless the messages are a dialogue that ends with the user's."""
+    check_messages(messages)
+    if messages[-1]["role"] != "user":
+        raise MessageError("the last message must be the user's: it is what the reply answers")
+    for number, message in enumerate(messages):
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError as error:
+            raise MessageError(f"message {number} holds half a character (a lone surrogate)") from error

@@ -1,0 +1,68 @@
+"""`sonic-kv serve`: the server from its options."""
+
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from sonic_kv.config import Budget, SamplingConfig, ServeOptions, SessionConfig, parse_bytes
+from sonic_kv.errors import ConfigError
+from sonic_kv.model import SonicModel
+from sonic_kv.server.access import read_keys
+from sonic_kv.server.app import LOOPBACK, make_app
+from sonic_kv.server.store import open_store
+from sonic_kv.server.worker import Worker
+
+
+def model_name(model: str | None) -> str:
+    """What clients call the model: the folder's name, the hub id, or `sonic-default`."""
+    if model is None:
+        return "sonic-default"
+    path = Path(model)
+    return path.resolve().name if path.exists() else model
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
+        ) from error
+    return listener
+
+
+def serve(
+    model: SonicModel,
+    name: str,
+    config: SessionConfig,
+    budget: Budget,
+    sampling: SamplingConfig,
+    options: ServeOptions,
+) -> None:
+    """Serve until interrupted."""
+    keys = read_keys(options.api_keys)
+    listener = listen(options.host, options.port)
+    store = open_store(options.store, options.store_ttl, parse_bytes(options.store_bytes))
+    worker = Worker(model, config, budget, options, store)
+    app = make_app(worker, name, sampling, options, keys)
+    port = listener.getsockname()[1]
+    shown = f"[{options.host}]" if ":" in options.host else options.host
+    print(f"sonic-kv: {name} at http://{shown}:{port} (API: http://{shown}:{port}/v1)", file=sys.stderr)
+    if not keys and options.host not in LOOPBACK:
+        print(
+            "sonic-kv: warning: no API keys: whoever reaches this address can read every dialogue",
+            file=sys.stderr,
+        )
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on"))
+    server.run([listener])

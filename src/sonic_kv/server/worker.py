@@ -1,0 +1,574 @@
+"""The thread that owns the model: takes requests up in turn and keeps memory within its limit."""
+
+import logging
+import queue
+import threading
+import time
+import uuid
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+
+from sonic_kv.batch import BatchCache
+from sonic_kv.cache import SPARE_ENTRIES, SPARE_SHARE
+from sonic_kv.compressor import Compressor
+from sonic_kv.config import Budget, SamplingConfig, ServeOptions, SessionConfig, parse_bytes
+from sonic_kv.engine import Engine, Preparing, Turn
+from sonic_kv.errors import (
+    BusyError,
+    ConfigError,
+    ContextLengthError,
+    MemoryLimitError,
+    NotFoundError,
+    StoreError,
+)
+from sonic_kv.human import bytes_text
+from sonic_kv.model import SonicModel
+from sonic_kv.server.archive import Archive
+from sonic_kv.server.dialogue import Step, chain, continued, digest, messages_of, ratio_of
+from sonic_kv.server.shelf import Node, Shelf
+from sonic_kv.server.store import Store
+from sonic_kv.session import ChatSession, SessionStats
+
+log = logging.getLogger(__name__)
+LOOK_SECONDS = 0.25  # between looks at what has become idle
+SWEEP_SECONDS = 60.0
+RETRY_SECONDS = 5.0  # after the store has failed
+
+
+@dataclass(frozen=True)
+class View:
+    """A session as it stands."""
+
+    name: str
+    messages: list[dict[str, str]]
+    compression_ratio: float
+    stats: SessionStats
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a request: an `error`, or the rest; `view` is None if the dialogue is full."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    view: View | None = None
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class Request:
+    """What a client asks for: a reply to the last message, or, with `sampling` None, a session as it is.
+
+    Attributes:
+        namespace: whose sessions it can reach.
+        messages: the whole dialogue; none: the named session's own.
+        name: the session's name, if the client gave one.
+        ratio: compression from here on; None: as before.
+        on_text, on_end: called in the worker's thread, `on_end` once.
+    """
+
+    namespace: str
+    messages: Sequence[dict[str, str]] = ()
+    name: str | None = None
+    ratio: float | None = None
+    sampling: SamplingConfig | None = None
+    on_text: Callable[[str], None] = lambda text: None
+    on_end: Callable[[Outcome], None] = lambda outcome: None
+    cancelled: bool = False
+    since: float = field(default_factory=time.monotonic)
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request that has been taken up: what it goes on from, and what was set aside for it."""
+
+    request: Request
+    scope: str
+    base: Node | None
+    entries: int  # that its session and its row of the batch hold at most
+    steps: list[Step] = field(default_factory=list)
+    name: str | None = None
+    parent: str | None = None
+    grandparent: str | None = None
+    cached_tokens: int = 0
+
+
+class Worker:
+    """Runs requests on one model, in a thread of its own.
+
+    Sessions in memory are a cache of a function: a state depends on its steps alone. What is not in memory
+    is read from the store, or made again from the messages, which takes longer and gives the same.
+
+    Args:
+        model: base and adapter; nobody else may use it while the worker runs.
+        config: how sessions keep segments.
+        budget: compression of a dialogue whose requests ask for none.
+        options: limits.
+        store: where sessions outlive the process; None: nowhere.
+
+    Raises:
+        ConfigError: the budget is no ratio.
+    """
+
+    def __init__(
+        self,
+        model: SonicModel,
+        config: SessionConfig,
+        budget: Budget,
+        options: ServeOptions,
+        store: Store | None,
+    ) -> None:
+        if budget.max_entries is not None or budget.max_bytes is not None:
+            raise ConfigError(
+                "serve compresses by ratio: give --compression-ratio, and --kv-memory for the sum"
+            )
+        self.model, self.config, self.options = model, config, options
+        self.limit = parse_bytes(options.kv_memory)
+        self.shelf = Shelf()
+        self.engine = Engine(model, options.slice_tokens)
+        self.counts = Counter[str]()
+        self._default_ratio = max(budget.compression_ratio or 0.0, options.min_compression_ratio)
+        self._entry_bytes = Compressor(model, config).bytes_per_entry()
+        adapter = None if model.adapter is None else model.adapter.digest()
+        self._scope = digest(model.fingerprint(), adapter, asdict(config), options.slice_tokens)
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._archive = Archive(store, self._wake)
+        self._waiting: OrderedDict[str, deque[Request]] = OrderedDict()  # by namespace
+        self._jobs: dict[Turn, _Job] = {}
+        self._queued = Counter[str]()  # by namespace; shared with other threads
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._writing: Node | None = None
+        self._leaving = 0  # bytes that go when they are written
+        self._looked = self._swept = time.monotonic()
+        self._store_failed = -RETRY_SECONDS
+        self._thread = threading.Thread(target=self._run, name="sonic-kv-model", daemon=True)
+
+    # --- called from other threads ------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to take requests."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End what is under way with an error, write what is not on the store yet, and stop."""
+        self._stopping = True
+        self._wake()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are being taken."""
+        return self._thread.is_alive() and not self._stopping
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            BusyError: too many wait already, or the server is stopping.
+        """
+        if not self.alive:
+            raise BusyError("the server is stopping")
+        with self._lock:
+            mine, total = self._queued[request.namespace], self._queued.total()
+            if mine >= self.options.max_waiting_per_key:
+                raise BusyError(f"{mine} of your requests are waiting: try again later", yours=True)
+            if total >= self.options.max_waiting:
+                raise BusyError(f"{total} requests are waiting: try again later")
+            self._queued[request.namespace] += 1
+        self._inbox.put(lambda: self._waiting.setdefault(request.namespace, deque()).append(request))
+
+    def cancel(self, request: Request) -> None:
+        """Drop a request whose client has gone."""
+        self._inbox.put(lambda: self._cancel(request))
+
+    def gauges(self) -> dict[str, float]:
+        """Figures for the metrics, each read by itself while the worker runs."""
+        return {
+            "kv_bytes": self.shelf.nbytes + self.engine.batch.nbytes,
+            "kv_limit_bytes": self.limit,
+            "sessions_resident": len(self.shelf),
+            "requests_waiting": self._queued.total(),
+            "requests_running": len(self._jobs),
+            "rows_decoding": self.engine.decoding,
+        }
+
+    def _wake(self) -> None:
+        self._inbox.put(lambda: None)
+
+    # --- the thread ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        busy = False
+        while not self._stopping:
+            self._read_inbox(wait=not busy)
+            self._admit()
+            busy = self.engine.step()
+            self._tend()
+        self._finish()
+
+    def _read_inbox(self, wait: bool) -> None:
+        try:
+            self._inbox.get(block=wait, timeout=LOOK_SECONDS)()
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            pass
+
+    def _admit(self) -> None:
+        """Take up requests, from every namespace in turn, as long as there is room for the next."""
+        self._refuse_late()
+        while self._waiting and len(self._jobs) < self.options.max_batch:
+            namespace, waiting = next(iter(self._waiting.items()))
+            request = waiting[0]
+            try:
+                if not self._take_up(request):
+                    return
+            except Exception as error:
+                request.on_end(Outcome(error=error))
+            self._unqueue(request)
+            if waiting:
+                self._waiting.move_to_end(namespace)
+
+    def _refuse_late(self) -> None:
+        late = time.monotonic() - self.options.queue_timeout
+        for waiting in list(self._waiting.values()):
+            while waiting and waiting[0].since < late:
+                request = waiting[0]
+                self._unqueue(request)
+                request.on_end(Outcome(error=BusyError("the server had no room in time: try again later")))
+
+    def _unqueue(self, request: Request) -> None:
+        waiting = self._waiting[request.namespace]
+        waiting.remove(request)
+        if not waiting:
+            del self._waiting[request.namespace]
+        with self._lock:
+            self._queued[request.namespace] -= 1
+            self._queued += Counter()  # drops those at zero
+
+    def _cancel(self, request: Request) -> None:
+        if request in self._waiting.get(request.namespace, ()):
+            self._unqueue(request)
+            request.on_end(Outcome(error=BusyError("cancelled")))
+        for turn, job in self._jobs.items():
+            turn.cancelled = turn.cancelled or job.request is request
+
+    # --- taking up ----------------------------------------------------------------------------
+
+    def _take_up(self, request: Request) -> bool:
+        """Start a request if its memory can be had; else it goes on waiting, and False is returned.
+
+        Raises:
+            ContextLengthError, MemoryLimitError
+        """
+        scope = digest(self._scope, request.namespace)
+        known = self.shelf.newest(self._label(scope, request.name)) if request.name else None
+        base: Node | None = None
+        entries = self.model.max_length  # a session whose steps must be read first
+        if known is not None or request.messages:
+            steps = self._steps(request, known.steps if known else ())
+            base = self.shelf.longest(self._usable(request, chain(scope, steps)))
+            recorded = request.name is not None and known is None and self._archive.exists
+            entries = self._most_entries(request, steps, base, raw=recorded)
+        if base is not None:
+            base.users += 1  # it is not to be evicted for its own sake
+        if not self._make_room(self._most_bytes(entries) + self.shelf.nbytes - self.limit):
+            if base is not None:
+                base.users -= 1
+            if not self._jobs and not self._leaving:
+                raise MemoryLimitError(
+                    f"this dialogue may need {bytes_text(self._most_bytes(entries))} of keys and values, and the "
+                    f"server has {bytes_text(self.limit)}: shorten it, or ask for more compression"
+                )
+            return False
+        job = _Job(request, scope, base, entries)
+        turn = Turn(self._prepare(job), request.sampling, request.on_text, self._turn_ended)
+        self._jobs[turn] = job
+        self.engine.start(turn)
+        return True
+
+    def _label(self, scope: str, name: str) -> str:
+        return digest(scope, "name", name)
+
+    def _steps(self, request: Request, known: Sequence[Step]) -> list[Step]:
+        """The steps of the session that a request wants to see."""
+        ratio = None if request.ratio is None else max(request.ratio, self.options.min_compression_ratio)
+        messages = request.messages or messages_of(known)
+        return continued(known, messages, ratio, self._default_ratio)
+
+    def _usable(self, request: Request, keys: list[str]) -> list[str]:
+        """Keys of the states that a request can go on from: it adds a message if it wants a reply."""
+        return keys if request.sampling is None else keys[:-1]
+
+    def _most_entries(self, request: Request, steps: Sequence[Step], base: Node | None, raw: bool) -> int:
+        """Entries that a session with these steps and a reply can have.
+
+        Args:
+            raw: its record, not read yet, may say that it is not compressed.
+
+        Raises:
+            ContextLengthError: there is no room for a reply.
+        """
+        form, messages = self.model.format, messages_of(steps)
+        system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+        prefix = len(form.opening(system)[0])
+        if base is None:
+            tokens = prefix
+            new = messages[system is not None :]
+        else:
+            tokens = base.session.cache.logical_length
+            new = messages[len(messages_of(base.steps)) :]
+        for message in new:
+            text = message["content"]
+            tokens += len(form.user(text) if message["role"] == "user" else form.assistant(text))
+        limit = self.model.max_length
+        if request.sampling is not None:
+            if tokens >= limit and self.config.positions == "original":
+                raise ContextLengthError(
+                    f"the dialogue has {tokens} tokens, and the model {limit} positions: shorten it"
+                )
+            opening, end = form.generation_prompt(), form.assistant_close()
+            tokens += len(opening) + request.sampling.max_new_tokens + len(end)
+        tokens = min(tokens, limit)
+        ratio = min(s.compression_ratio or 0.0 for s in steps if isinstance(s, Budget))
+        if raw or ratio == 0.0:
+            return tokens
+        segments = tokens // self.config.min_segment_tokens + 1  # each keeps one entry at least
+        kept = prefix + int((1.0 - ratio) * tokens) + segments + self.config.max_segment_tokens
+        return min(tokens, kept)
+
+    def _most_bytes(self, more: int = 0) -> int:
+        """Bytes that all jobs, and one of `more` entries, can come to hold, the batch's buffers included."""
+        entries = [job.entries for job in self._jobs.values()] + [more] * (more > 0)
+        if not entries:
+            return 0
+        rows, columns = BatchCache.buffer_shape(len(entries), max(entries))
+        # each session twice: as it is, and as it was before the message that is being fed, or as it grows
+        held = sum(n + SPARE_ENTRIES + n // SPARE_SHARE for n in entries)
+        return 2 * held * self._entry_bytes + rows * columns * self.model.bytes_per_token
+
+    # --- memory -------------------------------------------------------------------------------
+
+    def _make_room(self, need: int) -> bool:
+        """Let idle sessions go until `need` bytes are free; False as long as they are not."""
+        if need > 0 and self.options.pressure_ratio is not None:
+            for node in self.shelf.idle():
+                if need > self._leaving:
+                    need -= self._press(node, self.options.pressure_ratio)
+        for node in self.shelf.idle():
+            if need > self._leaving:
+                need -= self._evict(node)
+        return need <= 0
+
+    def _press(self, node: Node, ratio: float) -> int:
+        """Compress an idle session further; returns the bytes that it frees."""
+        if node.pressed or node.superseded or (self._archive.exists and not node.stored):
+            return 0  # what is dropped must be on the store
+        before = node.nbytes
+        session = node.session.fork()
+        if (session.budget.compression_ratio or 0.0) < ratio:
+            session.set_budget(Budget(compression_ratio=ratio))
+            session.budget = node.session.budget  # what is still to come is kept as was asked for
+            node.session = session
+            self.shelf.resize(node)
+            self.counts["pressed"] += 1
+        node.pressed = True
+        return before - node.nbytes
+
+    def _evict(self, node: Node) -> int:
+        """Let an idle session leave memory; returns the bytes freed now. If it must be written first, it
+        leaves later.
+        """
+        if node.stored or node.superseded or node.pressed or not self._store_works:
+            self.shelf.drop(node.key)
+            self.counts["evicted"] += 1
+            return node.nbytes
+        node.leaving = True
+        self._leaving += node.nbytes
+        self._keep(node)
+        return 0
+
+    @property
+    def _store_works(self) -> bool:
+        return self._archive.exists and time.monotonic() - self._store_failed > RETRY_SECONDS
+
+    def _keep(self, node: Node) -> None:
+        """Write a session's cache to the store."""
+        node.stored = True
+        future = self._archive.keep(node)
+        future.add_done_callback(lambda done: self._inbox.put(lambda: self._kept(node, done)))
+
+    def _kept(self, node: Node, done: "Future[None]") -> None:
+        if done.exception() is not None:
+            node.stored = False
+            self._note_failure(done.exception())
+        if node.leaving:
+            self._leaving -= node.nbytes
+            node.leaving = False
+            if self.shelf.get(node.key) is node:
+                self.shelf.drop(node.key)
+                self.counts["evicted"] += 1
+
+    def _note_failure(self, error: BaseException | None) -> None:
+        if time.monotonic() - self._store_failed > RETRY_SECONDS:
+            log.error("%s", error)
+        self.counts["store_errors"] += 1
+        self._store_failed = time.monotonic()
+
+    def _tend(self) -> None:
+        """Now and then: write the cache of one idle session, and tidy the store."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS / 10 or not self._store_works:
+            return
+        self._looked = now
+        for node in self.shelf.idle():
+            idle = now - node.used > self.options.store_after
+            if idle and not (node.stored or node.superseded or node.pressed):
+                self._keep(node)
+                break
+        if now - self._swept > SWEEP_SECONDS:
+            self._swept = now
+            self._archive.sweep()
+
+    # --- a turn -------------------------------------------------------------------------------
+
+    def _prepare(self, job: _Job) -> Preparing:
+        """Find or make the session that a request goes on from, and feed it what is new."""
+        request, node = job.request, job.base
+        label = None if request.name is None else self._label(job.scope, request.name)
+        newest = self.shelf.newest(label) if label is not None else None
+        known: Sequence[Step] = newest.steps if newest is not None else ()
+        if newest is None and label is not None and self._archive.exists:
+            reading = self._archive.steps(label)
+            yield reading
+            known = reading.result() or ()
+        if not known and not request.messages:
+            raise NotFoundError(f"there is no session {request.name!r}")
+        job.steps = self._steps(request, known)
+        keys = self._usable(request, chain(job.scope, job.steps))
+        session, done = None, 0
+        if node is not None and node.key in keys:
+            session, done = node.session.fork(), keys.index(node.key) + 1
+            job.name = request.name or (None if node.superseded else node.name)
+            job.parent, job.grandparent = node.key, node.parent
+            self.counts["hits"] += 1
+        elif self._archive.exists:
+            finding = self._archive.find(keys[::-1])
+            yield finding
+            found = finding.result()
+            if found is not None:
+                session = ChatSession.thaw(self.model, found.header, found.tensors, f"session {found.key}")
+                done = keys.index(found.key) + 1
+                job.name, job.parent, job.grandparent = request.name or found.name, found.key, found.parent
+                self.counts["restored"] += 1
+        if session is None:
+            session, done = self._new_session(job.steps)
+            job.name = request.name
+            self.counts["made"] += 1
+        else:
+            job.cached_tokens = session.cache.logical_length
+        for step in job.steps[done:]:
+            if isinstance(step, Budget):
+                session.set_budget(step)
+            else:
+                yield from session.extending([step], self.options.slice_tokens)
+        return session
+
+    def _new_session(self, steps: Sequence[Step]) -> tuple[ChatSession, int]:
+        """A session of the first steps, and how many those are: a budget, and a system prompt."""
+        budget, first = steps[0], steps[1]
+        assert isinstance(budget, Budget)
+        assert not isinstance(first, Budget)
+        system = first["content"] if first["role"] == "system" else None
+        session = ChatSession(self.model, budget, system, self.config)
+        return session, 1 if system is None else 2
+
+    def _turn_ended(self, turn: Turn) -> None:
+        job = self._jobs.pop(turn)
+        if job.base is not None:
+            job.base.users -= 1
+            job.base.used = time.monotonic()
+        if turn.error is not None or turn.cancelled:
+            error = turn.error or BusyError("cancelled")
+            job.request.on_end(Outcome(error=error))
+            return
+        replied = job.request.sampling is not None
+        node = self._new_node(job, turn) if turn.session is not None else None
+        outcome = Outcome(
+            turn.text,
+            turn.finish_reason,
+            turn.prompt_tokens,
+            job.cached_tokens,
+            turn.completion_tokens,
+            view=None if node is None else self.view(node),
+        )
+        if node is None or not self._archive.exists or (not replied and job.parent == node.key):
+            job.request.on_end(outcome)
+            return
+        # acknowledged when it is on the store
+        writing = self._archive.record(node)
+        writing.add_done_callback(
+            lambda done: self._inbox.put(lambda: self._acknowledge(job.request, outcome, done))
+        )
+
+    def _acknowledge(self, request: Request, outcome: Outcome, done: "Future[None]") -> None:
+        error = done.exception()
+        if error is not None:
+            self._note_failure(error)
+            outcome = Outcome(error=StoreError(f"the reply could not be stored: {error}"))
+        request.on_end(outcome)
+
+    def _new_node(self, job: _Job, turn: Turn) -> Node:
+        """Put the session as it is now on the shelf; what it went on from stays for another try."""
+        assert turn.session is not None
+        steps = list(job.steps)
+        if turn.sampling is not None:
+            steps.append({"role": "assistant", "content": turn.text})
+        key = chain(job.scope, steps)[-1]
+        there = self.shelf.get(key)
+        if there is not None and job.parent == key:
+            return there
+        name = job.name or uuid.uuid4().hex
+        parent = job.grandparent if job.parent == key else job.parent
+        node = Node(key, name, self._label(job.scope, name), steps, turn.session, parent)
+        node.stored = job.parent == key  # just read from the store
+        self.shelf.put(node)
+        if job.parent not in (None, key):
+            before = self.shelf.get(job.parent)
+            if before is not None:
+                before.superseded = True
+            self.shelf.drop(job.grandparent)
+            if self._store_works and job.grandparent is not None:
+                self._archive.forget(job.grandparent)
+        return node
+
+    def view(self, node: Node) -> View:
+        """A session as clients see it."""
+        ratio = ratio_of(node.steps) or 0.0
+        return View(node.name, messages_of(node.steps), ratio, node.session.stats)
+
+    def _finish(self) -> None:
+        """End everything under way, and write what is not on the store yet."""
+        self._read_inbox(wait=False)
+        error = BusyError("the server is stopping: try again later")
+        for waiting in self._waiting.values():
+            for request in waiting:
+                request.on_end(Outcome(error=error))
+        for turn, job in list(self._jobs.items()):
+            turn.cancelled = True
+            job.request.on_end(Outcome(error=error))
+            job.request.on_end = lambda outcome: None
+        self.engine.step()
+        self._read_inbox(wait=False)
+        if self._archive.exists:
+            for node in self.shelf:
+                if not (node.stored or node.superseded or node.pressed):
+                    self._archive.keep(node)
+        self._archive.close()
+        self._read_inbox(wait=False)

@@ -1,0 +1,334 @@
+"""Laws of the server: whatever it remembers, answers are those of a fresh run over the same messages."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from serving import HALF, Served, assistant, fresh, serving, user
+from tiny import DIALOGUE, tiny_model
+
+from sonic_kv.config import Budget
+from sonic_kv.model import SonicModel
+
+TEXTS = [
+    "my sister Ada lives in Oslo",
+    "the door code is 4711, keep it",
+    "hi",
+    "where does Ada live?",
+    "and?",
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> SonicModel:
+    return tiny_model(max_position_embeddings=2048)
+
+
+@pytest.fixture(scope="module")
+def server(model: SonicModel) -> Iterator[Served]:
+    with serving(model) as served:
+        yield served
+
+
+def grow(server: Served, model: SonicModel, messages: list[dict[str, str]], texts: list[str]) -> None:
+    """Say `texts` one after the other, and compare every reply with a fresh run."""
+    for text in texts:
+        messages.append(user(text))
+        reply = server.reply(messages)
+        assert reply == fresh(model, messages)
+        messages.append(assistant(reply))
+
+
+def events(response: httpx.Response) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("system", [None, "be brief"])
+def test_every_answer_is_that_of_a_fresh_run(server: Served, model: SonicModel, system: str | None) -> None:
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    before = server.worker.counts["hits"]
+    grow(server, model, messages, TEXTS)
+    assert server.worker.counts["hits"] == before + len(TEXTS) - 1  # each turn went on from the one before
+
+
+def test_a_session_is_fed_only_what_is_new(server: Served) -> None:
+    first = server.chat([user("one")]).json()
+    messages = [user("one"), assistant(first["choices"][0]["message"]["content"]), user("two")]
+    second = server.chat(messages).json()["usage"]
+    assert second["prompt_tokens_details"]["cached_tokens"] == first["usage"]["sonic"]["logical_tokens"]
+    assert second["sonic"]["session_id"] == first["usage"]["sonic"]["session_id"]
+
+
+def test_history_that_nobody_has_seen_is_fed_whole(server: Served, model: SonicModel) -> None:
+    messages = [*DIALOGUE, user("so?")]
+    made = server.worker.counts["made"]
+    assert server.reply(messages) == fresh(model, messages)
+    assert server.worker.counts["made"] == made + 1
+
+
+def test_another_try_goes_on_from_the_state_before(server: Served, model: SonicModel) -> None:
+    messages: list[dict[str, str]] = [{"role": "system", "content": "again"}]
+    grow(server, model, messages, TEXTS[:3])
+    hits = server.worker.counts["hits"]
+    for text in (TEXTS[2], "something else"):
+        other = [*messages[:-2], user(text)]
+        assert server.reply(other) == fresh(model, other)
+    assert server.worker.counts["hits"] == hits + 2
+    grow(server, model, messages, TEXTS[3:4])  # and the first branch goes on too
+    assert server.worker.counts["hits"] == hits + 3
+
+
+def test_an_edited_history_is_answered_as_edited(server: Served, model: SonicModel) -> None:
+    messages: list[dict[str, str]] = [{"role": "system", "content": "edit"}]
+    grow(server, model, messages, TEXTS[:3])
+    messages[1] = user("my sister Ada lives in Rome")
+    grow(server, model, messages, TEXTS[3:4])
+
+
+def test_a_reply_that_the_client_rewrote_counts_as_rewritten(server: Served, model: SonicModel) -> None:
+    messages = [user("strip"), assistant(server.reply([user("strip")]) + " really"), user("hm")]
+    assert server.reply(messages) == fresh(model, messages)
+
+
+def test_many_conversations_at_once_are_each_as_if_alone(server: Served, model: SonicModel) -> None:
+    def converse(number: int) -> None:
+        messages = [{"role": "system", "content": f"you are number {number}"}]
+        grow_replies = []
+        for text in TEXTS[: 2 + number % 3]:
+            messages.append(user(text * (1 + number % 2)))
+            grow_replies.append((list(messages), server.reply(messages)))
+            messages.append(assistant(grow_replies[-1][1]))
+        replies.extend(grow_replies)
+
+    replies: list[tuple[list[dict[str, str]], str]] = []
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(converse, range(12)))
+    for messages, reply in replies:
+        assert reply == fresh(tiny_model(max_position_embeddings=2048), messages)
+
+
+def test_a_stream_is_the_whole_reply_in_pieces(server: Served, model: SonicModel) -> None:
+    messages = [user("tell me more")]
+    response = server.chat(messages, stream=True, stream_options={"include_usage": True})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    chunks = events(response)
+    text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"])
+    assert text == fresh(model, messages) == server.reply(messages)
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert chunks[-2]["choices"][0]["finish_reason"] in ("stop", "length")
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["completion_tokens"] >= 1
+    assert "usage" not in events(server.chat(messages, stream=True))[-1]
+
+
+def test_stop_seed_and_length_are_respected(server: Served, model: SonicModel) -> None:
+    messages = [user("tell me more")]
+    whole = fresh(model, messages)
+    assert server.reply(messages, stop=whole[3:5]) == whole[: whole.index(whole[3:5])]
+    assert server.reply(messages, max_tokens=2) == fresh(model, messages, length=2)
+    sampled = {server.reply(messages, temperature=1.5, seed=seed) for seed in (1, 1, 2, 3)}
+    assert 1 < len(sampled) <= 3
+
+
+def test_content_in_parts_and_nulls_are_accepted(server: Served) -> None:
+    parts = [{"type": "text", "text": "tell me "}, {"type": "text", "text": "more"}]
+    body = {"role": "user", "content": parts, "name": None}
+    assert server.reply([body], tools=None, stop=None) == server.reply([user("tell me more")])  # type: ignore[list-item]
+
+
+# --- compression --------------------------------------------------------------------------------
+
+
+def test_a_request_may_ask_for_its_own_compression(server: Served, model: SonicModel) -> None:
+    messages = [*DIALOGUE, user("so?")]
+    for ratio in (0.0, 0.9):
+        response = server.chat(messages, sonic={"compression_ratio": ratio}).json()
+        expected = fresh(model, messages, Budget(compression_ratio=ratio))
+        assert response["choices"][0]["message"]["content"] == expected
+        assert response["usage"]["sonic"]["compression_ratio"] == ratio
+
+
+def test_the_servers_cap_wins(model: SonicModel) -> None:
+    messages = [*DIALOGUE, user("so?")]
+    with serving(model, min_compression_ratio=0.8) as capped:
+        response = capped.chat(messages, sonic={"compression_ratio": 0.1}).json()
+        expected = fresh(model, messages, Budget(compression_ratio=0.8))
+        assert response["choices"][0]["message"]["content"] == expected
+
+
+def test_a_named_session_can_be_compressed_at_once(server: Served) -> None:
+    headers = {"x-session-id": "slider"}
+    messages = [*DIALOGUE, user("so?")]
+    reply = server.chat(messages, headers=headers, sonic={"compression_ratio": 0.0})
+    assert reply.headers["x-session-id"] == "slider"
+    whole = server.http.get("/v1/sessions/slider").json()
+    assert whole["messages"][:-1] == messages
+    server.chat([*whole["messages"], user("on")], headers=headers, sonic={"compression_ratio": 0.5})
+    half = server.http.get("/v1/sessions/slider").json()
+    small = server.http.patch("/v1/sessions/slider", json={"compression_ratio": 0.9}).json()
+    assert small["entries"] < half["entries"] <= whole["entries"] + 60
+    assert small["bytes"] < half["bytes"]
+    assert (
+        sum(segment["tokens"] for segment in small["segments"]) + small["prefix"] + small["open"]
+        == (small["logical_tokens"])
+    )
+    again = server.chat([*small["messages"], user("go on")], headers=headers).json()["usage"]["sonic"]
+    assert again["compression_ratio"] == 0.9
+
+
+# --- access -------------------------------------------------------------------------------------
+
+
+def test_sessions_of_one_key_are_out_of_reach_of_another(model: SonicModel) -> None:
+    with serving(model, keys=("key-one", "key-two")) as server:
+        other = {"authorization": "Bearer key-two", "x-session-id": "mine"}
+        messages = [user("my secret is 4711")]
+        reply = server.reply(messages, headers={"x-session-id": "mine"})
+        assert server.http.get("/v1/sessions/mine").status_code == 200
+        assert server.http.get("/v1/sessions/mine", headers=other).status_code == 404
+        assert server.http.patch(
+            "/v1/sessions/mine", json={"compression_ratio": 0.9}, headers=other
+        ).status_code == (404)
+        made = server.worker.counts["made"]
+        messages += [assistant(reply), user("and?")]
+        theirs = server.chat(messages, headers=other).json()
+        assert theirs["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+        assert server.worker.counts["made"] == made + 1
+        mine = server.chat(messages, headers={"x-session-id": "mine"}).json()
+        assert mine["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    "header", [None, "Bearer", "Bearer wrong", "Basic key-one", "key-one", "Bearer key-one x"]
+)
+def test_without_a_valid_key_nothing_is_answered(model: SonicModel, header: str | None) -> None:
+    with serving(model, keys=("key-one",)) as server:
+        server.http.headers.pop("authorization")
+        headers = {} if header is None else {"authorization": header}
+        for path in ("/v1/models", "/metrics", "/v1/sessions/x"):
+            refused = server.http.get(path, headers=headers)
+            assert refused.status_code == 401
+            assert "API key" in refused.json()["error"]["message"]
+        assert server.http.get("/healthz").status_code == 200
+        assert server.http.get("/").status_code == 200
+
+
+def test_other_names_for_this_machine_are_refused(server: Served) -> None:
+    assert server.http.get("/v1/models", headers={"host": "evil.example"}).status_code == 400
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "says"),
+    [
+        ({"model": "gpt-5"}, 404, "gpt-5"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "role"),
+        ({"messages": [assistant("x")]}, 400, "user"),
+        ({"messages": [user("x"), {"role": "system", "content": "y"}, user("z")]}, 400, "system"),
+        ({"messages": [user("\ud800")]}, 400, "character"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            400,
+            "content",
+        ),
+        ({"messages": [user("word " * 3000)]}, 400, "positions"),
+        ({"tools": []}, 400, "tools"),
+        ({"logit_bias": {"5": 1}}, 400, "logit_bias"),
+        ({"n": 2}, 400, "n"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"max_tokens": 100_000}, 400, "limit"),
+        ({"stop": ""}, 400, "stop"),
+        ({"sonic": {"compression_ratio": 1.0}}, 400, "compression_ratio"),
+        ({"sonic": {"ratio": 0.5}}, 400, "ratio"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(server: Served, change: Any, status: int, says: str) -> None:
+    body = json.dumps({"model": "tiny", "messages": [user("hi")], **change})
+    response = server.http.post(
+        "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert says in error["message"]
+
+
+def test_a_body_that_is_too_large_or_no_json_is_refused(server: Served) -> None:
+    path = "/v1/chat/completions"
+    assert server.http.post(path, content=b" " * (5 << 20)).status_code == 413
+    chunks = (b" " * 65536 for _ in range(100))
+    assert server.http.post(path, content=chunks).status_code == 413
+    assert (
+        server.http.post(path, content=b"{", headers={"content-type": "application/json"}).status_code == 400
+    )
+    assert server.http.post(path, content=b"[" * 100_000).status_code == 400
+    assert server.http.get("/nowhere").status_code == 404
+    assert server.http.get("/v1/sessions/nobody").status_code == 404
+    assert server.http.get("/v1/sessions/..%2f..%2fetc").status_code in (400, 404)
+
+
+def test_beyond_the_queue_requests_are_refused_and_may_come_again(model: SonicModel) -> None:
+    with serving(model, max_batch=1, max_waiting=2, max_waiting_per_key=1, keys=("a", "b", "c")) as server:
+        results: dict[str, list[httpx.Response]] = {"a": [], "b": [], "c": []}
+
+        def ask(key: str, number: int) -> None:
+            headers = {"authorization": f"Bearer {key}"}
+            results[key].append(server.chat([user(f"{number} go on")], max_tokens=1000, headers=headers))
+
+        threads = []
+        for number in range(4):
+            for key in results:
+                threads.append(threading.Thread(target=ask, args=(key, number)))
+                threads[-1].start()
+                time.sleep(0.02)
+        for thread in threads:
+            thread.join()
+        answers = [response for mine in results.values() for response in mine]
+        refused = [response for response in answers if response.status_code != 200]
+        assert {response.status_code for response in refused} == {429, 503}
+        assert all(response.headers["retry-after"] for response in refused)
+        assert server.chat([user("hi")]).status_code == 200
+
+
+def test_a_client_that_leaves_frees_its_place(model: SonicModel) -> None:
+    with serving(model, max_batch=1) as server:
+        with server.http.stream(
+            "POST",
+            "/v1/chat/completions",
+            json={"model": "tiny", "messages": [user("go")], "max_tokens": 1000, "stream": True},
+        ) as response:
+            next(response.iter_lines())
+        with pytest.raises(httpx.ReadTimeout):  # one that did not even stream
+            server.http.post(
+                "/v1/chat/completions",
+                json={"model": "tiny", "messages": [user("go")], "max_tokens": 1000},
+                timeout=0.2,
+            )
+        start = time.monotonic()
+        assert server.chat([user("hi")], max_tokens=2).status_code == 200
+        assert server.worker.gauges()["requests_running"] == 0
+        assert time.monotonic() - start < 1.5
+
+
+def test_figures_are_told(server: Served) -> None:
+    server.reply([user("count me")])
+    text = server.http.get("/metrics").text
+    assert 'sonic_kv_requests_total{route="/v1/chat/completions",status="200"}' in text
+    assert "sonic_kv_kv_limit_bytes 6.7108864e+07" in text
+    document = server.http.get("/openapi.json").json()
+    assert "/v1/chat/completions" in document["paths"]
+    assert HALF.compression_ratio == 0.5

@@ -104,7 +104,7 @@ if __name__ == "__main__":
     parser.add_argument("--config", type=Path, default=HERE / "config.toml")
     parser.add_argument("--split", default="test")
     parser.add_argument("--distances", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--questions", type=int, default=600, help="at each distance")
+    parser.add_argument("--questions", type=int, default=700, help="at each distance")
     parser.add_argument("--failures", type=Path, help="write the wrong replies here, as JSON lines")
     arguments = parser.parse_args()
 

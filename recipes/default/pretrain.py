@@ -264,9 +264,9 @@ def export(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: 
     """Write the model in bf16, in shards that fit through narrow doors, and its tokenizer."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.config.dtype = torch.bfloat16
-    weights = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in model.state_dict().items()}
-    model.save_pretrained(temporary, state_dict=weights, max_shard_size="15MB")
+    rounded = Qwen3ForCausalLM(model.config).to(torch.bfloat16)
+    rounded.load_state_dict(model.state_dict())
+    rounded.save_pretrained(temporary, max_shard_size="15MB")
     tokenizer.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 
-from sonic_kv.bench import dialogue
+from sonic_kv.bench import batch, dialogue
 from sonic_kv.bench.closing import as_json, measure, report
 from sonic_kv.bench.shapes import SHAPES, random_model
 from sonic_kv.bench.timing import decode_bound, measure_machine, paired, ratio_of_sums
-from sonic_kv.config import BENCH_METHODS, BenchClosingOptions, BenchDialogueOptions, Shape
+from sonic_kv.config import BENCH_METHODS, BenchBatchOptions, BenchClosingOptions, BenchDialogueOptions, Shape
 from sonic_kv.errors import BudgetError, ConfigError
 
 
@@ -59,10 +59,10 @@ def test_a_ratio_of_sums_has_an_interval_that_holds_it() -> None:
     assert uneven.low < uneven.value == 1.0 < uneven.high
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_every_method_lives_through_the_same_dialogue(batch: int) -> None:
+@pytest.mark.parametrize("size", [1, 3])
+def test_every_method_lives_through_the_same_dialogue(size: int) -> None:
     model = tiny_model()
-    result = dialogue.measure(model, "tiny", replace(SHORT, batch=batch))
+    result = dialogue.measure(model, "tiny", replace(SHORT, batch=size))
     assert list(result.turns) == NAMES
     found = {(row.method, row.length): row for row in dialogue.rows(result, model.bytes_per_token)}
     for name, turns in result.turns.items():
@@ -74,7 +74,7 @@ def test_every_method_lives_through_the_same_dialogue(batch: int) -> None:
         kept = dialogue.PREFIX + round((1 - ratio) * history) if ratio else dialogue.PREFIX + history
         if ratio:  # 8 bytes of bookkeeping an entry, head and layer
             per_entry = model.bytes_per_token + 8 * model.num_layers * model.num_heads
-            exact = batch * (kept * per_entry - dialogue.PREFIX * 8 * model.num_layers * model.num_heads)
+            exact = size * (kept * per_entry - dialogue.PREFIX * 8 * model.num_layers * model.num_heads)
             assert turns.live_bytes[-1] == exact
     full = found["full", 96]
     assert full.to_full is not None
@@ -153,3 +153,28 @@ def test_dialogue_options_are_checked(options: dict[str, Any], message: str) -> 
     with pytest.raises(ConfigError, match=message):
         BenchDialogueOptions(**options)
     assert set(BENCH_METHODS) == set(BenchDialogueOptions().methods)
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+def test_batches_grow_until_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, options = tiny_model(), BenchBatchOptions(length=40, ratios=(0.0, 0.8), max_batch=8, steps=2)
+    result = batch.measure(model, "tiny", options)
+    assert [(s.ratio, s.batch, s.entries) for s in result.steps] == [
+        (ratio, rows, entries) for ratio, entries in ((0.0, 40), (0.8, 8)) for rows in (1, 2, 4, 8)
+    ]
+    assert all(s.ms > 0 and s.tokens_per_second == pytest.approx(1e3 * s.batch / s.ms) for s in result.steps)
+    assert result.too_large == {0.0: None, 0.8: None}
+    join = batch.BatchCache.join
+
+    def full(self: Any, cache: Any) -> int:
+        if len(self) == 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return join(self, cache)
+
+    monkeypatch.setattr(batch.BatchCache, "join", full)
+    result = batch.measure(model, "tiny", options)
+    assert result.too_large == {0.0: 4, 0.8: 4}
+    assert "0.8 removed: 2 rows fit, 4 do not" in batch.report(result)
+    assert batch.as_json(result)["steps"][0]["batch"] == 1

@@ -114,6 +114,17 @@ def test_nothing_compressed_is_the_base_model_bit_for_bit(family: str, with_adap
             assert torch.equal(logits, expected)
 
 
+def test_the_first_token_takes_one_model_run() -> None:
+    model = Chunks(tiny_base(), tiny_tokenizer())
+    chat = ChatSession(model, HALF, config=SMALL, sampling=SamplingConfig(max_new_tokens=1))
+    model.fed = []
+    reply = chat.send("where?")
+    assert len(model.fed[0][0]) == reply.usage.prompt_tokens
+    chat.send("x" * 60)  # more than a segment takes: in pieces, closed on the way
+    assert max(len(ids) for ids, _ in model.fed) <= SMALL.max_segment_tokens
+    assert chat.cache.logical_length == len(chat.token_ids) == sum(len(ids) for ids, _ in model.fed) + 1
+
+
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("budget", [Budget(), Budget(compression_ratio=0.0), Budget(max_entries=10_000)])
 def test_a_budget_that_removes_nothing_changes_nothing(budget: Budget, positions: Any) -> None:

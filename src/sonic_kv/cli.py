@@ -19,6 +19,7 @@ from sonic_kv import __version__
 from sonic_kv.config import (
     DEFAULT_BUDGET,
     AdapterConfig,
+    BenchBatchOptions,
     BenchClosingOptions,
     BenchDialogueOptions,
     Budget,
@@ -204,13 +205,8 @@ def bench_closing(call: Call) -> None:
 
 def bench_dialogue(call: Call) -> None:
     """Whole dialogues on every method; the report on standard output, files into a folder."""
-    options, named = call.options(BenchDialogueOptions), call.options(ModelOptions)
-    if options.shape is None:
-        model, name = load_for_decoding(named), named.model or "default model"
-    elif named.model is not None or named.adapter is not None:
-        raise ConfigError("--shape makes a model of its own: leave --model and --adapter out")
-    else:
-        model, name = _load_shape(options, named), f"{options.shape}, random weights"
+    options = call.options(BenchDialogueOptions)
+    model, name = _model_or_shape(options, call.options(ModelOptions))
 
     from sonic_kv.bench import dialogue
 
@@ -224,15 +220,34 @@ def bench_dialogue(call: Call) -> None:
     print(json.dumps(dialogue.as_json(result, found)) if call.json else dialogue.report(result, found))
 
 
-def _load_shape(options: BenchDialogueOptions, named: ModelOptions) -> "SonicModel":
+def bench_batch(call: Call) -> None:
+    """Decode steps at growing batch sizes."""
+    options = call.options(BenchBatchOptions)
+    model, name = _model_or_shape(options, call.options(ModelOptions))
+
+    from sonic_kv.bench import batch
+
+    result = batch.measure(model, name, options)
+    print(json.dumps(batch.as_json(result)) if call.json else batch.report(result))
+
+
+def _model_or_shape(
+    options: BenchDialogueOptions | BenchBatchOptions, named: ModelOptions
+) -> tuple["SonicModel", str]:
+    """The model to time, and what to call it."""
+    if options.shape is None:
+        return load_for_decoding(named), named.model or "default model"
+    if named.model is not None or named.adapter is not None:
+        raise ConfigError("--shape makes a model of its own: leave --model and --adapter out")
+
     import torch
 
     from sonic_kv.bench.shapes import random_model
 
-    assert options.shape is not None
     tokenizer = load_model(ModelOptions()).tokenizer
     dtype = getattr(torch, named.dtype or ("float32" if named.device == "cpu" else "bfloat16"))
-    return random_model(options.shape, named.device, dtype, tokenizer, options.seed)
+    model = random_model(options.shape, named.device, dtype, tokenizer, options.seed)
+    return model, f"{options.shape}, random weights"
 
 
 def evaluate(call: Call) -> None:
@@ -383,6 +398,13 @@ COMMANDS = (
         "time closing a segment and decoding on a compressed cache, as paired ratios",
         bench_closing,
         {"model": ModelOptions, "closing": BenchClosingOptions},
+        json="the figures",
+    ),
+    Command(
+        "bench batch",
+        "time decoding many dialogues at once, and see how many fit",
+        bench_batch,
+        {"model": ModelOptions, "batch": BenchBatchOptions},
         json="the figures",
     ),
     Command(

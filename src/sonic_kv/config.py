@@ -531,6 +531,26 @@ class EvalOptions:
 
 
 @dataclass(frozen=True)
+class BenchBatchOptions:
+    """How many dialogues decode at once, and how long they are."""
+
+    shape: Shape | None = option(
+        None, "random weights of this shape instead of a model: the same speed, nothing to download"
+    )
+    length: int = option(32768, "logical tokens of each dialogue")
+    ratios: tuple[float, ...] = option((0.0, 0.5, 0.8, 0.9), "compression ratios; 0 is full context")
+    max_batch: int = option(64, "most dialogues at once; fewer where memory ends")
+    steps: int = option(8, "decode steps in one timing")
+    seed: int = option(0, "seed of the random weights")
+
+    def __post_init__(self) -> None:
+        for ratio in self.ratios:
+            Budget(compression_ratio=ratio)
+        for name in ("length", "max_batch", "steps"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
 class ModelOptions:
     """Which model, and where it runs."""
 

@@ -168,13 +168,20 @@ class ChatSession:
         self.close_if_full()
         return prompt[-1]
 
+    def _fits(self, prompt: list[int]) -> bool:
+        """Whether all of `prompt` can be fed before the open segment is full, or positions run out."""
+        size = self.cache.open_length + len(prompt) - 1
+        short = not self.limited or size < self.config.max_segment_tokens
+        return bool(prompt) and short and len(prompt) < self.model.room(self.cache)
+
     def _reply(self, prompt: list[int], sampling: SamplingConfig, start: float) -> Iterator[str]:
-        first = self._open_reply(prompt)
+        # one model run to the first token, unless the message fills the segment on its way
+        rest = prompt if self._fits(prompt) else [self._open_reply(prompt)]
         text, reason, written = "", "length", list[int]()
-        with closing(stream_generate(self.model, [[first]], [self.cache], sampling)) as steps:
+        with closing(stream_generate(self.model, [rest], [self.cache], sampling)) as steps:
             for (piece,) in steps:
                 assert piece is not None
-                self.token_ids.append(written[-1] if written else first)  # what this step has fed
+                self.token_ids += written[-1:] or rest  # what this step has fed
                 written.append(piece.token_id)
                 text += piece.text
                 if piece.text:

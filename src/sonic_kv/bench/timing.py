@@ -26,14 +26,15 @@ def seconds(run: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of two sums of paired times, and its 95 % bootstrap interval."""
+    """A ratio of two sums of paired times, and its 95 % bootstrap interval (over several repetitions)."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} ({self.low:.2f}–{self.high:.2f})"
+        interval = "" if self.low == self.high else f" ({self.low:.2f}–{self.high:.2f})"
+        return f"{self.value:.2f}{interval}"
 
 
 def ratio_of_sums(

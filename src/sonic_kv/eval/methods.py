@@ -215,6 +215,7 @@ class Sonic(Method):
         return None if model.adapter.reencodes else "an adapter with a LoRA"
 
     def close(self, row: Row, target: int) -> None:
+        row.cache.bits = self.config.bits
         self._compressor.close(row.cache, row.open_ids, self.budget)
 
 

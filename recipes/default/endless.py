@@ -2,26 +2,42 @@
 
     python endless.py --exchanges 500 --max-entries 512
 
-Recall is teacher-forced, as in compare.py. Every method keeps the same number of entries in every layer and KV
-head: this project's, H2O's running sum of attention over every query, and the newest (a sliding window with
-sinks). The dialogue is far longer than the model's positions; all three sessions move their keys back alike.
+Recall is teacher-forced: all tokens of the answer are the most probable ones after the gold text. Every
+method keeps the same number of entries in every layer and KV head: this project's, H2O's running sum of
+attention over every query, and the newest (a sliding window with sinks). The dialogue is far longer than the
+model's positions; all sessions move their keys back alike.
 """
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from common import encode
-from compare import Recorder, exchanges
+from torch import Tensor
 from tqdm import tqdm
 
-from sonic_kv import Budget, ChatSession, SessionConfig
+from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
 from sonic_kv.bench.dialogue import WHOLE_SEGMENT, Newest
+from sonic_kv.cache import SessionCache
 from sonic_kv.compressor import Compressor
 from sonic_kv.config import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
+from sonic_kv.demo import exchanges
 from sonic_kv.importance import WindowImportance
+
+
+class Recorder(SonicModel):
+    """Keeps the most probable token after every fed one."""
+
+    best: list[Tensor]
+
+    def feed(self, cache: SessionCache, token_ids: Sequence[int], *, all_logits: bool = False) -> Tensor:
+        logits = super().feed(cache, token_ids, all_logits=True)
+        self.best.append(logits.argmax(-1))
+        return logits if all_logits else logits[-1]
+
 
 EDGES = (2, 8, 32, 128)  # of the buckets of distances, in exchanges
 
@@ -42,21 +58,17 @@ def run(model: Recorder, dialogue: dict[str, Any], method: str, budget: Budget) 
     """Bytes and seconds of every exchange, and for every question whether its answer was right."""
     messages = dialogue["messages"]
     system = messages[0]["content"] if messages[0]["role"] == "system" else None
-    model.logits = []
+    model.best = []
     chat = session(model, method, budget, system)
-    predicted, seconds, sizes = [model.logits[0].argmax(-1)] if model.logits else [], [], []
-    for exchange in tqdm(
-        exchanges(messages[1:] if system is not None else messages), desc=method, leave=False
-    ):
-        model.logits = []
+    seconds, sizes = [], []
+    for first, end in tqdm(list(exchanges(messages)), desc=method, leave=False):
         start = time.perf_counter()
-        chat.extend(exchange)
+        chat.extend(messages[first:end])
         seconds.append(time.perf_counter() - start)
         sizes.append(chat.stats.bytes)
-        predicted += [logits.argmax(-1) for logits in model.logits]
     example = encode(model.tokenizer, dialogue, 1.0, 1.0)
     ids, asked = torch.tensor(example.ids)[1:], torch.tensor(example.questions)[1:]
-    right = torch.cat(predicted)[:-1] == ids
+    right = torch.cat(model.best)[:-1] == ids
     answers = [bool(right[asked == q].all()) for q in range(len(dialogue["meta"]["questions"]))]
     return {"bytes": sizes, "seconds": seconds, "answers": answers, "tokens": len(example.ids)}
 

@@ -307,7 +307,11 @@ def checkpointed(base: Any, on: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    name = (
+        "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
+    )  # older transformers
+    kwargs = {f"{name}_checkpointing_kwargs": {"use_reentrant": False}}
+    getattr(base, f"{name}_checkpointing_enable")(**kwargs)
     base.train()
     for module in base.modules():
         if isinstance(module, nn.Dropout):
@@ -316,4 +320,4 @@ def checkpointed(base: Any, on: bool) -> Iterator[None]:
         yield
     finally:
         base.eval()
-        base.gradient_checkpointing_disable()
+        getattr(base, f"{name}_checkpointing_disable")()

@@ -586,8 +586,8 @@ class DemoOptions:
     dialogue: str | None = option(
         None, 'JSONL file, {"messages": [{"role", "content"}, ...]} a line; none: synthetic dialogues'
     )
-    dialogues: int = option(4, "how many dialogues; the first is shown in full")
-    exchanges: int = option(28, "exchanges of each synthetic dialogue")
+    dialogues: int = option(6, "how many dialogues; the first is shown in full")
+    exchanges: int = option(16, "exchanges of each synthetic dialogue")
     seed: int = option(0, "seed of the synthetic dialogues")
     ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios to compare")
     max_new_tokens: int = option(32, "longest answer, in tokens")

@@ -262,6 +262,7 @@ def make_app(
             "created": created,
             "owned_by": "sonic-kv",
             "max_model_len": worker.model.max_length,
+            "compression_ratio": worker.default_ratio,
         }
 
     @app.get("/healthz")

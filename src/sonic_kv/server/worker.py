@@ -16,16 +16,18 @@ from sonic_kv.compressor import Compressor
 from sonic_kv.config import Budget, SamplingConfig, ServeOptions, SessionConfig, parse_bytes
 from sonic_kv.engine import Engine, Preparing, Turn
 from sonic_kv.errors import (
+    AdapterError,
     BusyError,
     ConfigError,
     ContextLengthError,
+    FileError,
     MemoryLimitError,
     NotFoundError,
     StoreError,
 )
 from sonic_kv.human import bytes_text
 from sonic_kv.model import SonicModel
-from sonic_kv.server.archive import Archive
+from sonic_kv.server.archive import Archive, Found
 from sonic_kv.server.dialogue import Step, chain, continued, digest, messages_of, ratio_of
 from sonic_kv.server.shelf import Node, Shelf
 from sonic_kv.server.store import Store
@@ -132,7 +134,7 @@ class Worker:
         self.shelf = Shelf()
         self.engine = Engine(model, options.slice_tokens)
         self.counts = Counter[str]()
-        self._default_ratio = max(budget.compression_ratio or 0.0, options.min_compression_ratio)
+        self.default_ratio = max(budget.compression_ratio or 0.0, options.min_compression_ratio)
         self._entry_bytes = Compressor(model, config).bytes_per_entry()
         adapter = None if model.adapter is None else model.adapter.digest()
         self._scope = digest(model.fingerprint(), adapter, asdict(config), options.slice_tokens)
@@ -300,7 +302,7 @@ class Worker:
         """The steps of the session that a request wants to see."""
         ratio = None if request.ratio is None else max(request.ratio, self.options.min_compression_ratio)
         messages = request.messages or messages_of(known)
-        return continued(known, messages, ratio, self._default_ratio)
+        return continued(known, messages, ratio, self.default_ratio)
 
     def _usable(self, request: Request, keys: list[str]) -> list[str]:
         """Keys of the states that a request can go on from: it adds a message if it wants a reply."""
@@ -327,18 +329,17 @@ class Worker:
         for message in new:
             text = message["content"]
             tokens += len(form.user(text) if message["role"] == "user" else form.assistant(text))
+        ratio = min(s.compression_ratio or 0.0 for s in steps if isinstance(s, Budget))
         limit = self.model.max_length
+        if ratio == 0.0 and tokens >= limit and request.sampling is not None:
+            raise ContextLengthError(
+                f"the dialogue has {tokens} tokens, and the model {limit} positions: shorten it, or ask for compression"
+            )
         if request.sampling is not None:
-            if tokens >= limit and self.config.positions == "original":
-                raise ContextLengthError(
-                    f"the dialogue has {tokens} tokens, and the model {limit} positions: shorten it"
-                )
             opening, end = form.generation_prompt(), form.assistant_close()
             tokens += len(opening) + request.sampling.max_new_tokens + len(end)
-        tokens = min(tokens, limit)
-        ratio = min(s.compression_ratio or 0.0 for s in steps if isinstance(s, Budget))
         if raw or ratio == 0.0:
-            return tokens
+            return min(tokens, limit)  # raw entries have positions of their own
         segments = tokens // self.config.min_segment_tokens + 1  # each keeps one entry at least
         kept = prefix + int((1.0 - ratio) * tokens) + segments + self.config.max_segment_tokens
         return min(tokens, kept)
@@ -462,8 +463,8 @@ class Worker:
             finding = self._archive.find(keys[::-1])
             yield finding
             found = finding.result()
-            if found is not None:
-                session = ChatSession.thaw(self.model, found.header, found.tensors, f"session {found.key}")
+            session = None if found is None else self._thawed(found)
+            if found is not None and session is not None:
                 done = keys.index(found.key) + 1
                 job.name, job.parent, job.grandparent = request.name or found.name, found.key, found.parent
                 self.counts["restored"] += 1
@@ -479,6 +480,14 @@ class Worker:
             else:
                 yield from session.extending([step], self.options.slice_tokens)
         return session
+
+    def _thawed(self, found: Found) -> ChatSession | None:
+        """The session of a cache that was found; None if it is of no use."""
+        try:
+            return ChatSession.thaw(self.model, found.header, found.tensors, f"session {found.key}")
+        except (FileError, AdapterError) as error:
+            log.warning("a cache is made again: %s", error)
+            return None
 
     def _new_session(self, steps: Sequence[Step]) -> tuple[ChatSession, int]:
         """A session of the first steps, and how many those are: a budget, and a system prompt."""

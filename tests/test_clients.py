@@ -1,0 +1,214 @@
+"""The server with the clients that people have: OpenAI's, LangChain's, a browser, and a fuzzer."""
+
+import json
+import os
+import random
+import shutil
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from serving import Served, fresh, serving, user
+from tiny import tiny_model
+
+from sonic_kv.model import SonicModel
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def model() -> SonicModel:
+    return tiny_model(max_position_embeddings=2048)
+
+
+@pytest.fixture(scope="module")
+def server(model: SonicModel) -> Iterator[Served]:
+    with serving(model, keys=("secret-key",)) as served:
+        yield served
+
+
+def test_openai_client(server: Served) -> None:
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret-key") as client:
+        assert [model.id for model in client.models.list()] == ["tiny"]
+        messages: list[Any] = [user("my sister Ada lives in Oslo")]
+        reply = client.chat.completions.create(model="tiny", messages=messages)
+        assert reply.choices[0].message.content == fresh(messages)
+        assert reply.usage.sonic["logical_tokens"] > 0
+        messages += [reply.choices[0].message.model_dump(), user("and?")]  # as clients send it back
+        with client.chat.completions.create(
+            model="tiny", messages=messages, stream=True, stream_options={"include_usage": True}
+        ) as chunks:
+            got = list(chunks)
+        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+        assert "".join(c.choices[0].delta.content or "" for c in got if c.choices) == fresh(plain)
+        assert got[-1].usage.prompt_tokens_details.cached_tokens > 0
+        asked = {"extra_body": {"sonic": {"compression_ratio": 0.9}}, "model": "tiny", "messages": messages}
+        assert client.chat.completions.create(**asked).usage.sonic["compression_ratio"] == 0.9
+        with pytest.raises(openai.BadRequestError, match="logit_bias"):
+            client.chat.completions.create(model="tiny", messages=messages, logit_bias={"5": 1})
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="gpt-5", messages=messages)
+    with (
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        client.models.list()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_langchain_client(server: Served) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    chat = langchain.ChatOpenAI(
+        model="tiny", base_url=f"{server.url}/v1", api_key="secret-key", temperature=0, max_tokens=12
+    )
+    messages = [("system", "be brief"), ("human", "my sister Ada lives in Oslo")]
+    expected = fresh([{"role": "system", "content": "be brief"}, user("my sister Ada lives in Oslo")])
+    assert chat.invoke(messages).content == expected
+    assert "".join(chunk.content for chunk in chat.stream(messages)) == expected
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_page_in_a_browser(model: SonicModel, tmp_path: Path) -> None:
+    """Type, stream, slide, reload, go on; with the keyboard, and with an API key."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with serving(model, tmp_path, keys=("secret-key",)) as server, playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        failures: list[str] = []
+        page.on("pageerror", lambda error: failures.append(str(error)))
+        page.goto(server.url)
+        page.get_by_label("API key").fill("secret-key")
+        page.keyboard.press("Enter")
+        page.locator("#model:text('tiny')").wait_for()
+        for text in ("my sister Ada lives in Oslo", "the door code is 4711, keep it", "hi, how is it?"):
+            page.locator("#text").fill(text)
+            page.keyboard.press("Enter")
+            page.locator(f"#log .user:text('{text}') + .assistant:not(.waiting)").wait_for()
+            page.locator("#send:text-is('Send')").wait_for()
+        first = page.locator("#log .assistant").first.text_content()
+        assert first == fresh([user("my sister Ada lives in Oslo")], length=256)
+        before = int(page.locator("#entries").text_content() or 0)
+        segments = page.locator("#segments .bar").count()
+        assert segments >= 3
+        page.locator("#ratio").focus()
+        page.keyboard.press("End")
+        page.locator("#effect:text('without running the model')").wait_for()
+        shrunk = int(page.locator("#entries").text_content() or 0)
+        assert shrunk < before
+        shown = page.locator("#log").inner_text()
+        page.reload()
+        page.locator("#log .assistant").first.wait_for()
+        assert page.locator("#log").inner_text() == shown
+        assert int(page.locator("#entries").text_content() or 0) == shrunk
+        page.locator("#text").fill("go on")
+        page.keyboard.press("Enter")
+        page.locator("#log .user:text-is('go on') + .assistant:not(.waiting)").wait_for()
+        page.locator("#send:text-is('Send')").wait_for()
+        assert page.locator("#say").text_content() == ""
+        assert failures == []
+        browser.close()
+
+
+MUTABLE = {
+    "model": "tiny",
+    "messages": [user("hi"), {"role": "assistant", "content": "yes"}, user("and?")],
+    "max_tokens": 2,
+    "stream": False,
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "stop": ["x"],
+    "seed": 1,
+    "sonic": {"compression_ratio": 0.5},
+}
+
+
+def mutated(draw: random.Random) -> bytes:
+    """A request with something wrong in it, in its fields or in its bytes."""
+    body = json.loads(json.dumps(MUTABLE))
+    for _ in range(draw.randint(1, 3)):
+        odd = draw.choice(
+            [
+                None,
+                [],
+                {},
+                "",
+                "\x00",
+                "\ud83d\ude00" * 9,
+                -1,
+                0,
+                1e308,
+                2**64,
+                True,
+                "x" * 3000,
+                [[]],
+                {"a": {}},
+            ]
+        )
+        place: Any = body
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = draw.choice(keys)
+            if draw.random() < 0.5 and isinstance(place[key], (dict, list)) and place[key]:
+                place = place[key]
+                continue
+            place[key] = odd
+            break
+        if draw.random() < 0.2:
+            body["".join(draw.choices(string.ascii_letters, k=5))] = odd
+    data = bytearray(json.dumps(body).encode())
+    if draw.random() < 0.3:
+        for _ in range(draw.randint(1, 4)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+    return bytes(data)
+
+
+def fuzz(server: Served, number: int, seed: int) -> dict[int, int]:
+    """Statuses of `number` mutated requests."""
+    draw, statuses = random.Random(seed), dict[int, int]()
+    for _ in range(number):
+        response = server.http.post(
+            "/v1/chat/completions", content=mutated(draw), headers={"content-type": "application/json"}
+        )
+        statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
+        if response.status_code != 200:
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    return statuses
+
+
+def test_mutated_requests_never_break_the_server(server: Served) -> None:
+    number = int(os.environ.get("SONIC_KV_FUZZ", "150"))  # 10000 takes some minutes
+    statuses = fuzz(server, number, seed=number)
+    assert set(statuses) <= {200, 400, 404, 413}
+    assert statuses[400] > number / 3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_schemathesis_finds_no_failure(server: Served) -> None:
+    """Every operation of the OpenAPI document, with drawn inputs: no 5xx, no answer it does not describe."""
+    schemathesis = pytest.importorskip("schemathesis")
+    import hypothesis
+
+    headers = {"authorization": "Bearer secret-key"}
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    for operation in schema.get_all_operations():
+
+        @hypothesis.settings(
+            max_examples=100, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
+        )
+        @hypothesis.given(case=operation.ok().as_strategy())
+        def check(case: Any) -> None:
+            response = case.call(headers=headers, timeout=30)
+            assert response.status_code < 500, response.text
+            described = case.operation.definition.raw["responses"]
+            assert str(response.status_code) in described, (response.status_code, response.text)
+
+        check()
+    assert httpx.get(f"{server.url}/healthz").status_code == 200

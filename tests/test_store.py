@@ -332,7 +332,9 @@ def test_a_killed_server_has_lost_no_acknowledged_turn(tmp_path: Path, moment: s
         try:
             with httpx.Client(base_url=url, timeout=60, headers=NAMED) as http:
                 if round_number:
-                    assert http.get("/v1/sessions/keeper").json()["messages"] == messages
+                    # the turn that was killed may have been complete by then
+                    kept = http.get("/v1/sessions/keeper").json()["messages"]
+                    assert kept[: len(messages)] == messages
                 for turn in history[2 * round_number : 2 * round_number + 2]:
                     body = {"model": "sonic-default", "messages": [*messages, turn], "max_tokens": 24}
                     reply = http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]

@@ -9,6 +9,7 @@ synthetic ones). Pretraining reads nothing else, so that it runs where the data 
 
 import argparse
 import lzma
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -92,9 +93,23 @@ def pack(config: dict[str, Any], folder: Path, out: Path, trained: Path | None) 
     with lzma.open(temporary, "wb", preset=4) as file:
         np.save(file, np.concatenate(parts))
     temporary.replace(out / "ids.npy.xz")
-    common = [word for word, count in words.most_common() if count >= 5]
-    (out / "words.txt").write_text("\n".join(common[config["data"]["skip_words"] :]))
+    common = [word for word, count in words.most_common() if count >= 5][config["data"]["skip_words"] :]
+    spelled = invented_words(tokenizer, random.Random(0), len(common))
+    (out / "words.txt").write_text("\n".join((*common, *spelled)))
     return tokens
+
+
+def invented_words(tokenizer: PreTrainedTokenizerFast, rng: random.Random, count: int) -> list[str]:
+    """Words of two or three tokens drawn evenly: a token that is never recalled is not learned to be."""
+    pieces = [token for token in tokenizer.get_vocab() if re.fullmatch("Ġ?[a-z]+", token)]
+    first, later = ([p for p in sorted(pieces) if p.startswith("Ġ") == start] for start in (True, False))
+    found: list[str] = []
+    while len(found) < count:
+        drawn = [rng.choice(first), *rng.choices(later, k=rng.choice((1, 1, 2)))]
+        word = "".join(drawn)[1:]
+        if len(word) <= 12 and tokenizer.tokenize(word) == drawn:
+            found.append(word)
+    return found
 
 
 if __name__ == "__main__":

@@ -333,14 +333,16 @@ class _Dialogue:
         return self.noisy(found) if rng.random() < self.config.noise_share else found
 
     def noisy(self, wording: str) -> str:
-        """A wording with some of its plain words left out and fillers put in."""
+        """A wording with some of its plain words left out or replaced, and fillers put in."""
         rng = self.rng
         *words, last = wording.split(" ")
         kept = []
         for word in words:
             if rng.random() < 0.08:
                 kept.append(rng.choice(w.FILLERS))
-            if not word.isalpha() or rng.random() > 0.15:
+            if word.isalpha() and self.words and rng.random() < 0.08:
+                kept.append(rng.choice(self.words))
+            elif not word.isalpha() or rng.random() > 0.15:
                 kept.append(word)
         return " ".join((*kept, last))
 

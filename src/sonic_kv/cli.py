@@ -22,6 +22,7 @@ from sonic_kv.config import (
     BenchBatchOptions,
     BenchClosingOptions,
     BenchDialogueOptions,
+    BenchTrainingOptions,
     Budget,
     ChatOptions,
     DemoOptions,
@@ -231,8 +232,19 @@ def bench_batch(call: Call) -> None:
     print(json.dumps(batch.as_json(result)) if call.json else batch.report(result))
 
 
+def bench_training(call: Call) -> None:
+    """The one-pass training forward against compressing segment by segment."""
+    options = call.options(BenchTrainingOptions)
+    model, _ = _model_or_shape(options, call.options(ModelOptions))
+
+    from sonic_kv.bench import closing, training
+
+    results = training.measure(model, options)
+    print(json.dumps(closing.as_json(results)) if call.json else closing.report(results))
+
+
 def _model_or_shape(
-    options: BenchDialogueOptions | BenchBatchOptions, named: ModelOptions
+    options: BenchDialogueOptions | BenchBatchOptions | BenchTrainingOptions, named: ModelOptions
 ) -> tuple["SonicModel", str]:
     """The model to time, and what to call it."""
     if options.shape is None:
@@ -413,6 +425,13 @@ COMMANDS = (
         bench_dialogue,
         {"model": ModelOptions, "dialogue": BenchDialogueOptions},
         json="the figures, and every time behind them",
+    ),
+    Command(
+        "bench training",
+        "time the one-pass training forward against compressing segment by segment",
+        bench_training,
+        {"model": ModelOptions, "bench_training": BenchTrainingOptions},
+        json="the figures",
     ),
     Command(
         "eval",

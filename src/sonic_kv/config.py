@@ -359,6 +359,24 @@ class SynthConfig:
 
 
 @dataclass(frozen=True)
+class BenchTrainingOptions:
+    """A training step that is timed."""
+
+    shape: Shape | None = option(None, "random weights of a known shape, instead of a model")
+    batch_size: int = option(4, "dialogues of the step")
+    exchanges: int = option(16, "exchanges of every dialogue")
+    lora_rank: int = option(16, "rank of the adapter's LoRA")
+    repetitions: int = option(10, "paired repetitions")
+    seed: int = option(0, "seed of dialogues and budgets")
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "exchanges", "lora_rank", "repetitions"):
+            least = 2 if name in ("exchanges", "repetitions") else 1
+            require(getattr(self, name) >= least, f"{name}={getattr(self, name)} must be at least {least}")
+        require(self.seed >= 0, f"seed={self.seed} must not be negative")
+
+
+@dataclass(frozen=True)
 class BenchClosingOptions:
     """What is timed."""
 

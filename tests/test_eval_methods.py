@@ -1,10 +1,11 @@
 """The turn loop and the methods: what they keep, and that a row is what a session is."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import DIALOGUE, tiny_model
+from tiny import DIALOGUE, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
@@ -267,7 +268,7 @@ def test_streaming_llm_keeps_the_first_tokens_and_the_newest() -> None:
 
 
 @pytest.mark.parametrize("name", PRESSES)
-def test_the_first_closing_equals_kvpress_in_its_own_prefill(name: str) -> None:
+def test_the_first_closing_equals_kvpress_in_its_own_prefill(name: str, tmp_path: Path) -> None:
     model = tiny_model("llama", adapter=False)
     kind = needing(name, model)
     from kvpress import BasePress  # noqa: F401 (its import wraps attention: after `needing`)
@@ -286,14 +287,19 @@ def test_the_first_closing_equals_kvpress_in_its_own_prefill(name: str) -> None:
         return press
 
     method.build = built
+    asked = "\n\nRepeat the previous context exactly.\n"  # kvpress's own, where there is no chat template
+    method.request = lambda row: model.tokenizer.encode(asked, add_special_tokens=False)
     before = row.fork()
     close(method, row)
     (press,) = made
+    press.compression_ratio = press.compression_ratio or 0.5  # KVzip has not been asked to compress itself
     base = model.base
+    base.config.name_or_path = str(tmp_path)  # KVzip loads the tokenizer itself
+    tiny_tokenizer(None).save_pretrained(tmp_path)
     base.set_attn_implementation("eager" if name == "observed-attention" else "sdpa")
     cache = DynamicCache()
     with torch.no_grad(), press(base):
-        base.model(torch.tensor([ids]), past_key_values=cache)
+        base.model(input_ids=torch.tensor([ids]), past_key_values=cache)
     for number, layer in enumerate(cache.layers):
         mine = before.cache.layers[number].keys
         masked = getattr(base.model.layers[number].self_attn, "masked_key_indices", None)

@@ -153,23 +153,19 @@ class Ranked(Method):
             kept.append(torch.zeros_like(row.present(layer)).scatter(-1, best[:, :target], True))
         row.keep(kept)
 
-    def positions(self, row: Row, layer: int) -> Tensor:
-        """Transcript positions of memory and open segment. (G, n + L)"""
-        return row.entries()[layer].positions[0]
-
 
 class Sliding(Ranked):
     """The newest entries."""
 
     def score(self, row: Row, layer: int, target: int) -> Tensor:
-        return self.positions(row, layer)
+        return row.positions(layer)
 
 
 class StreamingLLM(Ranked):
     """The first tokens and the newest ones (arXiv:2309.17453); keys stay at their own positions."""
 
     def score(self, row: Row, layer: int, target: int) -> Tensor:
-        positions = self.positions(row, layer)
+        positions = row.positions(layer)
         return torch.where(positions < SINKS, row.cache.logical_length, positions)
 
 
@@ -183,7 +179,7 @@ class H2O(Ranked):
     attention = True
 
     def score(self, row: Row, layer: int, target: int) -> Tensor:
-        positions = self.positions(row, layer)
+        positions = row.positions(layer)
         newest = positions >= row.cache.logical_length - (target - target // 2)
         return torch.where(newest, torch.inf, row.paid[layer][0, :, row.cache.lengths.prefix :])
 
@@ -192,7 +188,7 @@ class Random(Ranked):
     """Entries drawn at random, anew in each layer and head; the same on every run."""
 
     def score(self, row: Row, layer: int, target: int) -> Tensor:
-        positions = self.positions(row, layer)
+        positions = row.positions(layer)
         generator = torch.Generator().manual_seed(layer)
         heads, longest = positions.shape[0], row.cache.logical_length
         drawn = torch.rand(heads, longest, generator=generator).to(positions.device)

@@ -11,9 +11,10 @@ kvpress is imported when a press is made, and not before: importing it wraps tra
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,11 +24,12 @@ from torch import Tensor
 from sonic_kv.config import SessionConfig
 from sonic_kv.errors import ConfigError
 from sonic_kv.eval.methods import SINKS, Method
-from sonic_kv.eval.turns import WINDOW, Row
+from sonic_kv.eval.turns import WINDOW, Row, read
 from sonic_kv.model import SonicModel
 
 INSTALL = "kvpress, in an environment of its own: pip install 'sonic-kv[eval]'"
 LAG = 128  # kvpress's own lag_size
+CHUNK_TAIL = 8  # kvpress's own prev_postfix_size: tokens that KVzip shows of the chunk before
 PYRAMID = 20  # kvpress's own beta: the last layer's share is 1 / beta of the mean
 
 
@@ -193,8 +195,8 @@ class ObservedAttentionPress(Press):
     def attentions(self, row: Row, layer: int) -> Tensor:
         prefix, stored = row.cache.lengths.prefix, row.cache.stored
         device = row.paid[layer].device
-        positions = torch.arange(prefix, device=device).expand(1, self.model.num_heads, -1)
-        positions = torch.cat((positions, row.entries()[layer].positions), dim=-1)
+        positions = torch.arange(prefix, device=device).expand(self.model.num_heads, -1)
+        positions = torch.cat((positions, row.positions(layer)), dim=-1)
         queries = len(row.token_ids) - positions
         return (row.paid[layer] / queries * torch.arange(stored, 0, -1, device=device))[:, :, None]
 
@@ -246,8 +248,86 @@ class PyramidKVPress(WindowPress):
 
 
 class CriticalSnapKVPress(WindowPress):
+    default = False
+
     def build(self, library: Any, closing: Closing) -> Any:
         return library.CriticalKVPress(library.SnapKVPress(window_size=self.window(closing)))
+
+
+class CURPress(Press):
+    default = False
+
+    def build(self, library: Any, closing: Closing) -> Any:
+        return library.CURPress(num_sinks=closing.prefix)
+
+
+class KVzipPress(Press):
+    """Attention that an entry receives at most when the text is repeated (arXiv:2505.23416).
+
+    Of kvpress: the score, the number of sinks, and the allocation over all layers and heads. Ours: a segment is
+    one of KVzip's chunks and is repeated when it closes, over what is left of the chunks before it; the request
+    is a message of the user. An entry keeps the score of its own chunk, as in KVzip. The repetition is a forward
+    of its own, longer than the segment, which `seconds` includes.
+    """
+
+    @classmethod
+    def missing(cls, model: SonicModel) -> str | None:
+        if getattr(model.config, "attn_logit_softcapping", None) or "gemma3" in model.config.model_type:
+            return "a model that kvpress's KVzip can score (no Gemma)"
+        return super().missing(model)
+
+    def build(self, library: Any, closing: Closing) -> Any:
+        logger = logging.getLogger("kvpress.presses.kvzip_press")  # warns of its cost at every closing
+        before = logger.disabled
+        logger.disabled = True
+        try:
+            return library.KVzipPress()
+        finally:
+            logger.disabled = before
+
+    def request(self, row: Row) -> list[int]:
+        """Tokens that ask for the open segment, up to where its repetition begins."""
+        form, first = self.model.format, not row.cache.lengths.segment_starts
+        if first:
+            return form.user("Repeat the previous context exactly.") + form.generation_prompt()
+        text = "Repeat the part of the previous context exactly, starting with"
+        before = row.token_ids[: row.cache.lengths.closed]
+        return form.user(text) + form.generation_prompt() + before[-CHUNK_TAIL:]
+
+    def close(self, row: Row, target: int) -> None:
+        closing = Closing(row.cache.lengths.prefix, row.cache.stored, row.cache.open_length, target)
+        press = self.build(self._library, closing)
+        scores = self._scores(press, row, closing)
+        present = torch.stack([row.present(layer) for layer in range(self.model.num_layers)])
+        best = scores.masked_fill(~present, -torch.inf).flatten().argsort(descending=True, stable=True)
+        count = min(target * self.model.num_layers * self.model.num_heads, int(present.sum()))
+        kept = torch.zeros_like(best, dtype=torch.bool).scatter(0, best[:count], True).view_as(present)
+        row.keep(list(kept), list(scores))
+
+    def _scores(self, press: Any, row: Row, closing: Closing) -> Tensor:
+        """Of memory, as stored, and of the open segment, new. (layers, G, n + L)"""
+        reader = replace(row.fork(), paid=[], window=[], hidden=[])
+        start, ids = reader.cache.next_position, self.request(row) + row.open_ids
+        read(self.model, [reader], [ids], [[]], hidden=True)
+        press.start_idx, press.end_idx, press.context_length = (
+            row.cache.open_start(),
+            closing.stored,
+            closing.stored,
+        )
+        shape = (self.model.num_layers, 1, self.model.num_heads, closing.stored)
+        press.score_val = torch.zeros(shape, dtype=self.model.dtype, device=self.model.device)
+        positions = torch.arange(start, start + len(ids), device=self.model.device)[None]
+        for module, layer, hidden in zip(self._modules, reader.cache.layers, reader.hidden, strict=True):
+            given = {"position_embeddings": self._rotary(hidden, positions)}
+            press.score_kvzip(module, hidden, layer.keys, layer.values, None, given)
+        fresh = press.score_val[:, 0, :, closing.prefix :].float()
+        scores = []
+        for number, entry in enumerate(row.entries()):
+            found = (
+                entry.scores[0] + fresh[number]
+            )  # those of the open segment are 0 in the one, memory's in the other
+            scores.append(found.masked_fill(row.positions(number) < press.n_sink, torch.inf))
+        return torch.stack(scores)
 
 
 PRESSES: dict[str, type[Method]] = {
@@ -262,4 +342,6 @@ PRESSES: dict[str, type[Method]] = {
     "pyramidkv": PyramidKVPress,
     "adakv-snapkv": AdaSnapKVPress,
     "critical-snapkv": CriticalSnapKVPress,
+    "cur": CURPress,
+    "kvzip": KVzipPress,
 }

@@ -119,12 +119,14 @@ class Opening:
 
     Attributes:
         full: log-probabilities in every scored token's place. (R, V)
+        best: the most probable token there. (R,)
         row: with the first segment open.
         first: the first segment's share of the outcome.
     """
 
     script: Script
     full: Tensor
+    best: Tensor
     row: Row
     first: "Outcome"
     max_new_tokens: int
@@ -153,7 +155,8 @@ def open_dialogues(
     for row in rows:
         row.cache.mark_prefix()
     openings = [
-        Opening(s, f, row, Outcome(), max_new_tokens) for s, f, row in zip(scripts, full, rows, strict=True)
+        Opening(s, f, f.argmax(-1), row, Outcome(), max_new_tokens)
+        for s, f, row in zip(scripts, full, rows, strict=True)
     ]
     _advance(model, [(o, o.row, o.first) for o in openings], 0, needs)
     return openings
@@ -218,7 +221,7 @@ class Outcome:
         gold, best = torch.tensor(ids, device=log_p.device, dtype=torch.long), log_p.argmax(-1)
         self.nll += (-log_p.gather(-1, gold[:, None])[:, 0]).tolist()
         self.kl += (full.exp() * (full - log_p)).sum(-1).tolist()
-        self.agree += (best == full.argmax(-1)).tolist()
+        self.agree += (best == opening.best[first : first + len(log_p)]).tolist()
         self.right += (best == gold).tolist()
 
 

@@ -84,15 +84,18 @@ class Row:
 
     def entries(self) -> list[Memory]:
         """Per layer memory and open segment."""
-        cache, start = self.cache, self.cache.lengths.prefix
-        result = []
-        for layer in cache.layers:
-            heads = layer.keys.shape[1]
-            fresh = torch.arange(cache.lengths.closed, cache.logical_length, device=layer.keys.device)
-            positions = torch.cat((layer.positions, fresh.int().expand(1, heads, -1)), dim=-1)
-            scores = torch.nn.functional.pad(layer.scores, (0, len(fresh)))
+        start, result = self.cache.lengths.prefix, []
+        for number, layer in enumerate(self.cache.layers):
+            scores = torch.nn.functional.pad(layer.scores, (0, self.cache.open_length))
+            positions = self.positions(number)[None]
             result.append(Memory(layer.keys[:, :, start:], layer.values[:, :, start:], positions, scores))
         return result
+
+    def positions(self, layer: int) -> Tensor:
+        """Transcript positions of `entries()`. (G, n + L) int32"""
+        cache, old = self.cache, self.cache.layers[layer].positions[0]
+        fresh = torch.arange(cache.lengths.closed, cache.logical_length, dtype=torch.int32, device=old.device)
+        return torch.cat((old, fresh.expand(len(old), -1)), dim=-1)
 
     def present(self, layer: int) -> Tensor:
         """Which of `entries()` hold something. (G, n + L) bool"""
@@ -103,11 +106,12 @@ class Row:
             held[:, : cache.lengths.memory] = ~self.absent[layer]
         return held
 
-    def keep(self, kept: Sequence[Tensor]) -> None:
+    def keep(self, kept: Sequence[Tensor], scores: Sequence[Tensor] = ()) -> None:
         """Close the open segment; of memory and open segment only `kept` stays.
 
         Args:
             kept: per layer, a subset of `present`. (G, n + L) bool
+            scores: to be stored with the entries, for closings to come. (G, n + L)
         """
         counts = [mask.sum(-1) for mask in kept]
         size = int(max(int(count.max()) for count in counts))
@@ -116,12 +120,13 @@ class Row:
             # kept ones first, each head's in order of the transcript
             index = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)[None, :, :size]
             wide = index[..., None].expand(-1, -1, -1, entry.keys.shape[-1])
+            score = scores[number][None] if scores else entry.scores
             memory.append(
                 Memory(
                     entry.keys.gather(2, wide),
                     entry.values.gather(2, wide),
                     entry.positions.gather(-1, index),
-                    entry.scores.gather(-1, index),
+                    score.gather(-1, index),
                 )
             )
             absent.append(torch.arange(size, device=mask.device) >= count[:, None])

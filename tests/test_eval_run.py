@@ -13,7 +13,7 @@ from sonic_kv.config import EvalOptions, SessionConfig
 from sonic_kv.errors import ConfigError, DataError, FileError
 from sonic_kv.eval import run as runs
 from sonic_kv.eval.benchmarks import SORTS, Case, Question, load
-from sonic_kv.eval.report import as_text, write
+from sonic_kv.eval.report import _overview, as_text, write
 from sonic_kv.eval.results import Results
 from sonic_kv.eval.run import Evaluation
 from sonic_kv.eval.summary import Draws, Suite, figure, summarise
@@ -358,6 +358,23 @@ def test_recovery_is_the_share_of_what_history_is_worth() -> None:
         rows["sonic"]["recovery"]["value"] - rows["sliding"]["recovery"]["value"]
     )
     assert difference["recovery"]["low"] > 0
+
+
+def test_several_benchmarks_stand_in_one_table() -> None:
+    kl = {"full": 0.0, "none": 4.0, "sonic": 1.0, "sliding": 2.0}
+    records = [
+        {**record, "turns": [{**turn, "kl": kl[record["method"]]} for turn in record["turns"]]}
+        for name in ("one", "two")
+        for record in fake_records(name, dict.fromkeys(kl, lambda i: 10.0 + i % 3))
+        if (name, record["method"]) != ("two", "sliding")
+    ]
+    (title, overview) = _overview({"benchmarks": summarise(records, 0)})
+    assert title.markdown() == "## All benchmarks"
+    lines = overview.markdown().splitlines()
+    assert lines[0] == "| method | removed | KL recovery, one | KL recovery, two |"
+    assert lines[-2] == "| sonic | 50 % | 0.75 (0.75–0.75) | 0.75 (0.75–0.75) |"  # the best first
+    assert lines[-1] == "| sliding | 50 % | 0.50 (0.50–0.50) | – |"
+    assert list(_overview({"benchmarks": summarise(records[:160], 0)})) == []
 
 
 def test_controls_say_when_nothing_can_be_concluded() -> None:

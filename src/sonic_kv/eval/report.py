@@ -154,6 +154,39 @@ def _main(found: dict[str, Any]) -> Table:
     return Table(HEAD, rows)
 
 
+def _overview(summary: Summary) -> Iterator[Block]:
+    """All benchmarks in one table, if there are several."""
+    benchmarks = summary["benchmarks"]
+    if len(benchmarks) < 2:
+        return
+    cells: dict[tuple[str, float | None], dict[str, dict[str, Any]]] = {}
+    for name, found in benchmarks.items():
+        for row in found["methods"]:
+            cells.setdefault((row["method"], row["ratio"]), {})[name] = row
+    rows = []
+    for (method, ratio), by_name in cells.items():
+        kept = [row["kl_recovery"]["value"] for row in by_name.values() if row.get("kl_recovery")]
+        mean = {"value": sum(kept) / len(kept)} if kept else None
+        rows.append({"method": method, "ratio": ratio, "kl_recovery": mean, "by name": by_name})
+    figures = [
+        (figure, name)
+        for figure in ("recall", "kl_recovery")
+        for name in benchmarks
+        if any(row["by name"].get(name, {}).get(figure) for row in rows)
+    ]
+    body = [
+        [
+            row["method"],
+            ratio_text(row["ratio"]),
+            *(number(row["by name"].get(name, {}).get(figure)) for figure, name in figures),
+        ]
+        for row in ordered(rows)
+    ]
+    titles = {"recall": "recall", "kl_recovery": "KL recovery"}
+    yield Title("All benchmarks")
+    yield Table(("method", "removed", *(f"{titles[figure]}, {name}" for figure, name in figures)), body)
+
+
 def _differences(found: dict[str, Any]) -> Table:
     def rank(difference: dict[str, Any]) -> tuple[float, float]:
         return difference["ratio"], (difference["kl_recovery"] or {"value": 0.0})["value"]
@@ -283,7 +316,7 @@ def as_text(summary: Summary) -> str:
 
 def as_markdown(summary: Summary) -> str:
     """The report."""
-    blocks = list(_head(summary))
+    blocks = [*_head(summary), *_overview(summary)]
     for name in summary["benchmarks"]:
         blocks += [Title(name), *_benchmark(summary, name)]
     return "\n\n".join(block.markdown() for block in blocks) + "\n"
@@ -312,7 +345,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; } tr.ours td
 
 def as_html(summary: Summary) -> str:
     """The report as one self-contained page."""
-    parts = [block.html() for block in _head(summary)]
+    parts = [block.html() for block in (*_head(summary), *_overview(summary))]
     for name, found in summary["benchmarks"].items():
         drawn = "".join(f"<figure>{svg}</figure>" for svg in plots(found))
         count, controls, *rest = (block.html() for block in _benchmark(summary, name))

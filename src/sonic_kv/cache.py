@@ -65,7 +65,8 @@ class GrowingLayer(DynamicLayer):
         `stored` columns of the buffers that are returned. Both (B, G, capacity, D)"""
         start = self.stored
         end, buffer = start + count, self._buffer
-        if buffer is None or not self._at_end_of(buffer) or end > buffer.keys.shape[2]:
+        # one column stays free: a compiled step would take a full buffer for another case, and compile again
+        if buffer is None or not self._at_end_of(buffer) or end >= buffer.keys.shape[2]:
             capacity = end + max(SPARE_ENTRIES, end // SPARE_SHARE)
             buffer = self._buffer = _Buffer(
                 _with_room(self.keys, capacity), _with_room(self.values, capacity), start

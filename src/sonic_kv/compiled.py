@@ -90,6 +90,9 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class _StepLayer(DynamicLayer):
     """The buffers of one layer, (1, G, capacity, D); the new entry is the last of the first `end`."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, keys: Tensor, values: Tensor, end: int) -> None:
         super().__init__()
         self.keys, self.values, self._end, self.is_initialized = keys, values, end, True
@@ -97,7 +100,6 @@ class _StepLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None and self.values is not None
         start, end = self._end - 1, self._end
         self.keys[:, :, start:end] = key_states
         self.values[:, :, start:end] = value_states

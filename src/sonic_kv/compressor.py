@@ -215,7 +215,9 @@ def _gather(entry: Memory, index: Tensor) -> Memory:
     """The entries at `index`, per head. (G, n)"""
 
     def rows(vectors: Tensor) -> Tensor:  # whole vectors are copied; `gather` goes number by number
-        return torch.stack([head.index_select(0, at) for head, at in zip(vectors[0], index, strict=True)])[None]
+        return torch.stack([head.index_select(0, at) for head, at in zip(vectors[0], index, strict=True)])[
+            None
+        ]
 
     keys, values = rows(entry.keys), rows(entry.values)
     return Memory(keys, values, entry.positions.gather(-1, index[None]), entry.scores.gather(-1, index[None]))

@@ -28,6 +28,7 @@ LEVELS: dict[str, int] = {
     "adapter": 2,
     "cache": 2,
     "batch": 2,
+    "compiled": 2,
     "attention": 2,
     "losses": 2,
     "model": 3,
@@ -49,7 +50,7 @@ LEVELS: dict[str, int] = {
 }
 # Modules that may know about transformers and PEFT. Only the first group touches their internals:
 # it subclasses, patches or registers; the others call public entry points.
-INTERNALS = {"adapter", "cache", "batch", "attention"}
+INTERNALS = {"adapter", "cache", "batch", "compiled", "attention"}
 CALLERS = {"model", "bench", "cli"}  # bench: the plain cache it is compared with
 
 

@@ -197,12 +197,12 @@ class _Witness:
 def masked_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float, softcap: float | None
 ) -> Tensor:
-    """Grouped-query attention under a boolean mask.
+    """Grouped-query attention under a mask.
 
     Args:
         query: (B, H, Q, D)
         key, value: (B, G, S, D)
-        mask: True = seen; every row sees something. (B, 1 or G, Q, S)
+        mask: True = seen, or what is added to the logits; every row sees something. (B, 1 or G, Q, S)
 
     Returns:
         (B, H, Q, D)
@@ -215,7 +215,8 @@ def masked_attention(
     if softcap is None:
         return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     logits = torch.tanh(query @ key.transpose(-1, -2) * (scale / softcap)) * softcap
-    weights = logits.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32)
+    logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+    weights = logits.softmax(-1, dtype=torch.float32)
     return weights.to(query.dtype) @ value
 
 

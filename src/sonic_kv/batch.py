@@ -138,7 +138,7 @@ class BatchCache(Cache):
                 attention_mask=seen[:, None, None],  # (B, 1, 1, S)
                 past_key_values=self,
                 use_cache=True,
-                sonic=_ONE_TOKEN,
+                sonic=ONE_TOKEN,
             )
         self.lengths = [length + 1 for length in self.lengths]
         self.positions = [position + 1 for position in self.positions]
@@ -173,4 +173,4 @@ class _OneToken:
         return masked_attention(grouped, key, value, mask, **options).view(batch, heads, 1, width)
 
 
-_ONE_TOKEN = _OneToken()
+ONE_TOKEN = _OneToken()

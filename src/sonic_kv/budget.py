@@ -98,13 +98,17 @@ def select_global(scores: Tensor, segments: Tensor, total: int) -> Tensor:
     Returns:
         kept indices, ascending. (G, total)
     """
+    if not total:
+        return segments.new_zeros((scores.shape[0], 0), dtype=torch.long)
     order = scores.argsort(dim=-1, descending=True, stable=True)  # best first
-    owner, by_segment = segments.gather(-1, order).sort(dim=-1, stable=True)
-    first = torch.ones_like(owner)  # best of its segment
-    first[:, 1:] = owner[:, 1:] != owner[:, :-1]
-    first = torch.zeros_like(owner).scatter(-1, by_segment, first)
-    order = order.gather(-1, first.argsort(dim=-1, descending=True, stable=True))
-    return order[:, :total].sort(-1).values
+    owner, rank = segments.gather(-1, order), torch.arange(scores.shape[-1], device=scores.device)
+    best = owner.new_full((scores.shape[0], int(segments.max()) + 1), scores.shape[-1])
+    best = best.scatter_reduce(-1, owner, rank.expand_as(owner), "amin")  # rank of a segment's best entry
+    first = best.gather(-1, owner) == rank
+    leaders = first.cumsum(-1)  # they go before all others
+    place = torch.where(first, leaders, leaders[:, -1:] + rank + 1 - leaders)  # from 1
+    kept = torch.zeros_like(first).scatter(-1, order, place <= total)
+    return kept.nonzero()[:, 1].view(scores.shape[0], total)
 
 
 def select_by_segment(scores: Tensor, segments: Tensor, counts: Sequence[int]) -> Tensor:

@@ -55,19 +55,25 @@ class GrowingLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        start, (keys, values) = self.stored, self.extend(key_states.shape[-2])
+        keys[:, :, start : self.stored] = key_states
+        values[:, :, start : self.stored] = value_states
+        return self.keys, self.values
+
+    def extend(self, count: int) -> tuple[Tensor, Tensor]:
+        """Count `count` more entries, which the caller writes at once: they are the last of the first
+        `stored` columns of the buffers that are returned. Both (B, G, capacity, D)"""
         start = self.stored
-        end = start + key_states.shape[-2]
-        buffer = self._buffer
-        if buffer is None or not self._at_end_of(buffer) or end > buffer.keys.shape[2]:
+        end, buffer = start + count, self._buffer
+        # one column stays free: a compiled step would take a full buffer for another case, and compile again
+        if buffer is None or not self._at_end_of(buffer) or end >= buffer.keys.shape[2]:
             capacity = end + max(SPARE_ENTRIES, end // SPARE_SHARE)
             buffer = self._buffer = _Buffer(
                 _with_room(self.keys, capacity), _with_room(self.values, capacity), start
             )
-        buffer.keys[:, :, start:end] = key_states
-        buffer.values[:, :, start:end] = value_states
         buffer.used = end
         self.keys, self.values = buffer.keys[:, :, :end], buffer.values[:, :, :end]
-        return self.keys, self.values
+        return buffer.keys, buffer.values
 
     def _at_end_of(self, buffer: _Buffer) -> bool:
         return buffer.used == self.stored and all(

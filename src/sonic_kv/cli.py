@@ -25,6 +25,7 @@ from sonic_kv.config import (
     BenchTrainingOptions,
     Budget,
     ChatOptions,
+    DecodeOptions,
     DemoOptions,
     EvalOptions,
     LossConfig,
@@ -111,7 +112,7 @@ def load_model(options: ModelOptions) -> "SonicModel":
     return SonicModel.from_pretrained(options.model, options.adapter, device=device, dtype=dtype)
 
 
-def load_for_decoding(options: ModelOptions) -> "SonicModel":
+def load_for_decoding(options: ModelOptions, decoding: DecodeOptions | None = None) -> "SonicModel":
     """The model, for decoding: on a CPU a small one runs on one thread, others would only wait for it.
 
     `OMP_NUM_THREADS` decides instead where it is set.
@@ -122,6 +123,9 @@ def load_for_decoding(options: ModelOptions) -> "SonicModel":
     size = sum(weight.numel() for weight in model.base.parameters())
     if model.device.type == "cpu" and size < SMALL_MODEL and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+    if decoding is not None and decoding.compile:
+        print("sonic-kv: compiling the decode step …", file=sys.stderr)
+        model.compile()
     return model
 
 
@@ -133,7 +137,7 @@ def chat(call: Call) -> None:
     fixed = [*call.given(SessionConfig), *(["system"] if options.system is not None else [])]
     if options.load is not None and fixed:
         raise ConfigError(f"a saved session keeps its own {', '.join(fixed)}: leave it out with --load")
-    model = load_for_decoding(call.options(ModelOptions))
+    model = load_for_decoding(call.options(ModelOptions), call.options(DecodeOptions))
 
     from sonic_kv.repl import Repl
     from sonic_kv.session import ChatSession
@@ -206,8 +210,10 @@ def bench_closing(call: Call) -> None:
 
 def bench_dialogue(call: Call) -> None:
     """Whole dialogues on every method; the report on standard output, files into a folder."""
-    options = call.options(BenchDialogueOptions)
-    model, name = _model_or_shape(options, call.options(ModelOptions))
+    options, decoding = call.options(BenchDialogueOptions), call.options(DecodeOptions)
+    if decoding.compile and (options.batch > 1 or options.shape is not None):
+        raise ConfigError("--compile is for one dialogue on a model: leave --batch and --shape out")
+    model, name = _model_or_shape(options, call.options(ModelOptions), decoding)
 
     from sonic_kv.bench import dialogue
 
@@ -244,11 +250,14 @@ def bench_training(call: Call) -> None:
 
 
 def _model_or_shape(
-    options: BenchDialogueOptions | BenchBatchOptions | BenchTrainingOptions, named: ModelOptions
+    options: BenchDialogueOptions | BenchBatchOptions | BenchTrainingOptions,
+    named: ModelOptions,
+    decoding: DecodeOptions | None = None,
 ) -> tuple["SonicModel", str]:
     """The model to time, and what to call it."""
     if options.shape is None:
-        return load_for_decoding(named), named.model or "default model"
+        compiled = ", compiled decode step" if decoding is not None and decoding.compile else ""
+        return load_for_decoding(named, decoding), (named.model or "default model") + compiled
     if named.model is not None or named.adapter is not None:
         raise ConfigError("--shape makes a model of its own: leave --model and --adapter out")
 
@@ -376,6 +385,7 @@ COMMANDS = (
         chat,
         {
             "model": ModelOptions,
+            "decode": DecodeOptions,
             "chat": ChatOptions,
             "budget": Budget,
             "session": SessionConfig,
@@ -423,7 +433,7 @@ COMMANDS = (
         "bench dialogue",
         "time whole dialogues with full, evicted and compressed history, turn by turn",
         bench_dialogue,
-        {"model": ModelOptions, "dialogue": BenchDialogueOptions},
+        {"model": ModelOptions, "decode": DecodeOptions, "dialogue": BenchDialogueOptions},
         json="the figures, and every time behind them",
     ),
     Command(

@@ -213,14 +213,14 @@ class Compressor:
 
 def _gather(entry: Memory, index: Tensor) -> Memory:
     """The entries at `index`, per head. (G, n)"""
-    index = index[None]
-    wide = index[..., None].expand(-1, -1, -1, entry.keys.shape[-1])
-    return Memory(
-        entry.keys.gather(2, wide),
-        entry.values.gather(2, wide),
-        entry.positions.gather(-1, index),
-        entry.scores.gather(-1, index),
-    )
+
+    def rows(vectors: Tensor) -> Tensor:  # whole vectors are copied; `gather` goes number by number
+        return torch.stack([head.index_select(0, at) for head, at in zip(vectors[0], index, strict=True)])[
+            None
+        ]
+
+    keys, values = rows(entry.keys), rows(entry.values)
+    return Memory(keys, values, entry.positions.gather(-1, index[None]), entry.scores.gather(-1, index[None]))
 
 
 def _replace_rows(entries: list[Memory], rows: Tensor, encoded: ReadCache) -> list[Memory]:

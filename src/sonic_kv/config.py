@@ -583,6 +583,16 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class DecodeOptions:
+    """How one dialogue is decoded."""
+
+    compile: bool = option(
+        False,
+        "compile the decode step: small models decode faster, after up to a minute or more; needs a C++ compiler",
+    )
+
+
+@dataclass(frozen=True)
 class ChatOptions:
     """The dialogue."""
 

@@ -1,0 +1,62 @@
+"""The compiled decode step is the base's own, for every length; where nothing can be compiled, one line says so."""
+
+import shutil
+
+import pytest
+import torch
+from tiny import tiny_model
+
+from sonic_kv import Budget, ChatSession, SamplingConfig
+from sonic_kv.cache import SessionCache
+from sonic_kv.compiled import CompiledStep
+from sonic_kv.errors import ConfigError
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch itself, while it compiles
+]
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+@needs_compiler
+def test_compiled_steps_match_the_base_at_every_length_without_compiling_again() -> None:
+    model = tiny_model()
+    step = CompiledStep(model.base)
+    ours, theirs = SessionCache(model.num_layers), SessionCache(model.num_layers)
+    ids = torch.randint(256, (120,), generator=torch.Generator().manual_seed(0)).tolist()
+    model.feed(ours, ids[:3])
+    model.feed(theirs, ids[:3])
+    compiled = 0
+    for at in range(3, 120):
+        found, expected = step(ours, ids[at]), model.feed(theirs, [ids[at]])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        compiled = compiled or (step.graphs if at == 4 else 0)
+    assert step.graphs == compiled
+    for mine, plain in zip(ours.layers, theirs.layers, strict=True):
+        torch.testing.assert_close(mine.keys, plain.keys, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mine.values, plain.values, atol=1e-5, rtol=1e-5)
+
+
+@needs_compiler
+def test_a_compiled_session_replies_as_a_plain_one() -> None:
+    replies = []
+    for compiled in (False, True):
+        model = tiny_model()
+        if compiled:
+            model.compile()
+        chat = ChatSession(model, Budget(compression_ratio=0.5), sampling=SamplingConfig(max_new_tokens=24))
+        replies.append([chat.send(text).text for text in ("first", "second", "third")])
+        fork = chat.fork()  # shares buffers: one goes on in place, the other in its own
+        replies[-1] += [chat.send("on").text, fork.send("on").text]
+    assert replies[0] == replies[1]
+
+
+def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    torch._dynamo.reset()
+    with pytest.raises(ConfigError, match=r"cannot compile .* needs a C\+\+ compiler") as caught:
+        tiny_model().compile()
+    assert "\n" not in str(caught.value)

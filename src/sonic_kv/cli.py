@@ -22,6 +22,7 @@ from sonic_kv.config import (
     BenchBatchOptions,
     BenchClosingOptions,
     BenchDialogueOptions,
+    BenchSoakOptions,
     Budget,
     ChatOptions,
     DemoOptions,
@@ -36,7 +37,7 @@ from sonic_kv.config import (
     SynthConfig,
     TrainConfig,
 )
-from sonic_kv.errors import ConfigError, FileError, SonicError
+from sonic_kv.errors import ConfigError, FileError, ServeError, SonicError
 from sonic_kv.flags import Given, Parser, add_flags, build, given_flags, nearest, read_toml
 from sonic_kv.human import percent_text
 
@@ -231,6 +232,24 @@ def bench_batch(call: Call) -> None:
     print(json.dumps(batch.as_json(result)) if call.json else batch.report(result))
 
 
+def bench_soak(call: Call) -> None:
+    """A server under load for a while; an error if it broke a promise."""
+    try:
+        from sonic_kv.bench import soak
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"bench soak needs {error.name}: pip install 'sonic-kv[bench]'") from error
+
+    options, named = call.options(BenchSoakOptions), call.options(ModelOptions)
+    result = soak.measure(load_for_decoding(named), named.model or "default model", named, options)
+    if options.out is not None:
+        soak.write(result, options.out)
+        print(f"sonic-kv: wrote {options.out}", file=sys.stderr)
+    print(json.dumps(soak.as_json(result)) if call.json else soak.report(result))
+    broken = result.failures()
+    if broken:
+        raise ServeError(f"the server broke its promises: {'; '.join(broken)}")
+
+
 def _model_or_shape(
     options: BenchDialogueOptions | BenchBatchOptions, named: ModelOptions
 ) -> tuple["SonicModel", str]:
@@ -413,6 +432,13 @@ COMMANDS = (
         bench_dialogue,
         {"model": ModelOptions, "dialogue": BenchDialogueOptions},
         json="the figures, and every time behind them",
+    ),
+    Command(
+        "bench soak",
+        "keep a server at its memory limit with dialogues that come, branch and leave, and compare every reply",
+        bench_soak,
+        {"model": ModelOptions, "soak": BenchSoakOptions},
+        json="everything that was counted",
     ),
     Command(
         "eval",

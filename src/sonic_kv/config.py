@@ -551,6 +551,31 @@ class BenchBatchOptions:
 
 
 @dataclass(frozen=True)
+class BenchSoakOptions:
+    """What a server has to endure, and for how long."""
+
+    minutes: float = option(30.0, "how long requests are sent; comparing the replies takes as long again")
+    dialogues: int = option(200, "dialogues that are alive at a time; whoever leaves is replaced")
+    clients: int = option(24, "requests under way at a time, so that some must wait")
+    kv_memory: str = option("48MiB", "the server's limit: most dialogues should not fit")
+    max_tokens: int = option(1500, "tokens at which a dialogue is over")
+    reply_tokens: int = option(24, "longest reply")
+    checked: float = option(1.0, "share of the dialogues whose replies are compared with a fresh run's")
+    seed: int = option(0, "seed of what is said and done")
+    out: str | None = option(None, "folder for result.json and report.md; none: the report alone")
+
+    def __post_init__(self) -> None:
+        require(0.0 < self.minutes < inf, f"minutes={self.minutes} must be above 0")
+        require(0.0 <= self.checked <= 1.0, f"checked={self.checked} is outside [0, 1]")
+        require(parse_bytes(self.kv_memory) > 0, "kv_memory must be above 0")
+        require(
+            self.dialogues > self.clients >= 1, f"dialogues={self.dialogues} must be more than clients={self.clients}"
+        )
+        for name in ("max_tokens", "reply_tokens"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
 class ModelOptions:
     """Which model, and where it runs."""
 

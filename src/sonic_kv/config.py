@@ -569,7 +569,8 @@ class BenchSoakOptions:
         require(0.0 <= self.checked <= 1.0, f"checked={self.checked} is outside [0, 1]")
         require(parse_bytes(self.kv_memory) > 0, "kv_memory must be above 0")
         require(
-            self.dialogues > self.clients >= 1, f"dialogues={self.dialogues} must be more than clients={self.clients}"
+            self.dialogues > self.clients >= 1,
+            f"dialogues={self.dialogues} must be more than clients={self.clients}",
         )
         for name in ("max_tokens", "reply_tokens"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")

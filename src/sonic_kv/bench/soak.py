@@ -129,7 +129,9 @@ class Result:
         if self.growth > GROWTH:
             found.append(f"resident memory grew by {percent_text(self.growth)}")
         if self.kv_peak > limit:
-            found.append(f"{bytes_text(self.kv_peak)} of keys and values where {bytes_text(limit)} are allowed")
+            found.append(
+                f"{bytes_text(self.kv_peak)} of keys and values where {bytes_text(limit)} are allowed"
+            )
         if not self.replies:
             found.append("no reply at all")
         return found
@@ -205,7 +207,10 @@ class _Crowd:
         number = len(self.all)
         texts = [message["content"] for message in messages if message["role"] == "user"]
         dialogue = Dialogue(
-            system, self._draw.choice(RATIOS), f"soak-{number}" if self._draw.random() < 0.5 else None, iter(texts)
+            system,
+            self._draw.choice(RATIOS),
+            f"soak-{number}" if self._draw.random() < 0.5 else None,
+            iter(texts),
         )
         self.all.append(dialogue)
         return dialogue
@@ -223,14 +228,14 @@ class _Crowd:
     async def _watch(self, pid: int, start: float) -> None:
         """Once a second: the server's memory, as it and as the system counts it."""
         server = psutil.Process(pid)
-        total = 60 * self._options.minutes
-        with tqdm(total=round(total), unit="s", file=sys.stderr, disable=None, leave=False) as bar:
+        total = round(60 * self._options.minutes)
+        with tqdm(total=total, unit="s", file=sys.stderr, disable=None, leave=False) as bar:
             while True:
                 now = time.monotonic() - start
                 self._result.resident.append((now, server.memory_info().rss))
                 found = await self._figures("sonic_kv_kv_bytes")
                 self._result.kv_peak = max(self._result.kv_peak, int(found.get("", 0)))
-                bar.update(min(round(now), bar.total) - bar.n)
+                bar.update(min(round(now), total) - bar.n)
                 bar.set_postfix(replies=self._result.replies, refresh=False)
                 await asyncio.sleep(1.0)
 
@@ -304,7 +309,9 @@ class _Crowd:
             if response.status_code != 200:
                 await response.aread()
                 self._result.answers[str(response.status_code)] += 1
-                await asyncio.sleep(float(response.headers.get("retry-after", 0)) * self._draw.uniform(0.5, 1.5))
+                await asyncio.sleep(
+                    float(response.headers.get("retry-after", 0)) * self._draw.uniform(0.5, 1.5)
+                )
                 return None
             if not response.headers["content-type"].startswith("text/event-stream"):
                 whole = json.loads(await response.aread())
@@ -343,7 +350,9 @@ def _compare(model: SonicModel, result: Result, dialogues: Sequence[Dialogue]) -
     draw = random.Random(result.options.seed)
     drawn = [dialogue for dialogue in dialogues if draw.random() < result.options.checked]
     for dialogue in tqdm(drawn, unit="dialogue", file=sys.stderr, disable=None, leave=False):
-        session = ChatSession(model, Budget(compression_ratio=dialogue.ratio), dialogue.system, SessionConfig())
+        session = ChatSession(
+            model, Budget(compression_ratio=dialogue.ratio), dialogue.system, SessionConfig()
+        )
         left = [(session, said) for said in dialogue.root.after]
         while left:
             before, said = left.pop()
@@ -412,7 +421,14 @@ def report(result: Result) -> str:
         "resident memory at the end, growth after the warm-up": f"{bytes_text(end)}, {100 * result.growth:+.1f} %",
         "broken": "; ".join(result.failures()) or "nothing",
     }
-    lines = [f"# Soak: {result.model}", "", f"sonic-kv {result.version}, seed {options.seed}", "", "| | |", "|---|---|"]
+    lines = [
+        f"# Soak: {result.model}",
+        "",
+        f"sonic-kv {result.version}, seed {options.seed}",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
     lines += [f"| {name} | {value} |" for name, value in rows.items()]
     for wrong in result.wrong[:SHOWN]:
         lines += ["", "```json", json.dumps(wrong, ensure_ascii=False), "```"]
@@ -423,7 +439,12 @@ def report(result: Result) -> str:
 
 def as_json(result: Result) -> dict[str, Any]:
     """Everything that was counted."""
-    return {**vars(result), "options": asdict(result.options), "growth": result.growth, "failures": result.failures()}
+    return {
+        **vars(result),
+        "options": asdict(result.options),
+        "growth": result.growth,
+        "failures": result.failures(),
+    }
 
 
 def write(result: Result, folder: str | Path) -> None:

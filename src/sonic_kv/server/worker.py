@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 
@@ -321,10 +321,10 @@ class Worker:
         system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
         prefix = len(form.opening(system)[0])
         if base is None:
-            tokens = prefix
+            tokens = closed = prefix
             new = messages[system is not None :]
         else:
-            tokens = base.session.cache.logical_length
+            tokens, closed = base.session.cache.logical_length, base.session.cache.lengths.closed
             new = messages[len(messages_of(base.steps)) :]
         for message in new:
             text = message["content"]
@@ -341,8 +341,8 @@ class Worker:
         if raw or ratio == 0.0:
             return min(tokens, limit)  # raw entries have positions of their own
         segments = tokens // self.config.min_segment_tokens + 1  # each keeps one entry at least
-        kept = prefix + int((1.0 - ratio) * tokens) + segments + self.config.max_segment_tokens
-        return min(tokens, kept)
+        still_open = min(tokens - closed, self.config.max_segment_tokens)
+        return min(tokens, prefix + int((1.0 - ratio) * tokens) + segments + still_open)
 
     def _most_bytes(self, more: int = 0) -> int:
         """Bytes that all jobs, and one of `more` entries, can come to hold, the batch's buffers included."""
@@ -469,7 +469,7 @@ class Worker:
                 job.name, job.parent, job.grandparent = request.name or found.name, found.key, found.parent
                 self.counts["restored"] += 1
         if session is None:
-            session, done = self._new_session(job.steps)
+            session, done = yield from self._new_session(job.steps)
             job.name = request.name
             self.counts["made"] += 1
         else:
@@ -489,13 +489,15 @@ class Worker:
             log.warning("a cache is made again: %s", error)
             return None
 
-    def _new_session(self, steps: Sequence[Step]) -> tuple[ChatSession, int]:
+    def _new_session(self, steps: Sequence[Step]) -> Generator[None, None, tuple[ChatSession, int]]:
         """A session of the first steps, and how many those are: a budget, and a system prompt."""
         budget, first = steps[0], steps[1]
         assert isinstance(budget, Budget)
         assert not isinstance(first, Budget)
         system = first["content"] if first["role"] == "system" else None
-        session = ChatSession(self.model, budget, system, self.config)
+        session = yield from ChatSession.making(
+            self.model, budget, system, self.config, self.options.slice_tokens
+        )
         return session, 1 if system is None else 2
 
     def _turn_ended(self, turn: Turn) -> None:

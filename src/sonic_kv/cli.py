@@ -22,6 +22,7 @@ from sonic_kv.config import (
     BenchBatchOptions,
     BenchClosingOptions,
     BenchDialogueOptions,
+    BenchServeOptions,
     BenchSoakOptions,
     Budget,
     ChatOptions,
@@ -232,6 +233,24 @@ def bench_batch(call: Call) -> None:
     print(json.dumps(batch.as_json(result)) if call.json else batch.report(result))
 
 
+def bench_serve(call: Call) -> None:
+    """A server's dialogues, compressed and with full context; the report on standard output, files into a folder."""
+    options = call.options(BenchServeOptions)
+    model, name = _model_or_shape(options, call.options(ModelOptions))
+    try:
+        from sonic_kv.bench import dialogue, serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"bench serve needs {error.name}: pip install 'sonic-kv[bench]'") from error
+
+    if options.out is not None:
+        dialogue.check_plot()  # before the work, not after it
+    result = serve.measure(model, name, options)
+    if options.out is not None:
+        serve.write(result, options.out)
+        print(f"sonic-kv: wrote {options.out}", file=sys.stderr)
+    print(json.dumps(serve.as_json(result)) if call.json else serve.report(result))
+
+
 def bench_soak(call: Call) -> None:
     """A server under load for a while; an error if it broke a promise."""
     try:
@@ -251,7 +270,7 @@ def bench_soak(call: Call) -> None:
 
 
 def _model_or_shape(
-    options: BenchDialogueOptions | BenchBatchOptions, named: ModelOptions
+    options: BenchDialogueOptions | BenchBatchOptions | BenchServeOptions, named: ModelOptions
 ) -> tuple["SonicModel", str]:
     """The model to time, and what to call it."""
     if options.shape is None:
@@ -431,6 +450,13 @@ COMMANDS = (
         "time whole dialogues with full, evicted and compressed history, turn by turn",
         bench_dialogue,
         {"model": ModelOptions, "dialogue": BenchDialogueOptions},
+        json="the figures, and every time behind them",
+    ),
+    Command(
+        "bench serve",
+        "count and time a server's dialogues, compressed against full context",
+        bench_serve,
+        {"model": ModelOptions, "bench_serve": BenchServeOptions},
         json="the figures, and every time behind them",
     ),
     Command(

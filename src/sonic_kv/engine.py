@@ -3,6 +3,7 @@
 An engine belongs to one thread, and no other may run its model meanwhile.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, wait
@@ -87,15 +88,19 @@ class Engine:
         self._work.append((turn, self._begin(turn)))
 
     def step(self) -> bool:
-        """Decode one token of every row and do one slice of other work.
+        """Decode one token of every row, and do other work for as long as that took: at least one slice.
 
         Returns:
             whether anything can go on now; turns may be left that wait for a future.
         """
         self._unpark()
         self._drop_cancelled()
+        start = time.perf_counter()
         self._decode()
+        end = 2 * time.perf_counter() - start
         self._advance()
+        while self._work and time.perf_counter() < end:
+            self._advance()
         return bool(self._rows or self._work)
 
     def run(self) -> None:

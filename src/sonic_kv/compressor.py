@@ -17,6 +17,7 @@ from sonic_kv.selection import Selection, candidates, in_elastic_order
 
 # Every segment keeps an entry while there are not more than this; then the oldest count as one.
 MIN_GROUPS, ENTRIES_PER_GROUP = 16, 4
+MOST_ROWS = 256  # re-encoded in one model run: they do not see each other
 
 
 class Compressor:
@@ -95,9 +96,10 @@ class Compressor:
                 rows = torch.arange(length - share, length, device=self.model.device)
             else:
                 rows = candidates(everything, kept, old.memory, self.config.candidates)
-            encoded = self.model.reread(cache, token_ids, rows, encode=True, segment=lengths.segments)
-            everything = _replace_rows(everything, old.memory + rows, encoded)
-        yield
+            for part in rows.split(MOST_ROWS):
+                encoded = self.model.reread(cache, token_ids, part, encode=True, segment=lengths.segments)
+                everything = _replace_rows(everything, old.memory + part, encoded)
+                yield
         self._store(cache, everything, kept, lengths, drop_open=True)
         self._rebase(cache)
 

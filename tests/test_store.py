@@ -264,6 +264,31 @@ def test_a_dialogue_that_can_never_fit_is_refused(model: SonicModel) -> None:
         assert server.chat([user("hi")], max_tokens=4).status_code == 200
 
 
+def test_a_name_that_nobody_has_costs_the_others_nothing(tmp_path: Path, model: SonicModel) -> None:
+    with serving(model, tmp_path, kv_memory="200kB", keys=("one", "two")) as server:
+        messages = [user(TEXTS[0])]
+        messages.append(assistant(server.reply(messages, headers=NAMED)))
+        held = len(server.worker.shelf)
+        for name, key in (("keeper", "two"), ("nobody", "one")):
+            headers = {"authorization": f"Bearer {key}"}
+            assert server.http.get(f"/v1/sessions/{name}", headers=headers).status_code == 404
+        assert len(server.worker.shelf) == held == 1
+        assert server.worker.counts["evicted"] == 0
+        assert server.http.get("/v1/sessions/keeper").json()["messages"] == messages
+
+
+def test_a_named_session_that_left_memory_is_found_again(tmp_path: Path, model: SonicModel) -> None:
+    with serving(model, tmp_path, kv_memory="200kB", max_batch=1) as server:
+        messages = [user(TEXTS[0])]
+        messages.append(assistant(server.reply(messages, headers=NAMED)))
+        for number in range(8):
+            server.reply([user(f"{number}: " + TEXTS[1])])
+        assert server.worker.counts["evicted"] > 0
+        assert server.http.get("/v1/sessions/keeper").json()["messages"] == messages
+        changed = server.http.patch("/v1/sessions/keeper", json={"compression_ratio": 0.9}).json()
+        assert changed["compression_ratio"] == 0.9
+
+
 def test_under_pressure_idle_sessions_may_shrink_first(model: SonicModel) -> None:
     with serving(model, kv_memory="600kB", max_batch=1, pressure_ratio=0.9) as server:
         for number in range(20):

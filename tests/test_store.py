@@ -1,6 +1,5 @@
 """Laws of the store, on every kind of it: a folder, an fsspec URL, a real Redis."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -8,16 +7,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from serving import HALF, Served, assistant, fresh, serving, user
+from serving import Served, assistant, fresh, serving, user
 from tiny import tiny_model
 
-from sonic_kv.config import Budget
+from sonic_kv.config import Budget, SamplingConfig, SessionConfig
 from sonic_kv.errors import ConfigError, StoreError
 from sonic_kv.model import SonicModel
 from sonic_kv.server.run import listen
@@ -264,6 +264,31 @@ def test_a_dialogue_that_can_never_fit_is_refused(model: SonicModel) -> None:
         assert server.chat([user("hi")], max_tokens=4).status_code == 200
 
 
+def test_a_name_that_nobody_has_costs_the_others_nothing(tmp_path: Path, model: SonicModel) -> None:
+    with serving(model, tmp_path, kv_memory="200kB", keys=("one", "two")) as server:
+        messages = [user(TEXTS[0])]
+        messages.append(assistant(server.reply(messages, headers=NAMED)))
+        held = len(server.worker.shelf)
+        for name, key in (("keeper", "two"), ("nobody", "one")):
+            headers = {"authorization": f"Bearer {key}"}
+            assert server.http.get(f"/v1/sessions/{name}", headers=headers).status_code == 404
+        assert len(server.worker.shelf) == held == 1
+        assert server.worker.counts["evicted"] == 0
+        assert server.http.get("/v1/sessions/keeper").json()["messages"] == messages
+
+
+def test_a_named_session_that_left_memory_is_found_again(tmp_path: Path, model: SonicModel) -> None:
+    with serving(model, tmp_path, kv_memory="200kB", max_batch=1) as server:
+        messages = [user(TEXTS[0])]
+        messages.append(assistant(server.reply(messages, headers=NAMED)))
+        for number in range(8):
+            server.reply([user(f"{number}: " + TEXTS[1])])
+        assert server.worker.counts["evicted"] > 0
+        assert server.http.get("/v1/sessions/keeper").json()["messages"] == messages
+        changed = server.http.patch("/v1/sessions/keeper", json={"compression_ratio": 0.9}).json()
+        assert changed["compression_ratio"] == 0.9
+
+
 def test_under_pressure_idle_sessions_may_shrink_first(model: SonicModel) -> None:
     with serving(model, kv_memory="600kB", max_batch=1, pressure_ratio=0.9) as server:
         for number in range(20):
@@ -288,74 +313,107 @@ def test_while_the_store_is_gone_turns_are_refused_and_then_go_on(redis: Redis, 
         converse(server, model, messages, TEXTS[2:])
 
 
-def test_a_full_disk_is_said_and_survived(tmp_path: Path, model: SonicModel) -> None:
-    class Full:
-        """A store on a disk that is full for a while."""
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with little room."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a file system cannot be mounted here: {error}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
-        full = False
 
-        def __init__(self, inner: Store) -> None:
-            self.inner = inner
-
-        def write(self, key: str, data: bytes) -> None:
-            if self.full:
-                raise StoreError("the store failed: cannot write: No space left on device")
-            self.inner.write(key, data)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.inner, name)
-
-    store = Full(opened(str(tmp_path)))
+def test_a_full_disk_is_said_and_survived(small_disk: Path, model: SonicModel) -> None:
     messages: list[dict[str, str]] = []
-    with serving(model, store) as server:  # type: ignore[arg-type]
+    filler = small_disk / "filler"
+    with serving(model, small_disk / "store") as server:
         converse(server, model, messages, TEXTS[:1])
-        store.full = True
+        with open(filler, "wb", buffering=0) as file, suppress(OSError):
+            while True:  # until there is no room
+                file.write(b"x" * 4096)
         refused = server.chat([*messages, user(TEXTS[1])], headers=NAMED)
         assert refused.status_code == 503
+        assert refused.headers["retry-after"]
         assert "No space left" in refused.json()["error"]["message"]
-        store.full = False
+        filler.unlink()
         converse(server, model, messages, TEXTS[1:])
+    with serving(model, small_disk / "store") as server:
         assert server.http.get("/v1/sessions/keeper").json()["messages"] == messages
+
+
+# `sonic-kv serve` that kills itself in the middle of something, once a file is there.
+DEADLY = """
+import os, signal, sys
+from pathlib import Path
+from sonic_kv import batch, cli, compressor
+
+trigger, moment = Path(sys.argv[1]), sys.argv[2]
+
+def die():
+    if trigger.exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+step, closing, replace = batch.BatchCache.step, compressor.Compressor.closing, os.replace
+
+def deadly_step(self, *arguments):
+    if max(self.lengths) > 20:
+        die()
+    return step(self, *arguments)
+
+def deadly_closing(self, *arguments):
+    for number, _ in enumerate(closing(self, *arguments)):
+        yield
+        if number == 1:
+            die()
+
+def deadly_replace(*arguments):
+    die()
+    replace(*arguments)
+
+if moment == "decoding":
+    batch.BatchCache.step = deadly_step
+elif moment == "closing":
+    compressor.Compressor.closing = deadly_closing
+else:
+    os.replace = deadly_replace
+sys.exit(cli.main(sys.argv[3:]))
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["decoding", "closing", "writing"])
 def test_a_killed_server_has_lost_no_acknowledged_turn(tmp_path: Path, moment: str) -> None:
     model = SonicModel.from_pretrained()
-    history = [user(f"{n}. {text}") for n, text in enumerate(TEXTS)]
     messages: list[dict[str, str]] = []
+    trigger = tmp_path / "trigger"
     arguments = ["serve", "--port", "0", "--store", str(tmp_path / "s"), "--min-segment-tokens", "16"]
-    if moment == "writing":
-        arguments += ["--store-after", "0"]
-    for round_number in range(2):
-        process, url = run_server(arguments)
+
+    def body(text: str) -> dict[str, Any]:
+        return {"model": "sonic-default", "messages": [*messages, user(text)], "max_tokens": 24}
+
+    for part in (TEXTS[:2], TEXTS[2:]):
+        process, url = run_server(["-c", DEADLY, str(trigger), moment, *arguments])
         try:
             with httpx.Client(base_url=url, timeout=60, headers=NAMED) as http:
-                if round_number:
-                    # the turn that was killed may have been complete by then
-                    kept = http.get("/v1/sessions/keeper").json()["messages"]
-                    assert kept[: len(messages)] == messages
-                for turn in history[2 * round_number : 2 * round_number + 2]:
-                    body = {"model": "sonic-default", "messages": [*messages, turn], "max_tokens": 24}
-                    reply = http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
-                    messages += [turn, assistant(reply["content"])]
-                body = {
-                    "model": "sonic-default",
-                    "messages": [*messages, user("go on " * 60)],
-                    "stream": True,
-                }
-                with http.stream("POST", "/v1/chat/completions", json=body) as response:
-                    lines = response.iter_lines()
-                    for _ in range(1 if moment == "decoding" else 40):
-                        if next(lines, None) is None:
-                            break
-                    os.kill(process.pid, signal.SIGKILL)
+                if messages:
+                    assert http.get("/v1/sessions/keeper").json()["messages"] == messages
+                for text in part:
+                    reply = http.post("/v1/chat/completions", json=body(text)).json()["choices"][0]["message"]
+                    messages += [user(text), assistant(reply["content"])]
+                trigger.touch()
+                with pytest.raises(httpx.TransportError):
+                    http.post("/v1/chat/completions", json=body("go on " * 20))
+            assert process.wait() == -signal.SIGKILL
         finally:
             process.kill()
             process.wait()
+            assert process.stderr is not None
             process.stderr.close()
-    from sonic_kv.config import SamplingConfig, SessionConfig
-
+            trigger.unlink()
     config = SessionConfig(min_segment_tokens=16)
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
@@ -364,14 +422,11 @@ def test_a_killed_server_has_lost_no_acknowledged_turn(tmp_path: Path, moment: s
                 chat.extend(messages[: number - 1])
             expected = chat.send(messages[number - 1]["content"], SamplingConfig(max_new_tokens=24))
             assert message["content"] == expected.text
-    assert HALF.compression_ratio == 0.5
 
 
 def run_server(arguments: list[str]) -> tuple["subprocess.Popen[str]", str]:
-    """`sonic-kv serve` as people run it, and where it listens."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sonic_kv.cli", *arguments], stderr=subprocess.PIPE, text=True
-    )
+    """A process of Python that serves, and where it listens."""
+    process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
         if " at http" in line:

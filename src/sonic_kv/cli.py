@@ -22,6 +22,8 @@ from sonic_kv.config import (
     BenchBatchOptions,
     BenchClosingOptions,
     BenchDialogueOptions,
+    BenchServeOptions,
+    BenchSoakOptions,
     BenchTrainingOptions,
     Budget,
     ChatOptions,
@@ -38,7 +40,7 @@ from sonic_kv.config import (
     SynthConfig,
     TrainConfig,
 )
-from sonic_kv.errors import ConfigError, FileError, SonicError
+from sonic_kv.errors import ConfigError, FileError, ServeError, SonicError
 from sonic_kv.flags import Given, Parser, add_flags, build, given_flags, nearest, read_toml
 from sonic_kv.human import percent_text
 
@@ -249,8 +251,44 @@ def bench_training(call: Call) -> None:
     print(json.dumps(closing.as_json(results)) if call.json else closing.report(results))
 
 
+def bench_serve(call: Call) -> None:
+    """A server's dialogues, compressed and with full context; the report on standard output, files into a folder."""
+    options = call.options(BenchServeOptions)
+    model, name = _model_or_shape(options, call.options(ModelOptions))
+    try:
+        from sonic_kv.bench import dialogue, serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"bench serve needs {error.name}: pip install 'sonic-kv[bench]'") from error
+
+    if options.out is not None:
+        dialogue.check_plot()  # before the work, not after it
+    result = serve.measure(model, name, options)
+    if options.out is not None:
+        serve.write(result, options.out)
+        print(f"sonic-kv: wrote {options.out}", file=sys.stderr)
+    print(json.dumps(serve.as_json(result)) if call.json else serve.report(result))
+
+
+def bench_soak(call: Call) -> None:
+    """A server under load for a while; an error if it broke a promise."""
+    try:
+        from sonic_kv.bench import soak
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"bench soak needs {error.name}: pip install 'sonic-kv[bench]'") from error
+
+    options, named = call.options(BenchSoakOptions), call.options(ModelOptions)
+    result = soak.measure(load_for_decoding(named), named.model or "default model", named, options)
+    if options.out is not None:
+        soak.write(result, options.out)
+        print(f"sonic-kv: wrote {options.out}", file=sys.stderr)
+    print(json.dumps(soak.as_json(result)) if call.json else soak.report(result))
+    broken = result.failures()
+    if broken:
+        raise ServeError(f"the server broke its promises: {'; '.join(broken)}")
+
+
 def _model_or_shape(
-    options: BenchDialogueOptions | BenchBatchOptions | BenchTrainingOptions,
+    options: BenchDialogueOptions | BenchBatchOptions | BenchServeOptions | BenchTrainingOptions,
     named: ModelOptions,
     decoding: DecodeOptions | None = None,
 ) -> tuple["SonicModel", str]:
@@ -442,6 +480,20 @@ COMMANDS = (
         bench_training,
         {"model": ModelOptions, "bench_training": BenchTrainingOptions},
         json="the figures",
+    ),
+    Command(
+        "bench serve",
+        "count and time a server's dialogues, compressed against full context",
+        bench_serve,
+        {"model": ModelOptions, "bench_serve": BenchServeOptions},
+        json="the figures, and every time behind them",
+    ),
+    Command(
+        "bench soak",
+        "keep a server at its memory limit with dialogues that come, branch and leave, and compare every reply",
+        bench_soak,
+        {"model": ModelOptions, "soak": BenchSoakOptions},
+        json="everything that was counted",
     ),
     Command(
         "eval",

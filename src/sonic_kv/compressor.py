@@ -1,6 +1,6 @@
 """Closing a segment: score, choose, re-encode, keep each head's share, free the raw entries."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,6 +17,7 @@ from sonic_kv.selection import Selection, candidates, in_elastic_order
 
 # Every segment keeps an entry while there are not more than this; then the oldest count as one.
 MIN_GROUPS, ENTRIES_PER_GROUP = 16, 4
+MOST_ROWS = 256  # re-encoded in one model run: they do not see each other
 
 
 class Compressor:
@@ -47,25 +48,24 @@ class Compressor:
         by_segment = self.learned_form or config.allocation == "segment"
         self.selection = Selection(self.importance.recency, by_segment)
 
-    def close(
-        self,
-        cache: SessionCache,
-        token_ids: Sequence[int],
-        budget: Budget,
-        checkpoint: Callable[[], None] = lambda: None,
-    ) -> None:
+    def close(self, cache: SessionCache, token_ids: Sequence[int], budget: Budget) -> None:
         """Replace the open segment by its Nexus tokens, and let older segments make room.
 
         The cache changes at the very end and at once: if anything fails it is as it was.
 
         Args:
             token_ids: of the open segment; their number is `cache.open_length`.
-            checkpoint: called between the steps, of which each takes a while; what it raises calls the
-                closing off.
 
         Raises:
             BudgetError: the budget cannot hold the prefix.
         """
+        for _ in self.closing(cache, token_ids, budget):
+            pass
+
+    def closing(
+        self, cache: SessionCache, token_ids: Sequence[int], budget: Budget
+    ) -> Generator[None, None, None]:
+        """`close` that pauses between its steps, of which each takes a while; left there, it is called off."""
         length = len(token_ids)
         assert length == cache.open_length > 0
         old = cache.lengths
@@ -80,7 +80,7 @@ class Compressor:
         total = self._target(lengths, budget)
         if total is not None:
             lengths = lengths.merge_oldest(max(MIN_GROUPS, total // ENTRIES_PER_GROUP))
-        checkpoint()
+        yield
         scores = self.importance.scores(cache, token_ids)
         everything = [self._with_open(cache, layer, scores[layer]) for layer in range(self.model.num_layers)]
         if total is None or total >= lengths.memory:
@@ -90,15 +90,16 @@ class Compressor:
         if self.learned_form:
             everything = [replace(e, scores=in_elastic_order(e.scores, old.memory)) for e in everything]
         kept, share = self._select(everything, lengths, total)
-        checkpoint()
+        yield
         if self.reencode:
             if self.learned_form:
                 rows = torch.arange(length - share, length, device=self.model.device)
             else:
                 rows = candidates(everything, kept, old.memory, self.config.candidates)
-            encoded = self.model.reread(cache, token_ids, rows, encode=True, segment=lengths.segments)
-            everything = _replace_rows(everything, old.memory + rows, encoded)
-        checkpoint()
+            for part in rows.split(MOST_ROWS):
+                encoded = self.model.reread(cache, token_ids, part, encode=True, segment=lengths.segments)
+                everything = _replace_rows(everything, old.memory + part, encoded)
+                yield
         self._store(cache, everything, kept, lengths, drop_open=True)
         self._rebase(cache)
 

@@ -569,6 +569,58 @@ class BenchBatchOptions:
 
 
 @dataclass(frozen=True)
+class BenchServeOptions:
+    """The conversations that a server of each kind holds."""
+
+    shape: Shape | None = option(
+        None, "random weights of this shape instead of a model: the same speed, nothing to download"
+    )
+    length: int = option(4000, "logical tokens of each dialogue at its end")
+    user_tokens: int = option(192, "tokens of each user message")
+    reply_tokens: int = option(64, "tokens of each reply")
+    dialogues: int = option(16, "dialogues at a time")
+    ratio: float = option(0.8, "compression ratio")
+    kv_memory: str = option("256MiB", "memory in which live dialogues are counted")
+    repetitions: int = option(2, "times that the dialogues are lived through")
+    seed: int = option(0, "seed of the texts and of random weights")
+    out: str | None = option(None, "folder for result.json, report.md and plot.svg; none: the report alone")
+
+    def __post_init__(self) -> None:
+        Budget(compression_ratio=self.ratio)
+        require(parse_bytes(self.kv_memory) > 0, "kv_memory must be above 0")
+        for name in ("user_tokens", "reply_tokens", "dialogues", "repetitions"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        turn = self.user_tokens + self.reply_tokens
+        require(self.length >= turn, f"length={self.length} must be at least a turn ({turn} tokens)")
+
+
+@dataclass(frozen=True)
+class BenchSoakOptions:
+    """What a server has to endure, and for how long."""
+
+    minutes: float = option(30.0, "how long requests are sent; comparing the replies takes as long again")
+    dialogues: int = option(200, "dialogues that are alive at a time; whoever leaves is replaced")
+    clients: int = option(24, "requests under way at a time, so that some must wait")
+    kv_memory: str = option("48MiB", "the server's limit: most dialogues should not fit")
+    max_tokens: int = option(1500, "tokens at which a dialogue is over")
+    reply_tokens: int = option(24, "longest reply")
+    checked: float = option(1.0, "share of the dialogues whose replies are compared with a fresh run's")
+    seed: int = option(0, "seed of what is said and done")
+    out: str | None = option(None, "folder for result.json and report.md; none: the report alone")
+
+    def __post_init__(self) -> None:
+        require(0.0 < self.minutes < inf, f"minutes={self.minutes} must be above 0")
+        require(0.0 <= self.checked <= 1.0, f"checked={self.checked} is outside [0, 1]")
+        require(parse_bytes(self.kv_memory) > 0, "kv_memory must be above 0")
+        require(
+            self.dialogues > self.clients >= 1,
+            f"dialogues={self.dialogues} must be more than clients={self.clients}",
+        )
+        for name in ("max_tokens", "reply_tokens"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
 class ModelOptions:
     """Which model, and where it runs."""
 

@@ -3,6 +3,7 @@
 An engine belongs to one thread, and no other may run its model meanwhile.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, wait
@@ -20,9 +21,9 @@ from sonic_kv.generate import NAN_LOGITS, Writer, new_generator, sample
 from sonic_kv.model import SonicModel
 from sonic_kv.session import ChatSession
 
-# Pauses after every model run, or for a future that it needs.
+# Pauses after every model run, and while a segment is closed, or for a future that it needs.
 Preparing = Generator[Future[Any] | None, None, ChatSession]
-Work = Iterator[Future[Any] | None]
+Work = Generator[Future[Any] | None, None, None]
 
 
 @dataclass(eq=False)
@@ -87,15 +88,19 @@ class Engine:
         self._work.append((turn, self._begin(turn)))
 
     def step(self) -> bool:
-        """Decode one token of every row and do one slice of other work.
+        """Decode one token of every row, and do other work for as long as that took: at least one slice.
 
         Returns:
             whether anything can go on now; turns may be left that wait for a future.
         """
         self._unpark()
         self._drop_cancelled()
+        start = time.perf_counter()
         self._decode()
+        end = 2 * time.perf_counter() - start
         self._advance()
+        while self._work and time.perf_counter() < end:
+            self._advance()
         return bool(self._rows or self._work)
 
     def run(self) -> None:
@@ -121,7 +126,7 @@ class Engine:
         if turn.sampling is None:
             self._end(turn)
             return
-        draft, token = session.draft()
+        draft, token = yield from session.drafting()
         turn.prompt_tokens = draft.cache.logical_length + 1
         yield None
         # the closing of the reply must fit behind it
@@ -192,8 +197,7 @@ class Engine:
             self._work.append((turn, self._rejoin(row)))
 
     def _rejoin(self, row: _Row) -> Work:
-        row.draft.close_if_full()
-        yield None
+        yield from row.draft.closing_if_full()
         self._join(row)
 
     def _settle(self, turn: Turn) -> Work:
@@ -238,7 +242,7 @@ class Engine:
         for turn, work in dropped:
             self._work.remove((turn, work))
             with suppress(Exception):
-                work.close()  # type: ignore[attr-defined]
+                work.close()
             self._end(turn)
 
     def _fail(self, turn: Turn, error: Exception) -> None:

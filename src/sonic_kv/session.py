@@ -1,11 +1,11 @@
 """`ChatSession`: one dialogue, its transcript and its compressed cache."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from sonic_kv.files import read_sealed, write_sealed
 from sonic_kv.generate import NAN_LOGITS, detokenize, stream_generate
 from sonic_kv.model import SonicModel
 from sonic_kv.segments import Message, check_messages
+
+Done = TypeVar("Done")
+Steps = Generator[None, None, None]  # pauses where something else may be done
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,16 @@ def _new_cache(model: SonicModel, config: SessionConfig) -> SessionCache:
     return SessionCache(model.num_layers, compact=config.positions == "compact", bits=config.bits)
 
 
+def _run(steps: Generator[None, None, Done]) -> Done:
+    """What a generator returns, without its pauses."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            done: Done = end.value
+            return done
+
+
 class ChatSession:
     """One dialogue whose past is compressed as it grows.
 
@@ -90,6 +103,31 @@ class ChatSession:
         config: SessionConfig | None = None,
         sampling: SamplingConfig | None = None,
     ) -> None:
+        _run(self._begin(model, budget, system, config, sampling))
+
+    @classmethod
+    def making(
+        cls,
+        model: SonicModel,
+        budget: Budget | None = None,
+        system: str | None = None,
+        config: SessionConfig | None = None,
+        slice_tokens: int | None = None,
+    ) -> Generator[None, None, "ChatSession"]:
+        """A new session, made with a pause after every model run over at most `slice_tokens` of its prefix."""
+        session = object.__new__(cls)
+        yield from session._begin(model, budget, system, config, None, slice_tokens)
+        return session
+
+    def _begin(
+        self,
+        model: SonicModel,
+        budget: Budget | None,
+        system: str | None,
+        config: SessionConfig | None,
+        sampling: SamplingConfig | None,
+        slice_tokens: int | None = None,
+    ) -> Steps:
         self.model = model
         self.budget = budget or DEFAULT_BUDGET
         self.config = config or SessionConfig()
@@ -106,8 +144,10 @@ class ChatSession:
         prefix, self._opening = model.format.opening(system)
         self._busy = False
         self._check_room(len(prefix))
-        if prefix:
-            self._feed_chunk(prefix)
+        size = slice_tokens or max(len(prefix), 1)
+        for start in range(0, len(prefix), size):
+            self._feed_chunk(prefix[start : start + size])
+            yield
         self.cache.mark_prefix()
         self._compressor.shrink(self.cache, self.budget)  # raises if it cannot hold the prefix
 
@@ -151,21 +191,26 @@ class ChatSession:
         What is decoded on it is a draft: `extend` puts the finished reply into this session, which then
         holds exactly what it would hold had the reply been there from the start.
         """
+        return _run(self.drafting())
+
+    def drafting(self) -> Generator[None, None, tuple["ChatSession", int]]:
+        """`draft` that pauses after every model run."""
         draft = self.fork()
-        return draft, draft._open_reply(self.model.format.generation_prompt())
+        token = yield from draft._opening_reply(self.model.format.generation_prompt())
+        return draft, token
 
-    def close_if_full(self) -> None:
-        """Close the open segment if it has `max_segment_tokens`, before more is fed."""
+    def closing_if_full(self) -> Steps:
+        """Close the open segment if it has `max_segment_tokens`, before more is fed; pauses on the way."""
         if self.limited and self.cache.open_length >= self.config.max_segment_tokens:
-            self._close()
+            yield from self._closing()
 
-    def _open_reply(self, prompt: list[int]) -> int:
+    def _opening_reply(self, prompt: list[int]) -> Generator[None, None, int]:
         """Feed all of `prompt` but its last token, and return that one."""
         self._check_room(len(prompt) + 1)
         if not prompt:  # the template has no generation prompt: the last token is fed again for its logits
             prompt = self._take_back(1)
-        self._feed(prompt[:-1])
-        self.close_if_full()
+        yield from self._feeding(prompt[:-1])
+        yield from self.closing_if_full()
         return prompt[-1]
 
     def _fits(self, prompt: list[int]) -> bool:
@@ -176,7 +221,7 @@ class ChatSession:
 
     def _reply(self, prompt: list[int], sampling: SamplingConfig, start: float) -> Iterator[str]:
         # one model run to the first token, unless the message fills the segment on its way
-        rest = prompt if self._fits(prompt) else [self._open_reply(prompt)]
+        rest = prompt if self._fits(prompt) else [_run(self._opening_reply(prompt))]
         text, reason, written = "", "length", list[int]()
         with closing(stream_generate(self.model, [rest], [self.cache], sampling)) as steps:
             for (piece,) in steps:
@@ -187,7 +232,7 @@ class ChatSession:
                 if piece.text:
                     yield piece.text
                 if piece.finish_reason is None:
-                    self.close_if_full()
+                    _run(self.closing_if_full())
                 else:
                     reason = piece.finish_reason
         seconds = time.perf_counter() - start
@@ -207,8 +252,8 @@ class ChatSession:
             self._take_back(min(max(len(written) - 1 - size, 0), self.cache.open_length))
             rest = written[len(written) - 1 : size]
         rest = rest + self.model.format.assistant_close()
-        self._feed(rest[: self.model.room(self.cache)])
-        self._end_exchange()
+        _run(self._feeding(rest[: self.model.room(self.cache)]))
+        _run(self._ending_exchange())
 
     def extend(self, messages: Sequence[Message]) -> None:
         """Append messages that are already written; nothing is generated.
@@ -216,11 +261,10 @@ class ChatSession:
         Raises:
             MessageError, ContextLengthError, UnsupportedModelError, BudgetError
         """
-        for _ in self.extending(messages):
-            pass
+        _run(self.extending(messages))
 
-    def extending(self, messages: Sequence[Message], slice_tokens: int | None = None) -> Iterator[None]:
-        """`extend` that pauses after every model run, each over at most `slice_tokens` tokens.
+    def extending(self, messages: Sequence[Message], slice_tokens: int | None = None) -> Steps:
+        """`extend` that pauses after every model run, each over at most `slice_tokens` tokens, and while closing.
 
         One that is not read to its end is undone. Slices begin with the message, whatever else runs.
         """
@@ -232,10 +276,9 @@ class ChatSession:
                 role, text = message["role"], message["content"]
                 ids = self._user_ids(text) if role == "user" else self.model.format.assistant(text)
                 self.messages.append({"role": role, "content": text})
-                for _ in self._feeding(ids, slice_tokens):
-                    yield
+                yield from self._feeding(ids, slice_tokens)
                 if role == "assistant":
-                    self._end_exchange()
+                    yield from self._ending_exchange()
 
     def set_budget(self, budget: Budget) -> None:
         """Change the budget. A lower one shrinks the memory at once and does not run the model.
@@ -400,16 +443,12 @@ class ChatSession:
         first = all(message["role"] == "system" for message in self.messages)
         return self.model.format.first_user(text, self._opening) if first else self.model.format.user(text)
 
-    def _feed(self, token_ids: Sequence[int]) -> None:
+    def _feeding(self, token_ids: Sequence[int], slice_tokens: int | None = None) -> Steps:
         """Append tokens, closing the open segment whenever it is full and more comes."""
-        for _ in self._feeding(token_ids):
-            pass
-
-    def _feeding(self, token_ids: Sequence[int], slice_tokens: int | None = None) -> Iterator[None]:
         self._check_room(len(token_ids))
         rest = list(token_ids)
         while rest:
-            self.close_if_full()
+            yield from self.closing_if_full()
             size = slice_tokens or len(rest)
             if self.limited:
                 size = min(size, self.config.max_segment_tokens - self.cache.open_length)
@@ -467,21 +506,19 @@ class ChatSession:
         if not self.pending:
             return False
         with suppress(_Cancelled), self._transaction():
-            self._close(cancelled)
+            for _ in self._closing():
+                if cancelled():
+                    raise _Cancelled
             return True
         return False
 
-    def _end_exchange(self) -> None:
+    def _ending_exchange(self) -> Steps:
         least = self.config.min_segment_tokens
         if self.config.closing == "idle":
             least = max(least, self.config.max_segment_tokens // 2)
         if self.limited and self.cache.open_length >= least:
-            self._close()
+            yield from self._closing()
 
-    def _close(self, cancelled: Callable[[], bool] = lambda: False) -> None:
-        def checkpoint() -> None:
-            if cancelled():
-                raise _Cancelled
-
+    def _closing(self) -> Steps:
         ids = self.token_ids[-self.cache.open_length :]
-        self._compressor.close(self.cache, ids, self.budget, checkpoint)
+        return self._compressor.closing(self.cache, ids, self.budget)

@@ -90,6 +90,7 @@ class ChatRequest(Body):
     n: Annotated[int, Field(ge=1, le=1, description="1 only")] = 1
     presence_penalty: Annotated[float, Field(ge=0.0, le=0.0, description="0 only")] = 0.0
     frequency_penalty: Annotated[float, Field(ge=0.0, le=0.0, description="0 only")] = 0.0
+    logprobs: Annotated[Literal[False], Field(description="false only")] = False
     user: Annotated[str, Field(description="accepted, not used")] | None = None
     sonic: SonicOptions = SonicOptions()
 

@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 
@@ -72,6 +72,7 @@ class Request:
         name: the session's name, if the client gave one.
         ratio: compression from here on; None: as before.
         on_text, on_end: called in the worker's thread, `on_end` once.
+        known: steps of the named session, if it had to be read from the store; None: not read.
     """
 
     namespace: str
@@ -82,6 +83,7 @@ class Request:
     on_text: Callable[[str], None] = lambda text: None
     on_end: Callable[[Outcome], None] = lambda outcome: None
     cancelled: bool = False
+    known: Sequence[Step] | None = None
     since: float = field(default_factory=time.monotonic)
 
 
@@ -93,7 +95,8 @@ class _Job:
     scope: str
     base: Node | None
     entries: int  # that its session and its row of the batch hold at most
-    steps: list[Step] = field(default_factory=list)
+    steps: list[Step]
+    keys: list[str]  # of the states that it can go on from
     name: str | None = None
     parent: str | None = None
     grandparent: str | None = None
@@ -228,6 +231,9 @@ class Worker:
         while self._waiting and len(self._jobs) < self.options.max_batch:
             namespace, waiting = next(iter(self._waiting.items()))
             request = waiting[0]
+            if self._unread(request):
+                self._read(request)
+                continue
             try:
                 if not self._take_up(request):
                     return
@@ -245,16 +251,49 @@ class Worker:
                 self._unqueue(request)
                 request.on_end(Outcome(error=BusyError("the server had no room in time: try again later")))
 
+    def _unread(self, request: Request) -> bool:
+        """Whether a named session is neither in memory nor looked up on the store yet."""
+        if request.name is None or request.known is not None or not self._archive.exists:
+            return False
+        return self.shelf.newest(self._label(request)) is None
+
+    def _read(self, request: Request) -> None:
+        """Look a named session up; meanwhile others are taken up, and it still counts as waiting."""
+        self._put_aside(request)
+        reading = self._archive.steps(self._label(request))
+        reading.add_done_callback(lambda done: self._inbox.put(lambda: self._have_read(request, done)))
+
+    def _have_read(self, request: Request, done: "Future[list[Step] | None]") -> None:
+        failed = done.exception()
+        if failed is not None:
+            self._note_failure(failed)
+            error: Exception = StoreError(str(failed))
+        elif request.cancelled or self._stopping:
+            error = BusyError("the server is stopping: try again later")
+        else:
+            request.known = done.result() or ()
+            self._waiting.setdefault(request.namespace, deque()).appendleft(request)
+            return
+        self._uncount(request)
+        request.on_end(Outcome(error=error))
+
     def _unqueue(self, request: Request) -> None:
+        self._put_aside(request)
+        self._uncount(request)
+
+    def _put_aside(self, request: Request) -> None:
         waiting = self._waiting[request.namespace]
         waiting.remove(request)
         if not waiting:
             del self._waiting[request.namespace]
+
+    def _uncount(self, request: Request) -> None:
         with self._lock:
             self._queued[request.namespace] -= 1
             self._queued += Counter()  # drops those at zero
 
     def _cancel(self, request: Request) -> None:
+        request.cancelled = True
         if request in self._waiting.get(request.namespace, ()):
             self._unqueue(request)
             request.on_end(Outcome(error=BusyError("cancelled")))
@@ -267,36 +306,46 @@ class Worker:
         """Start a request if its memory can be had; else it goes on waiting, and False is returned.
 
         Raises:
-            ContextLengthError, MemoryLimitError
+            ContextLengthError, MemoryLimitError, NotFoundError
         """
-        scope = digest(self._scope, request.namespace)
-        known = self.shelf.newest(self._label(scope, request.name)) if request.name else None
-        base: Node | None = None
-        entries = self.model.max_length  # a session whose steps must be read first
-        if known is not None or request.messages:
-            steps = self._steps(request, known.steps if known else ())
-            base = self.shelf.longest(self._usable(request, chain(scope, steps)))
-            recorded = request.name is not None and known is None and self._archive.exists
-            entries = self._most_entries(request, steps, base, raw=recorded)
+        scope = self._scope_of(request)
+        newest = None if request.name is None else self.shelf.newest(self._label(request))
+        known = newest.steps if newest is not None else request.known or ()
+        if not known and not request.messages:
+            raise NotFoundError(f"there is no session {request.name!r}")
+        steps = self._steps(request, known)
+        keys = self._usable(request, chain(scope, steps))
+        base = self.shelf.longest(keys)
+        if base is not None and base.key == keys[-1] and request.sampling is None:  # nothing is to be done
+            base.used = time.monotonic()
+            request.on_end(Outcome(view=self.view(base)))
+            return True
+        entries = self._most_entries(request, steps, base)
+        alone = self._bytes_of([entries])
+        if alone > self.limit:
+            raise MemoryLimitError(
+                f"this dialogue may need {bytes_text(alone)} of keys and values, and the server has "
+                f"{bytes_text(self.limit)}: shorten it, or ask for more compression"
+            )
         if base is not None:
             base.users += 1  # it is not to be evicted for its own sake
-        if not self._make_room(self._most_bytes(entries) + self.shelf.nbytes - self.limit):
+        held = self._bytes_of([*(job.entries for job in self._jobs.values()), entries])
+        if not self._make_room(held + self.shelf.nbytes - self.limit):
             if base is not None:
                 base.users -= 1
-            if not self._jobs and not self._leaving:
-                raise MemoryLimitError(
-                    f"this dialogue may need {bytes_text(self._most_bytes(entries))} of keys and values, and the "
-                    f"server has {bytes_text(self.limit)}: shorten it, or ask for more compression"
-                )
             return False
-        job = _Job(request, scope, base, entries)
+        job = _Job(request, scope, base, entries, steps, keys)
         turn = Turn(self._prepare(job), request.sampling, request.on_text, self._turn_ended)
         self._jobs[turn] = job
         self.engine.start(turn)
         return True
 
-    def _label(self, scope: str, name: str) -> str:
-        return digest(scope, "name", name)
+    def _scope_of(self, request: Request) -> str:
+        return digest(self._scope, request.namespace)
+
+    def _label(self, request: Request, name: str | None = None) -> str:
+        """The key of a session's name; none given: the request's."""
+        return digest(self._scope_of(request), "name", name or request.name)
 
     def _steps(self, request: Request, known: Sequence[Step]) -> list[Step]:
         """The steps of the session that a request wants to see."""
@@ -308,11 +357,8 @@ class Worker:
         """Keys of the states that a request can go on from: it adds a message if it wants a reply."""
         return keys if request.sampling is None else keys[:-1]
 
-    def _most_entries(self, request: Request, steps: Sequence[Step], base: Node | None, raw: bool) -> int:
+    def _most_entries(self, request: Request, steps: Sequence[Step], base: Node | None) -> int:
         """Entries that a session with these steps and a reply can have.
-
-        Args:
-            raw: its record, not read yet, may say that it is not compressed.
 
         Raises:
             ContextLengthError: there is no room for a reply.
@@ -321,10 +367,10 @@ class Worker:
         system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
         prefix = len(form.opening(system)[0])
         if base is None:
-            tokens = prefix
+            tokens = closed = prefix
             new = messages[system is not None :]
         else:
-            tokens = base.session.cache.logical_length
+            tokens, closed = base.session.cache.logical_length, base.session.cache.lengths.closed
             new = messages[len(messages_of(base.steps)) :]
         for message in new:
             text = message["content"]
@@ -338,17 +384,14 @@ class Worker:
         if request.sampling is not None:
             opening, end = form.generation_prompt(), form.assistant_close()
             tokens += len(opening) + request.sampling.max_new_tokens + len(end)
-        if raw or ratio == 0.0:
+        if ratio == 0.0:
             return min(tokens, limit)  # raw entries have positions of their own
         segments = tokens // self.config.min_segment_tokens + 1  # each keeps one entry at least
-        kept = prefix + int((1.0 - ratio) * tokens) + segments + self.config.max_segment_tokens
-        return min(tokens, kept)
+        still_open = min(tokens - closed, self.config.max_segment_tokens)
+        return min(tokens, prefix + int((1.0 - ratio) * tokens) + segments + still_open)
 
-    def _most_bytes(self, more: int = 0) -> int:
-        """Bytes that all jobs, and one of `more` entries, can come to hold, the batch's buffers included."""
-        entries = [job.entries for job in self._jobs.values()] + [more] * (more > 0)
-        if not entries:
-            return 0
+    def _bytes_of(self, entries: Sequence[int]) -> int:
+        """Bytes that jobs of so many entries can come to hold, the batch's buffers included."""
         rows, columns = BatchCache.buffer_shape(len(entries), max(entries))
         # each session twice: as it is, and as it was before the message that is being fed, or as it grows
         held = sum(n + SPARE_ENTRIES + n // SPARE_SHARE for n in entries)
@@ -441,20 +484,9 @@ class Worker:
 
     def _prepare(self, job: _Job) -> Preparing:
         """Find or make the session that a request goes on from, and feed it what is new."""
-        request, node = job.request, job.base
-        label = None if request.name is None else self._label(job.scope, request.name)
-        newest = self.shelf.newest(label) if label is not None else None
-        known: Sequence[Step] = newest.steps if newest is not None else ()
-        if newest is None and label is not None and self._archive.exists:
-            reading = self._archive.steps(label)
-            yield reading
-            known = reading.result() or ()
-        if not known and not request.messages:
-            raise NotFoundError(f"there is no session {request.name!r}")
-        job.steps = self._steps(request, known)
-        keys = self._usable(request, chain(job.scope, job.steps))
+        request, node, keys = job.request, job.base, job.keys
         session, done = None, 0
-        if node is not None and node.key in keys:
+        if node is not None:
             session, done = node.session.fork(), keys.index(node.key) + 1
             job.name = request.name or (None if node.superseded else node.name)
             job.parent, job.grandparent = node.key, node.parent
@@ -469,7 +501,7 @@ class Worker:
                 job.name, job.parent, job.grandparent = request.name or found.name, found.key, found.parent
                 self.counts["restored"] += 1
         if session is None:
-            session, done = self._new_session(job.steps)
+            session, done = yield from self._new_session(job.steps)
             job.name = request.name
             self.counts["made"] += 1
         else:
@@ -489,13 +521,15 @@ class Worker:
             log.warning("a cache is made again: %s", error)
             return None
 
-    def _new_session(self, steps: Sequence[Step]) -> tuple[ChatSession, int]:
+    def _new_session(self, steps: Sequence[Step]) -> Generator[None, None, tuple[ChatSession, int]]:
         """A session of the first steps, and how many those are: a budget, and a system prompt."""
         budget, first = steps[0], steps[1]
         assert isinstance(budget, Budget)
         assert not isinstance(first, Budget)
         system = first["content"] if first["role"] == "system" else None
-        session = ChatSession(self.model, budget, system, self.config)
+        session = yield from ChatSession.making(
+            self.model, budget, system, self.config, self.options.slice_tokens
+        )
         return session, 1 if system is None else 2
 
     def _turn_ended(self, turn: Turn) -> None:
@@ -545,7 +579,7 @@ class Worker:
             return there
         name = job.name or uuid.uuid4().hex
         parent = job.grandparent if job.parent == key else job.parent
-        node = Node(key, name, self._label(job.scope, name), steps, turn.session, parent)
+        node = Node(key, name, self._label(job.request, name), steps, turn.session, parent)
         node.stored = job.parent == key  # just read from the store
         self.shelf.put(node)
         if job.parent not in (None, key):

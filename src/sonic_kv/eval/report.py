@@ -163,7 +163,7 @@ def _overview(summary: Summary) -> Iterator[Block]:
     for name, found in benchmarks.items():
         for row in found["methods"]:
             cells.setdefault((row["method"], row["ratio"]), {})[name] = row
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (method, ratio), by_name in cells.items():
         kept = [row["kl_recovery"]["value"] for row in by_name.values() if row.get("kl_recovery")]
         mean = {"value": sum(kept) / len(kept)} if kept else None

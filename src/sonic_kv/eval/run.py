@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import os
 import platform
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import torch
 
@@ -249,8 +251,21 @@ def _begin(load_model: Callable[[], SonicModel], options: EvalOptions, config: S
     """What a worker process does first."""
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    end_with_parent()
     torch.set_num_threads(1)
     _work = Work(load_model(), options, config)
+
+
+def end_with_parent() -> None:
+    """End this worker as soon as its parent is gone, however that ended: nobody would take the records."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _do(name: str, numbers: Sequence[int], done: set[Key]) -> list[Record]:

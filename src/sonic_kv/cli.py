@@ -253,13 +253,13 @@ def bench_training(call: Call) -> None:
 
 def bench_serve(call: Call) -> None:
     """A server's dialogues, compressed and with full context; the report on standard output, files into a folder."""
-    options = call.options(BenchServeOptions)
-    model, name = _model_or_shape(options, call.options(ModelOptions))
     try:
         from sonic_kv.bench import dialogue, serve
     except ModuleNotFoundError as error:
         raise ConfigError(f"bench serve needs {error.name}: pip install 'sonic-kv[bench]'") from error
 
+    options = call.options(BenchServeOptions)
+    model, name = _model_or_shape(options, call.options(ModelOptions))
     if options.out is not None:
         dialogue.check_plot()  # before the work, not after it
     result = serve.measure(model, name, options)

@@ -234,6 +234,14 @@ class SonicModel:
         config = None if self.adapter is None else self.adapter.config
         return config is not None and (config.form == "learned" or config.scope == "segment")
 
+    def embed(self, token_ids: Tensor, layout: Layout) -> Tensor:
+        """Input embeddings of a layout's rows, raw and Nexus. token_ids (B, length) → (B, T, C)"""
+        embeddings: Tensor = self.base.get_input_embeddings()(token_ids.gather(1, layout.index))
+        if self.adapter is not None and bool(layout.nexus.any()):
+            nexus = self.adapter.embed(embeddings, layout.segment - layout.origin)
+            embeddings = torch.where(layout.nexus[..., None], nexus, embeddings)
+        return embeddings
+
     def one_pass(
         self,
         token_ids: Tensor,
@@ -262,10 +270,7 @@ class SonicModel:
         Returns:
             logits (B, T, V), or (B, R, V)
         """
-        embeddings = self.base.get_input_embeddings()(token_ids.gather(1, layout.index))
-        if self.adapter is not None and bool(layout.nexus.any()):
-            nexus = self.adapter.embed(embeddings, layout.segment - layout.origin)
-            embeddings = torch.where(layout.nexus[..., None], nexus, embeddings)
+        embeddings = self.embed(token_ids, layout)
         plan = OnePass(layout, lifetime, self.rope if compact else None, flex, probe)
         own = layout.index.new_ones(1, 1, 1, 1, dtype=torch.bool) if flex else own_segment(layout)[:, None]
         with sonic_attention(self.base):

@@ -34,14 +34,12 @@ def segment_by_segment(model: SonicModel, ids: Tensor, layout: Layout, lifetime:
         logits of all rows (1, T, V)
     """
     assert model.adapter is not None
-    embeddings = model.base.get_input_embeddings()(ids.gather(1, layout.index))
-    nexus = model.adapter.embed(embeddings, layout.segment)
-    embeddings = torch.where(layout.nexus[..., None], nexus, embeddings)
+    embeddings = model.embed(ids, layout)
     heads, last = lifetime[0].shape[1], int(layout.segment.max())
     columns = [
         torch.empty(heads, 0, dtype=torch.long, device=ids.device) for _ in lifetime
     ]  # in memory (G, S)
-    keys = [model.base.lm_head.weight.new_empty(1, heads, 0, model.head_dim) for _ in lifetime]
+    keys = [embeddings.new_empty(1, heads, 0, model.head_dim) for _ in lifetime]
     values, logits = list(keys), []
     for number in range(last + 1):
         rows = (layout.segment[0] == number).nonzero()[:, 0]

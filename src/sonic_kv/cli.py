@@ -373,10 +373,11 @@ def serve(call: Call) -> None:
     options, given = call.options(ServeOptions), call.given(Budget)
     budget = call.options(Budget) if given else DEFAULT_BUDGET
     model_options = call.options(ModelOptions)
+    compact = SessionConfig(positions="compact") if options.engine == "vllm" else None
     run(
         load_for_decoding(model_options),
         model_name(model_options.model),
-        call.options(SessionConfig),
+        call.options(SessionConfig, compact),
         budget,
         call.options(SamplingConfig),
         options,

@@ -18,6 +18,7 @@ Positions = Literal["original", "compact"]
 Allocation = Literal["global", "segment"]
 Storage = Literal["full", "int8", "int4"]
 Closing = Literal["turn", "idle"]
+Engine = Literal["local", "vllm"]
 Shape = Literal["qwen3-0.6b", "qwen3-1.7b", "qwen2.5-7b", "llama-8b"]
 BENCH_METHODS = ("full", "re-prefilled", "streaming", "h2o", "sonic")
 
@@ -444,18 +445,34 @@ class ServeOptions:
     store_after: float = option(5.0, "seconds until an idle dialogue's cache is written to the store")
     store_ttl: float = option(7 * 86400.0, "seconds after which an unused dialogue is forgotten")
     store_bytes: str = option("10GiB", "size of the store; beyond it the oldest dialogues are forgotten")
+    engine: Engine = option(
+        "local", "what decodes replies: this process (local), or a vLLM server over exported sessions (vllm)"
+    )
+    vllm_url: str | None = option(None, "the vLLM server that engine=vllm decodes on, as http://host:port")
+    vllm_folder: str = option(
+        "~/.cache/sonic-kv/exports",
+        "where vLLM reads exported sessions, as its connector is told; unused ones go as in the store",
+    )
+    vllm_timeout: float = option(120.0, "seconds without a sign from vLLM after which a reply fails")
 
     def __post_init__(self) -> None:
         for name in ("kv_memory", "max_body", "store_bytes"):
             require(parse_bytes(getattr(self, name)) > 0, f"{name} must be above 0")
         for name in ("max_batch", "max_waiting", "max_waiting_per_key", "slice_tokens", "max_reply_tokens"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("queue_timeout", "store_ttl"):
+        for name in ("queue_timeout", "store_ttl", "vllm_timeout"):
             require(0.0 < getattr(self, name) < inf, f"{name}={getattr(self, name)} must be above 0")
         require(self.store_after >= 0.0, f"store_after={self.store_after} must not be negative")
         require(0 <= self.port < 1 << 16, f"port={self.port} is outside [0, 65535]")
         Budget(compression_ratio=self.min_compression_ratio)
         Budget(compression_ratio=self.pressure_ratio)
+        require(self.engine in ("local", "vllm"), f"engine={self.engine!r}: local or vllm")
+        url = self.vllm_url
+        require(
+            url is None or url.startswith(("http://", "https://")),
+            f"vllm_url={url!r} must be http://host:port",
+        )
+        require((self.engine == "vllm") == (url is not None), "engine='vllm' and vllm_url go together")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ An engine belongs to one thread, and no other may run its model meanwhile.
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from torch import Tensor
 from sonic_kv.batch import BatchCache
 from sonic_kv.config import SamplingConfig
 from sonic_kv.errors import ContextLengthError, NumericalError
-from sonic_kv.generate import NAN_LOGITS, Writer, new_generator, sample
+from sonic_kv.generate import NAN_LOGITS, Piece, Writer, new_generator, sample
 from sonic_kv.model import SonicModel
 from sonic_kv.session import ChatSession
 
@@ -52,6 +52,14 @@ class Turn:
     finish_reason: str | None = None
     error: Exception | None = None
     cancelled: bool = False
+
+    def add(self, piece: Piece) -> None:
+        """Count one more token of the reply, and pass its text on."""
+        self.text += piece.text
+        self.completion_tokens += 1
+        self.finish_reason = piece.finish_reason
+        if piece.text:
+            self.on_text(piece.text)
 
 
 @dataclass(eq=False)
@@ -114,6 +122,9 @@ class Engine:
         """Rows of the batch."""
         return len(self._rows)
 
+    def close(self) -> None:
+        """Let go of what the engine holds beside the model."""
+
     def caches(self) -> Iterator[object]:
         """What holds keys and values for turns that are under way, beside their sessions."""
         yield self.batch
@@ -136,8 +147,19 @@ class Engine:
                 f"the dialogue fills the model's {self.model.max_length} positions: there is no room for a reply"
             )
         writer = Writer(self.model, turn.sampling.stop, min(turn.sampling.max_new_tokens, room))
-        generator = new_generator(self.model, turn.sampling) if turn.sampling.temperature else None
+        yield from self._replying(turn, turn.sampling, draft, token, writer)
+
+    def _replying(
+        self, turn: Turn, sampling: SamplingConfig, draft: ChatSession, token: int, writer: Writer
+    ) -> Iterable[Future[Any] | None]:
+        """Have the reply decoded, and then settled: here by a row of the batch.
+
+        Args:
+            draft: holds the dialogue up to `token`, which is fed next.
+        """
+        generator = new_generator(self.model, sampling) if sampling.temperature else None
         self._join(_Row(turn, draft, token, writer, generator))
+        return ()
 
     def _join(self, row: _Row) -> None:
         if not row.turn.cancelled:
@@ -180,13 +202,8 @@ class Engine:
         turn, draft = row.turn, row.draft
         draft.token_ids.append(row.token)
         row.token = token
-        piece = row.writer.add(token)
-        turn.text += piece.text
-        turn.completion_tokens += 1
-        if piece.text:
-            turn.on_text(piece.text)
-        if piece.finish_reason is not None:
-            turn.finish_reason = piece.finish_reason
+        turn.add(row.writer.add(token))
+        if turn.finish_reason is not None:
             self._leave(number)
             self._work.append((turn, self._settle(turn)))
             return

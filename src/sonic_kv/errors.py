@@ -16,6 +16,7 @@
     └── ServeError                  the server cannot take a request now or at all
         ├── StoreError              the store of dialogues cannot be reached, or cannot be written
         ├── BusyError               too many requests wait; the same request may succeed later
+        ├── UpstreamError           the engine that decodes elsewhere cannot be reached, or failed
         ├── MemoryLimitError        a dialogue that does not fit into the server's memory even alone
         └── NotFoundError           there is no such dialogue
 
@@ -86,6 +87,10 @@ class BusyError(ServeError):
     def __init__(self, message: str, *, yours: bool = False) -> None:
         super().__init__(message)
         self.yours = yours
+
+
+class UpstreamError(ServeError):
+    """The engine that decodes elsewhere cannot be reached, or failed."""
 
 
 class MemoryLimitError(ServeError):

@@ -164,6 +164,11 @@ class Writer:
         self._room = room
         self.count = 0
 
+    @property
+    def left(self) -> int:
+        """Tokens that it may still have."""
+        return self._room - self.count
+
     def add(self, token_id: int) -> Piece:
         """What this token adds to the text, and whether it ends the reply."""
         self.count += 1

@@ -207,6 +207,11 @@ class ChatSession:
         token = yield from draft._opening_reply(self.model.format.generation_prompt())
         return draft, token
 
+    def catching_up(self, token_ids: Sequence[int], slice_tokens: int) -> Steps:
+        """On a draft: feed reply tokens that were decoded elsewhere, and close the open segment if that fills it."""
+        yield from self._feeding(token_ids, slice_tokens)
+        yield from self.closing_if_full()
+
     def closing_if_full(self) -> Steps:
         """Close the open segment if it has `max_segment_tokens`, before more is fed; pauses on the way."""
         if self.limited and self.cache.open_length >= self.config.max_segment_tokens:

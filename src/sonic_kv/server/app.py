@@ -191,6 +191,7 @@ def make_app(
             413: "the body or the dialogue is too large",
             429: "too many requests of this key wait",
             500: "the server failed",
+            502: "the engine that decodes elsewhere cannot be reached, or failed: try again later",
             503: "too many requests wait, or the store cannot be reached: try again later",
         }.items()
     }

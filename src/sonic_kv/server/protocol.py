@@ -18,6 +18,7 @@ from sonic_kv.errors import (
     SonicError,
     StoreError,
     UnsupportedModelError,
+    UpstreamError,
 )
 from sonic_kv.server.worker import Outcome, View
 
@@ -201,6 +202,7 @@ ERRORS: tuple[tuple[type[Exception], int, str, str], ...] = (
     (MemoryLimitError, 413, "invalid_request_error", "dialogue_too_large"),
     (NotFoundError, 404, "invalid_request_error", "not_found"),
     (BusyError, 503, "server_error", "busy"),
+    (UpstreamError, 502, "server_error", "upstream_failed"),
     (StoreError, 503, "server_error", "store_unavailable"),
     (NumericalError, 500, "server_error", "numerical_error"),
     (SonicError, 500, "server_error", "failed"),

@@ -31,6 +31,7 @@ from sonic_kv.server.archive import Archive, Found
 from sonic_kv.server.dialogue import Step, chain, continued, digest, messages_of, ratio_of
 from sonic_kv.server.shelf import Node, Shelf
 from sonic_kv.server.store import Store
+from sonic_kv.server.vllm import VllmEngine
 from sonic_kv.session import ChatSession, SessionStats
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Request:
         messages: the whole dialogue; none: the named session's own.
         name: the session's name, if the client gave one.
         ratio: compression from here on; None: as before.
-        on_text, on_end: called in the worker's thread, `on_end` once.
+        on_text, on_end: called in a thread of the worker's, `on_end` once.
         known: steps of the named session, if it had to be read from the store; None: not read.
     """
 
@@ -135,7 +136,6 @@ class Worker:
         self.model, self.config, self.options = model, config, options
         self.limit = parse_bytes(options.kv_memory)
         self.shelf = Shelf()
-        self.engine = Engine(model, options.slice_tokens)
         self.counts = Counter[str]()
         self.default_ratio = max(budget.compression_ratio or 0.0, options.min_compression_ratio)
         self._entry_bytes = Compressor(model, config).bytes_per_entry()
@@ -147,12 +147,18 @@ class Worker:
         self._jobs: dict[Turn, _Job] = {}
         self._queued = Counter[str]()  # by namespace; shared with other threads
         self._lock = threading.Lock()
+        self.engine = self._new_engine()
         self._stopping = False
         self._writing: Node | None = None
         self._leaving = 0  # bytes that go when they are written
         self._looked = self._swept = time.monotonic()
         self._store_failed = -RETRY_SECONDS
         self._thread = threading.Thread(target=self._run, name="sonic-kv-model", daemon=True)
+
+    def _new_engine(self) -> Engine:
+        if self.options.engine == "vllm":
+            return VllmEngine(self.model, self.config, self.options, self._wake)
+        return Engine(self.model, self.options.slice_tokens)
 
     # --- called from other threads ------------------------------------------------------------
 
@@ -614,4 +620,5 @@ class Worker:
                 if not (node.stored or node.superseded or node.pressed):
                     self._archive.keep(node)
         self._archive.close()
+        self.engine.close()
         self._read_inbox(wait=False)

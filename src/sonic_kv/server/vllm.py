@@ -1,0 +1,359 @@
+"""Replies decoded by vLLM. Sessions, segments and their compression stay here; vLLM reads exports of them.
+
+For every reply vLLM gets the token ids of the session's export, of the open segment, and the name of the
+export, whose entries it loads instead of computing the first of these tokens. It answers with token ids: text
+and stop texts are made of them here, as for a reply that is decoded in this process.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from concurrent.futures import Future
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from sonic_kv.cache import SessionCache
+from sonic_kv.config import SamplingConfig, ServeOptions, SessionConfig, parse_bytes
+from sonic_kv.engine import Engine, Turn, Work
+from sonic_kv.errors import ConfigError, FileError, UpstreamError
+from sonic_kv.export import Export, write_export
+from sonic_kv.generate import Writer
+from sonic_kv.model import SonicModel
+from sonic_kv.session import ChatSession
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+CONNECT_SECONDS = 5.0
+SWEEP_SECONDS = 60.0
+OURS = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\.\d+\.tmp)?")  # exports, and those that were never finished
+NOBODY = "0" * 64  # a session that does not exist
+# What a model's generation_config.json would change otherwise.
+DEFAULTS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": True}
+
+
+class Exports:
+    """The folder that vLLM reads. Used in one event loop.
+
+    A file is safe while a reply is decoded over it. After that it only saves writing it again: it goes when it
+    has not been used for `ttl` seconds, or when it is the oldest of more than `limit` bytes.
+    """
+
+    def __init__(self, folder: str, ttl: float, limit: int) -> None:
+        self.folder, self._ttl, self._limit = Path(folder).expanduser(), ttl, limit
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # dialogues are nobody else's
+        except OSError as error:
+            raise FileError(f"cannot make {self.folder}: {error.strerror}") from error
+        self._users = Counter[str]()
+        self._swept = 0.0
+
+    @asynccontextmanager
+    async def using(self, write: Callable[[Path], Export]) -> AsyncIterator[Export]:
+        """The export that `write` puts into the folder, which stays until the end of the block."""
+        export = await asyncio.to_thread(write, self.folder)
+        self._users[export.digest] += 1
+        try:
+            try:
+                os.utime(export.path)
+            except FileNotFoundError:  # it had been there, and was swept before it was counted as used
+                await asyncio.to_thread(write, self.folder)
+            yield export
+        finally:
+            self._users[export.digest] -= 1
+            self._users += Counter()  # drops those at zero
+            if time.monotonic() - self._swept > SWEEP_SECONDS:
+                self._swept = time.monotonic()
+                self.sweep()
+
+    def sweep(self) -> None:
+        """Delete what is too old, and the oldest of what is too much."""
+        total = 0
+        for written, size, path in sorted(self._files(), reverse=True):
+            total += size
+            if time.time() - written > self._ttl or total > self._limit:
+                path.unlink(missing_ok=True)
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        found = []
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if OURS.fullmatch(entry.name) and entry.name[:64] not in self._users:
+                    try:
+                        stat = entry.stat()
+                    except FileNotFoundError:  # another gateway was faster
+                        continue
+                    found.append((stat.st_mtime, stat.st_size, Path(entry.path)))
+        return found
+
+
+class Vllm:
+    """A vLLM server's API. Used in one event loop.
+
+    Before the first request, and again after a failed one, it is asked for its model, for a session that does
+    not exist and for a `probe`: what ignores sessions, runs another model or reads another folder would answer,
+    but not as this model does.
+
+    Args:
+        url: where it listens.
+        timeout: seconds without a sign of it.
+        exports: the folder that it should read.
+        probe: writes an export into that folder.
+    """
+
+    def __init__(self, url: str, timeout: float, exports: Exports, probe: Callable[[Path], Export]) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.max_length = 0  # of a request's tokens, once it is known
+        self._timeout, self._exports, self._probe = timeout, exports, probe
+        key = os.environ.get("VLLM_API_KEY")  # vLLM itself reads it there
+        self._http = httpx.AsyncClient(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=None),
+        )
+        self._meeting: asyncio.Task[str] | None = None
+
+    async def tokens(self, body: dict[str, Any]) -> AsyncIterator[list[int]]:
+        """The tokens of a completion as they come; vLLM stops making them when the iterator is closed.
+
+        Raises:
+            UpstreamError
+        """
+        async with self._errors():
+            body = {**body, "model": await self.meet(), "stream": True, "return_token_ids": True}
+            async with self._http.stream("POST", "/v1/completions", json=body) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise UpstreamError(f"vLLM refused the request: {_reason(response)}")
+                async for line in response.aiter_lines():
+                    data = line.removeprefix("data: ")
+                    if data == "[DONE]":
+                        return
+                    if data:
+                        yield _token_ids(json.loads(data))
+                raise UpstreamError("vLLM ended the reply in the middle")
+
+    async def meet(self) -> str:
+        """The name of its model, once it is known to be ours.
+
+        Raises:
+            UpstreamError
+        """
+        if self._meeting is None or (self._meeting.done() and self._meeting.exception() is not None):
+            self._meeting = asyncio.create_task(self._meet())
+        return await asyncio.shield(self._meeting)
+
+    async def _meet(self) -> str:
+        async with self._errors():
+            response = await self._http.get("/v1/models")
+            if not response.is_success:
+                raise UpstreamError(f"vLLM does not tell its model: {_reason(response)}")
+            model = response.json()["data"][0]
+            name, length = str(model["id"]), int(model["max_model_len"])
+            async with self._exports.using(self._probe) as probe:
+                if (await self._one_token(name, probe.token_ids, NOBODY)).is_success:
+                    raise UpstreamError(
+                        "vLLM runs without sonic-kv's connector: docs/vllm.md says how to start it"
+                    )
+                response = await self._one_token(name, probe.token_ids, probe.digest)
+            if not response.is_success:
+                raise UpstreamError(
+                    f"vLLM cannot load sessions of this model from {self._exports.folder}: {_reason(response)}"
+                )
+            self.max_length = length
+            return name
+
+    async def _one_token(self, name: str, prefix: list[int], session: str) -> httpx.Response:
+        body = {"model": name, "prompt": [*prefix, prefix[0]], "max_tokens": 1, **_session(session)}
+        return await self._http.post("/v1/completions", json=body)
+
+    @asynccontextmanager
+    async def _errors(self) -> AsyncIterator[None]:
+        """Every failure as an `UpstreamError`; who answers after it may be someone else."""
+        try:
+            yield
+        except httpx.TimeoutException as error:
+            self._meeting = None
+            raise UpstreamError(f"vLLM at {self.url} gave no sign for {self._timeout:g} s") from error
+        except httpx.HTTPError as error:
+            self._meeting = None
+            raise UpstreamError(
+                f"vLLM at {self.url} cannot be reached: {error or type(error).__name__}"
+            ) from error
+        except (ValueError, LookupError, TypeError) as error:
+            self._meeting = None
+            raise UpstreamError(f"{self.url} does not answer as vLLM does: {error!r}") from error
+        except UpstreamError:
+            self._meeting = None
+            raise
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._http.aclose()
+
+
+def _session(digest: str) -> dict[str, Any]:
+    return {"kv_transfer_params": {"sonic_session": digest}}
+
+
+def _token_ids(chunk: dict[str, Any]) -> list[int]:
+    """Those of a chunk of the stream.
+
+    Raises:
+        UpstreamError: it tells an error.
+    """
+    if "error" in chunk:
+        raise UpstreamError(f"vLLM failed: {chunk['error'].get('message')}")
+    choice = chunk["choices"][0]
+    if choice.get("finish_reason") not in (None, "stop", "length"):
+        raise UpstreamError(f"vLLM ended the reply: {choice['finish_reason']}")
+    return [int(token) for token in choice["token_ids"]]
+
+
+def _reason(response: httpx.Response) -> str:
+    """Why a request was refused, in one line."""
+    try:
+        message = str(response.json()["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        message = response.text
+    return f"{response.status_code} {' '.join(message.split())[:300]}".strip()
+
+
+class VllmEngine(Engine):
+    """An engine whose replies are decoded by a vLLM server.
+
+    The model runs here only to read: what users and replies say becomes part of the session, and is compressed
+    with it. If the open segment is full in the middle of a reply, vLLM goes on over the new export.
+
+    Args:
+        config: of the sessions.
+        options: where vLLM is.
+        wake: called, in any thread, when `step` has something to do.
+
+    Raises:
+        ConfigError: the sessions' positions are not compact.
+        FileError: there can be no folder for exports.
+    """
+
+    def __init__(
+        self, model: SonicModel, config: SessionConfig, options: ServeOptions, wake: Callable[[], None]
+    ) -> None:
+        if config.positions != "compact":
+            raise ConfigError("engine='vllm' counts entries as positions: it needs positions='compact'")
+        super().__init__(model, options.slice_tokens)
+        assert options.vllm_url is not None
+        self._wake, self._streams, self._positions = wake, 0, model.max_length
+        self._exports = Exports(options.vllm_folder, options.store_ttl, parse_bytes(options.store_bytes))
+        self._vllm = Vllm(options.vllm_url, options.vllm_timeout, self._exports, self._probe())
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sonic-kv-vllm", daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._vllm.meet(), self._loop).add_done_callback(_warn)
+
+    def _probe(self) -> Callable[[Path], Export]:
+        """Writes an export of one token."""
+        cache, base = SessionCache(self.model.num_layers, compact=True), self.model.fingerprint()
+        self.model.feed(cache, [0])
+        layers = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+        return lambda folder: write_export(folder, base, [0], [], layers)
+
+    @property
+    def decoding(self) -> int:
+        """Replies that vLLM is asked for."""
+        return self._streams
+
+    def close(self) -> None:
+        async def end() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._vllm.close()
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _begin(self, turn: Turn) -> Work:
+        if turn.sampling is not None:  # before anything is read in vain
+            meeting = self._ask(self._vllm.meet())
+            yield meeting
+            meeting.result()
+            self.model.max_length = min(self._vllm.max_length, self._positions)
+        yield from super()._begin(turn)
+
+    def _ask(self, asked: Coroutine[Any, Any, T]) -> "Future[T]":
+        future = asyncio.run_coroutine_threadsafe(asked, self._loop)
+        future.add_done_callback(lambda _: self._wake())
+        return future
+
+    def _replying(
+        self, turn: Turn, sampling: SamplingConfig, draft: ChatSession, token: int, writer: Writer
+    ) -> Generator[Future[Any] | None, None, None]:
+        while turn.finish_reason is None:
+            most = writer.left
+            if draft.limited:
+                most = min(most, draft.config.max_segment_tokens - draft.cache.open_length)
+            asked = self._ask(self._reply(turn, sampling, draft, token, writer, most))
+            self._streams += 1
+            try:
+                yield asked
+                written = asked.result()
+            finally:
+                self._streams -= 1
+                asked.cancel()
+            if turn.finish_reason is None:  # the open segment is full
+                yield from draft.catching_up([token, *written[:-1]], self._slice)
+                token = written[-1]
+        yield from self._settle(turn)
+
+    async def _reply(
+        self, turn: Turn, sampling: SamplingConfig, draft: ChatSession, token: int, writer: Writer, most: int
+    ) -> list[int]:
+        """Have `most` tokens decoded behind `token`, or as many as the reply has.
+
+        Raises:
+            UpstreamError
+        """
+        written: list[int] = []
+        async with AsyncExitStack() as stack:
+            prompt, session = draft.token_ids, {}
+            if draft.cache.lengths.memory:
+                export = await stack.enter_async_context(self._exports.using(draft.export))
+                prompt, session = export.token_ids + export.open_ids, _session(export.digest)
+            body = {
+                "prompt": [*prompt, token],
+                "max_tokens": most,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "stop_token_ids": sorted(self.model.stop_ids),
+                **DEFAULTS,
+                **session,
+            }
+            if sampling.seed is not None:  # behind a closed segment a reply goes on with other numbers
+                body["seed"] = (sampling.seed + writer.count) % (1 << 63)
+            stream = await stack.enter_async_context(aclosing(self._vllm.tokens(body)))  # type: ignore[type-var]
+            async for tokens in stream:
+                for token in tokens:
+                    written.append(token)
+                    turn.add(writer.add(token))
+                    if turn.finish_reason is not None:
+                        return written
+        if len(written) < most:
+            raise UpstreamError("vLLM ended the reply too early")
+        return written
+
+
+def _warn(met: "Future[str]") -> None:
+    if not met.cancelled() and met.exception() is not None:
+        log.warning("%s; requests fail until this is mended", met.exception())

@@ -1,9 +1,11 @@
 """Laws of an exported prefix: what another engine is given to hold."""
 
+import importlib
 import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -167,3 +169,9 @@ def test_reading_an_export_needs_neither_transformers_nor_the_engine(tmp_path: P
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_the_connector_names_its_extra_where_vllm_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"pip install 'sonic-kv\[vllm\]'"):
+        importlib.import_module("sonic_kv.integrations.vllm")

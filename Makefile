@@ -30,7 +30,7 @@ test: lint  ## lint, types and the whole test suite
 	$(BIN)/python -m pytest
 
 test-vllm: $(VENV_VLLM)/.installed  ## vLLM over exported sessions, in an environment of its own (3.4 GB)
-	$(VENV_VLLM)/bin/python -m pytest -m vllm tests/test_vllm.py
+	$(VENV_VLLM)/bin/python -m pytest -m vllm tests/test_vllm.py tests/test_gateway.py
 
 lint: $(STAMP)  ## ruff (rules and format) and mypy, changing nothing
 	$(BIN)/ruff check .

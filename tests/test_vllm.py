@@ -273,20 +273,27 @@ def test_an_engine_that_cannot_load_sessions_does_not_start(change: dict[str, An
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Any]:
+def serving(folder: Path, port: int | None = None, connector: bool = True) -> Iterator[Any]:
     """vLLM's own HTTP server over the default model; a client of it."""
     import httpx
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    if port is None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
     transfer = (
         '{"kv_connector": "SonicConnector", "kv_connector_module_path": "sonic_kv.integrations.vllm", '
         f'"kv_role": "kv_consumer", "kv_connector_extra_config": {{"folder": "{folder}"}}}}'
     )
     options = ["--model", str(DEFAULT_MODEL), "--served-model-name", "default", "--dtype", "float32"]
     options += ["--enforce-eager", "--max-model-len", "512", "--block-size", str(BLOCK)]
-    options += ["--middleware", "sonic_kv.integrations.vllm.SessionCheck", "--kv-transfer-config", transfer]
+    if connector:
+        options += [
+            "--middleware",
+            "sonic_kv.integrations.vllm.SessionCheck",
+            "--kv-transfer-config",
+            transfer,
+        ]
     server = subprocess.Popen(
         [sys.executable, "-c", SERVE, *options, "--host", "127.0.0.1", "--port", str(port)],
         env=os.environ | ENVIRONMENT,

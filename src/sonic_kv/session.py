@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -381,6 +382,10 @@ class ChatSession:
             MessageError: nothing is stored yet.
             FileError: the file cannot be written.
         """
+        return self.exporting()(folder)
+
+    def exporting(self) -> Callable[[str | Path], Export]:
+        """`export` in two steps: what it returns writes the file, in any thread, while this session goes on."""
         self._check_idle()
         if not self.cache.compact:
             raise ConfigError(
@@ -400,7 +405,8 @@ class ChatSession:
         token_ids = self.token_ids[: lengths.prefix] + self.token_ids[:1] * lengths.memory
         layers = [(layer.keys[0, :, :end], layer.values[0, :, :end]) for layer in self.cache.layers]
         open_ids = self.token_ids[lengths.closed :]
-        return write_export(folder, self.model.fingerprint(), token_ids, open_ids, layers)
+        base = self.model.fingerprint()
+        return partial(write_export, base=base, token_ids=token_ids, open_ids=open_ids, layers=layers)
 
     @classmethod
     def load(cls, model: SonicModel, path: str | Path) -> "ChatSession":

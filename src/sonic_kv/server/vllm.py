@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from concurrent.futures import Future
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ import httpx
 from sonic_kv.cache import SessionCache
 from sonic_kv.config import SamplingConfig, ServeOptions, SessionConfig, parse_bytes
 from sonic_kv.engine import Engine, Turn, Work
-from sonic_kv.errors import ConfigError, FileError, UpstreamError
+from sonic_kv.errors import ConfigError, FileError, StoreError, UpstreamError
 from sonic_kv.export import Export, write_export
 from sonic_kv.generate import Writer
 from sonic_kv.model import SonicModel
@@ -58,14 +58,18 @@ class Exports:
 
     @asynccontextmanager
     async def using(self, write: Callable[[Path], Export]) -> AsyncIterator[Export]:
-        """The export that `write` puts into the folder, which stays until the end of the block."""
-        export = await asyncio.to_thread(write, self.folder)
+        """The export that `write` puts into the folder, which stays until the end of the block.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        export = await self._written(write)
         self._users[export.digest] += 1
         try:
             try:
                 os.utime(export.path)
             except FileNotFoundError:  # it had been there, and was swept before it was counted as used
-                await asyncio.to_thread(write, self.folder)
+                await self._written(write)
             yield export
         finally:
             self._users[export.digest] -= 1
@@ -73,6 +77,12 @@ class Exports:
             if time.monotonic() - self._swept > SWEEP_SECONDS:
                 self._swept = time.monotonic()
                 self.sweep()
+
+    async def _written(self, write: Callable[[Path], Export]) -> Export:
+        try:
+            return await asyncio.to_thread(write, self.folder)
+        except FileError as error:
+            raise StoreError(f"the session could not be exported: {error}") from error
 
     def sweep(self) -> None:
         """Delete what is too old, and the oldest of what is too much."""
@@ -304,7 +314,19 @@ class VllmEngine(Engine):
             most = writer.left
             if draft.limited:
                 most = min(most, draft.config.max_segment_tokens - draft.cache.open_length)
-            asked = self._ask(self._reply(turn, sampling, draft, token, writer, most))
+            body = {
+                "max_tokens": most,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "stop_token_ids": sorted(self.model.stop_ids),
+                **DEFAULTS,
+            }
+            if sampling.seed is not None:  # behind a closed segment a reply goes on with other numbers
+                body["seed"] = (sampling.seed + writer.count) % (1 << 63)
+            if draft.cache.lengths.memory:
+                asked = self._ask(self._reply_over(draft.exporting(), token, body, turn, writer))
+            else:
+                asked = self._ask(self._reply([*draft.token_ids, token], body, turn, writer))
             self._streams += 1
             try:
                 yield asked
@@ -317,39 +339,29 @@ class VllmEngine(Engine):
                 token = written[-1]
         yield from self._settle(turn)
 
-    async def _reply(
-        self, turn: Turn, sampling: SamplingConfig, draft: ChatSession, token: int, writer: Writer, most: int
+    async def _reply_over(
+        self, export: Callable[[Path], Export], token: int, body: dict[str, Any], turn: Turn, writer: Writer
     ) -> list[int]:
-        """Have `most` tokens decoded behind `token`, or as many as the reply has.
+        """`_reply` behind an exported session and its open segment."""
+        async with self._exports.using(export) as found:
+            prompt = [*found.token_ids, *found.open_ids, token]
+            return await self._reply(prompt, body | _session(found.digest), turn, writer)
+
+    async def _reply(self, prompt: list[int], body: dict[str, Any], turn: Turn, writer: Writer) -> list[int]:
+        """Have `max_tokens` tokens decoded, or as many as the reply has.
 
         Raises:
             UpstreamError
         """
         written: list[int] = []
-        async with AsyncExitStack() as stack:
-            prompt, session = draft.token_ids, {}
-            if draft.cache.lengths.memory:
-                export = await stack.enter_async_context(self._exports.using(draft.export))
-                prompt, session = export.token_ids + export.open_ids, _session(export.digest)
-            body = {
-                "prompt": [*prompt, token],
-                "max_tokens": most,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "stop_token_ids": sorted(self.model.stop_ids),
-                **DEFAULTS,
-                **session,
-            }
-            if sampling.seed is not None:  # behind a closed segment a reply goes on with other numbers
-                body["seed"] = (sampling.seed + writer.count) % (1 << 63)
-            stream = await stack.enter_async_context(aclosing(self._vllm.tokens(body)))  # type: ignore[type-var]
+        async with aclosing(self._vllm.tokens({**body, "prompt": prompt})) as stream:  # type: ignore[type-var]
             async for tokens in stream:
                 for token in tokens:
                     written.append(token)
                     turn.add(writer.add(token))
                     if turn.finish_reason is not None:
                         return written
-        if len(written) < most:
+        if len(written) < body["max_tokens"]:
             raise UpstreamError("vLLM ended the reply too early")
         return written
 

@@ -1,0 +1,402 @@
+"""Laws of `serve --engine vllm`: replies are the session's own, whatever becomes of vLLM, the gateway or a client.
+
+What needs vLLM runs in its own virtual environment: `make test-vllm`.
+"""
+
+import asyncio
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from serving import Served, assistant, serving, user
+from test_vllm import serving as vllm_server
+from tiny import DIALOGUE, tiny_model
+
+from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig, SonicModel
+from sonic_kv.config import ServeOptions
+from sonic_kv.errors import ConfigError
+from sonic_kv.server.vllm import Exports
+from sonic_kv.server.worker import Worker
+from sonic_kv.session import Reply
+
+COMPACT = SessionConfig(positions="compact", min_segment_tokens=24, max_segment_tokens=64)
+HALF = Budget(compression_ratio=0.5)
+NEW = 48
+TEXTS = [
+    "My sister Ada lives in Oslo.",
+    "The door code is 4711, keep it.",
+    "Hi, how are you?",
+    "Where does Ada live?",
+    "What is the door code? Tell me a story about it.",
+    "My brother is called Leo.",
+    "What do you know about my family?",
+    "Thanks.",
+    "Count to ten.",
+    "Who is Leo?",
+]
+LONG = [user("Repeat: ha ha ha ha ha ha ha ha ha ha")]  # which the default model does as long as it may
+
+
+def gateway(
+    model: SonicModel, url: str, folder: Path, store: Any = None, **options: Any
+) -> AbstractContextManager[Served]:
+    return serving(
+        model,
+        store,
+        config=COMPACT,
+        engine="vllm",
+        vllm_url=url,
+        vllm_folder=str(folder),
+        kv_memory="512MiB",
+        **options,
+    )
+
+
+def unused_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+# --- without vLLM -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny() -> SonicModel:
+    return tiny_model(max_position_embeddings=2048)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_vllm_that_is_not_there_is_a_clear_error(tiny: SonicModel, tmp_path: Path, stream: bool) -> None:
+    url = f"http://127.0.0.1:{unused_port()}"
+    with gateway(tiny, f"{url}/v1", tmp_path / "exports", tmp_path / "store") as server:
+        for _ in range(2):
+            answer = server.chat([user("hi")], stream=stream, headers={"x-session-id": "ada"})
+            assert answer.status_code == 502
+            assert answer.json()["error"]["code"] == "upstream_failed"
+            assert answer.json()["error"]["message"].startswith(f"vLLM at {url} cannot be reached")
+        assert server.http.get("/v1/sessions/ada").status_code == 404  # nothing has happened
+        assert server.http.get("/healthz").status_code == 200
+
+
+def test_a_silent_vllm_is_given_up(tiny: SonicModel, tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with gateway(tiny, url, tmp_path, vllm_timeout=0.5) as server:
+            answer = server.chat([user("hi")])
+    assert answer.status_code == 502
+    assert "gave no sign for 0.5 s" in answer.json()["error"]["message"]
+
+
+def test_a_server_that_is_no_vllm_is_refused(tiny: SonicModel, tmp_path: Path) -> None:
+    with serving(tiny_model()) as other, gateway(tiny, other.url, tmp_path) as server:
+        answer = server.chat([user("hi")])
+    assert answer.status_code == 502
+    assert "vLLM cannot load sessions of this model from" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"engine": "vllm"}, "go together"),
+        ({"vllm_url": "http://x"}, "go together"),
+        ({"engine": "vllm", "vllm_url": "x:1"}, "must be http://host:port"),
+        ({"engine": "vllm", "vllm_url": "http://x", "vllm_timeout": 0.0}, "must be above 0"),
+        ({"engine": "tpu"}, "local or vllm"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        ServeOptions(**options)
+
+
+def test_sessions_of_other_positions_are_refused(tiny: SonicModel, tmp_path: Path) -> None:
+    options = ServeOptions(engine="vllm", vllm_url="http://x", vllm_folder=str(tmp_path))
+    with pytest.raises(ConfigError, match="positions='compact'"):
+        Worker(tiny, SessionConfig(), HALF, options, None)
+
+
+def test_the_command_takes_compact_positions_by_itself(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sonic_kv.cli", "serve", "--engine", "vllm", "--vllm-url"]
+    command += [f"http://127.0.0.1:{unused_port()}", "--vllm-folder", str(tmp_path), "--store", "none"]
+    refused = subprocess.run([*command, "--positions", "original"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "positions='compact'" in refused.stderr
+    with subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = [process.stderr.readline() for _ in range(2)]
+        process.terminate()
+        process.stderr.read()
+    assert any("requests fail until this is mended" in line for line in said)
+    assert any(line.startswith("sonic-kv: sonic-default at http://127.0.0.1:") for line in said)
+
+
+def test_an_export_stays_as_long_as_it_is_used(tiny: SonicModel, tmp_path: Path) -> None:
+    chats = [ChatSession(tiny, HALF, f"you are {n}", COMPACT) for n in range(3)]
+    for chat in chats:
+        chat.extend(DIALOGUE)
+    theirs = tmp_path / "model.safetensors"
+    theirs.write_bytes(b"weights")
+
+    async def use() -> None:
+        exports = Exports(str(tmp_path), ttl=3600, limit=1)
+        async with exports.using(chats[0].export) as first:
+            async with exports.using(chats[1].export) as second, exports.using(chats[1].export) as again:
+                assert second.path == again.path
+                exports.sweep()
+                assert first.path.exists()
+                assert second.path.exists()
+            exports.sweep()
+            assert first.path.exists()
+            assert not second.path.exists()
+        exports.sweep()
+        assert not first.path.exists()
+        # without a limit the old ones go
+        exports = Exports(str(tmp_path), ttl=3600, limit=1 << 30)
+        old, new = chats[1].export(tmp_path), chats[2].export(tmp_path)
+        for path in (old.path, theirs):
+            os.utime(path, (0, 0))
+        exports.sweep()
+        assert not old.path.exists()
+        assert new.path.exists()
+        os.utime(new.path, (0, 0))
+        async with exports.using(chats[2].export):
+            pass
+        exports.sweep()  # it has just been used
+        assert new.path.exists()
+
+    asyncio.run(use())
+    assert theirs.exists()
+
+
+# --- with vLLM ----------------------------------------------------------------------------------
+
+
+class Upstream:
+    """A vLLM server that can be stopped and started again at the same address."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, unused_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._running = ExitStack()
+
+    def start(self) -> None:
+        self.http = self._running.enter_context(vllm_server(self.folder, self.port))
+
+    def stop(self) -> None:
+        self._running.close()
+
+    def figure(self, name: str) -> float:
+        """One of its metrics."""
+        found = re.search(rf"^vllm:{name}{{.*}} (.*)$", self.http.get("/metrics").text, re.MULTILINE)
+        assert found is not None
+        return float(found[1])
+
+
+@pytest.fixture(scope="module")
+def default() -> SonicModel:
+    """The gateway's."""
+    return SonicModel.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def other() -> SonicModel:
+    """The same model once more: the gateway's belongs to the gateway's thread."""
+    return SonicModel.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstream]:
+    upstream = Upstream(tmp_path_factory.mktemp("exports"))
+    upstream.start()
+    yield upstream
+    upstream.stop()
+
+
+def own(model: SonicModel, messages: Sequence[dict[str, str]], sampling: SamplingConfig) -> Reply:
+    """What a session of its own replies to the last message."""
+    system = messages[0]["content"] if messages[0]["role"] == "system" else None
+    chat = ChatSession(model, HALF, system, COMPACT)
+    history = messages[system is not None : -1]
+    if history:
+        chat.extend(history)
+    return chat.send(messages[-1]["content"], sampling)
+
+
+def converse(server: Served, messages: list[dict[str, str]], texts: Sequence[str], **more: Any) -> None:
+    for text in texts:
+        messages.append(user(text))
+        messages.append(assistant(server.reply(messages, max_tokens=NEW, **more)))
+
+
+def check(model: SonicModel, messages: Sequence[dict[str, str]]) -> None:
+    """Every reply is the session's own."""
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            assert (
+                message["content"] == own(model, messages[:number], SamplingConfig(max_new_tokens=NEW)).text
+            )
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make test-vllm")
+@pytest.mark.filterwarnings("ignore")  # vLLM's own
+class TestWithVllm:
+    def test_dialogues_at_once_are_each_the_sessions_own(
+        self, upstream: Upstream, default: SonicModel, other: SonicModel, tmp_path: Path
+    ) -> None:
+        dialogues: list[list[dict[str, str]]] = [[], [{"role": "system", "content": "be brief"}], []]
+        with gateway(default, upstream.url, upstream.folder) as server:
+            assert server.http.get("/v1/models").json()["data"][0]["max_model_len"] == other.max_length
+
+            def talk(number: int) -> None:
+                name = {"x-session-id": f"number-{number}"}
+                converse(server, dialogues[number], [f"{text} ({number})" for text in TEXTS], headers=name)
+
+            with ThreadPoolExecutor(3) as pool:
+                list(pool.map(talk, range(3)))
+            assert server.worker.counts["made"] == 3  # every later turn went on from the one before
+            session = [server.http.get(f"/v1/sessions/number-{n}").json() for n in range(3)]
+            # vLLM's length is the limit now
+            assert server.http.get("/v1/models").json()["data"][0]["max_model_len"] == 512
+        assert upstream.figure("external_prefix_cache_hits_total") > 0
+        # a reply went on behind a segment that was full
+        assert any(
+            part["tokens"] == COMPACT.max_segment_tokens for one in session for part in one["segments"]
+        )
+        for messages in dialogues:
+            check(other, messages)
+        alone = dialogues[1][:1]
+        with serving(SonicModel.from_pretrained(), config=COMPACT) as server:
+            converse(server, alone, [f"{text} (1)" for text in TEXTS])
+        assert alone == dialogues[1]
+
+    def test_a_gateway_that_is_restarted_goes_on(
+        self, upstream: Upstream, default: SonicModel, other: SonicModel, tmp_path: Path
+    ) -> None:
+        messages: list[dict[str, str]] = []
+        for texts in (TEXTS[:3], TEXTS[3:6]):
+            with gateway(default, upstream.url, upstream.folder, tmp_path) as server:
+                converse(server, messages, texts)
+                restored = server.worker.counts["restored"]
+        assert restored == 1
+        with serving(default, tmp_path, config=COMPACT) as server:  # and a server without vLLM goes on too
+            converse(server, messages, TEXTS[6:8])
+            assert server.worker.counts["restored"] == 1
+        check(other, messages)
+
+    def test_options_and_usage_are_those_of_a_server_without_vllm(
+        self, upstream: Upstream, default: SonicModel, other: SonicModel
+    ) -> None:
+        messages: list[dict[str, str]] = []
+        asked: list[dict[str, Any]] = [
+            {"max_tokens": NEW, "stop": ["e", " 2"]},
+            {"max_tokens": 3},
+            {"max_tokens": NEW, "temperature": 0.0, "top_p": 0.5, "stream": True},
+        ]
+        drawn = {"max_tokens": 20, "temperature": 1.5, "seed": 7}
+        with (
+            gateway(default, upstream.url, upstream.folder) as ours,
+            serving(other, config=COMPACT) as alone,
+        ):
+            converse(ours, messages, TEXTS[:4])
+            converse(alone, [], TEXTS[:4])
+            messages.append(user(TEXTS[4]))
+            for options in asked:
+                if options.get("stream"):
+                    options["stream_options"] = {"include_usage": True}
+                found, expected = (strip(server.chat(messages, **options)) for server in (ours, alone))
+                assert found == expected
+            first, second = (ours.reply(messages, **drawn) for _ in range(2))
+            assert first == second != ours.reply(messages, **{**drawn, "seed": 8})
+
+    def test_a_client_that_leaves_stops_vllm(self, upstream: Upstream, default: SonicModel) -> None:
+        with gateway(default, upstream.url, upstream.folder) as server:
+            body = {"model": "tiny", "messages": LONG, "max_tokens": 400, "stream": True}
+            with server.http.stream("POST", "/v1/chat/completions", json=body) as response:
+                lines = response.iter_lines()
+                assert [next(lines) for _ in range(6)][-1]
+                assert upstream.figure("num_requests_running") == 1
+            before = upstream.figure("generation_tokens_total")
+            end = time.monotonic() + 30
+            while upstream.figure("num_requests_running"):
+                assert time.monotonic() < end
+                time.sleep(0.2)
+            assert upstream.figure("generation_tokens_total") < before + 200
+            assert server.worker.gauges()["rows_decoding"] == 0
+
+    def test_a_foreign_model_or_folder_is_refused(
+        self, upstream: Upstream, tiny: SonicModel, default: SonicModel, tmp_path: Path
+    ) -> None:
+        for model, folder, reason in [
+            (tiny, upstream.folder, "made for another model"),
+            (default, tmp_path, "does not exist"),
+        ]:
+            with gateway(model, upstream.url, folder) as server:
+                answer = server.chat([user("hi")])
+            assert answer.status_code == 502
+            assert reason in answer.json()["error"]["message"]
+
+    def test_a_vllm_without_the_connector_is_refused(self, default: SonicModel, tmp_path: Path) -> None:
+        port = unused_port()
+        with (
+            vllm_server(tmp_path, port, connector=False),
+            gateway(default, f"http://127.0.0.1:{port}", tmp_path) as server,
+        ):
+            answer = server.chat([user("hi")])
+        assert answer.status_code == 502
+        assert "runs without sonic-kv's connector" in answer.json()["error"]["message"]
+
+    def test_a_vllm_that_goes_away_and_comes_back_loses_nothing(
+        self, upstream: Upstream, default: SonicModel, other: SonicModel, tmp_path: Path
+    ) -> None:
+        messages: list[dict[str, str]] = []
+        with gateway(default, upstream.url, upstream.folder, tmp_path) as server:
+            converse(server, messages, TEXTS[:3], headers={"x-session-id": "ada"})
+            body = {"model": "tiny", "messages": LONG, "max_tokens": 400, "stream": True}
+            with server.http.stream("POST", "/v1/chat/completions", json=body) as response:
+                lines = response.iter_lines()
+                assert next(lines)
+                upstream.stop()
+                cut = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+            assert cut[-1]["error"]["code"] == "upstream_failed"
+            asked = [*messages, user(TEXTS[3])]
+            for _ in range(2):
+                answer = server.chat(asked, max_tokens=NEW)
+                assert answer.status_code == 502
+                assert "cannot be reached" in answer.json()["error"]["message"]
+            assert server.http.get("/v1/sessions/ada").json()["messages"] == messages
+            upstream.start()
+            converse(server, messages, TEXTS[3:6], headers={"x-session-id": "ada"})
+            assert server.worker.counts["made"] == 2  # the session itself was never lost
+            assert own(other, LONG, SamplingConfig(max_new_tokens=400)).text == server.reply(
+                LONG, max_tokens=400
+            )
+        check(other, messages)
+
+
+def strip(response: httpx.Response) -> Any:
+    """An answer or its events, without what names it."""
+    assert response.status_code == 200, response.text
+    texts = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    return json.loads(
+        json.dumps([json.loads(text) for text in texts if text != "[DONE]"]),
+        object_hook=lambda found: {
+            k: v for k, v in found.items() if k not in ("id", "created", "session_id")
+        },
+    )

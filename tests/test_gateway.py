@@ -150,35 +150,41 @@ def test_an_export_stays_as_long_as_it_is_used(tiny: SonicModel, tmp_path: Path)
     chats = [ChatSession(tiny, HALF, f"you are {n}", COMPACT) for n in range(3)]
     for chat in chats:
         chat.extend(DIALOGUE)
+    one, two, three = ((chat.cache.layers[0].positions, chat.exporting()) for chat in chats)
     theirs = tmp_path / "model.safetensors"
     theirs.write_bytes(b"weights")
 
     async def use() -> None:
         exports = Exports(str(tmp_path), ttl=3600, limit=1)
-        async with exports.using(chats[0].export) as first:
-            async with exports.using(chats[1].export) as second, exports.using(chats[1].export) as again:
-                assert second.path == again.path
+        async with exports.using(*one) as first:
+            async with exports.using(*two) as second, exports.using(*two) as again:
+                assert second is again
                 exports.sweep()
                 assert first.path.exists()
                 assert second.path.exists()
-            exports.sweep()
+            async with exports.using(*one):  # what was used before is let go by now
+                exports.sweep()
             assert first.path.exists()
             assert not second.path.exists()
-        exports.sweep()
-        assert not first.path.exists()
-        # without a limit the old ones go
-        exports = Exports(str(tmp_path), ttl=3600, limit=1 << 30)
-        old, new = chats[1].export(tmp_path), chats[2].export(tmp_path)
-        for path in (old.path, theirs):
+            async with exports.using(*two) as third:  # it is written again
+                assert third.path.exists()
+        exports.close()
+        exports = Exports(str(tmp_path), ttl=3600, limit=1 << 30)  # without a limit the old ones go
+        exports.prepare(*three)
+        async with exports.using(*three) as third:
+            pass
+        for path in (first.path, theirs):
             os.utime(path, (0, 0))
         exports.sweep()
-        assert not old.path.exists()
-        assert new.path.exists()
-        os.utime(new.path, (0, 0))
-        async with exports.using(chats[2].export):
+        assert not first.path.exists()
+        assert second.path.exists()
+        assert third.path.exists()
+        os.utime(third.path, (0, 0))
+        async with exports.using(*three) as again:
             pass
+        exports.close()
         exports.sweep()  # it has just been used
-        assert new.path.exists()
+        assert again.path.exists()
 
     asyncio.run(use())
     assert theirs.exists()
@@ -329,8 +335,8 @@ class TestWithVllm:
         with gateway(default, upstream.url, upstream.folder) as server:
             body = {"model": "tiny", "messages": LONG, "max_tokens": 400, "stream": True}
             with server.http.stream("POST", "/v1/chat/completions", json=body) as response:
-                lines = response.iter_lines()
-                assert [next(lines) for _ in range(6)][-1]
+                events = filter(None, response.iter_lines())
+                assert [json.loads(next(events).removeprefix("data: ")) for _ in range(3)]
                 assert upstream.figure("num_requests_running") == 1
             before = upstream.figure("generation_tokens_total")
             end = time.monotonic() + 30

@@ -12,25 +12,27 @@ import os
 import re
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sonic_kv.cache import SessionCache
 from sonic_kv.config import SamplingConfig, ServeOptions, SessionConfig, parse_bytes
 from sonic_kv.engine import Engine, Turn, Work
-from sonic_kv.errors import ConfigError, FileError, StoreError, UpstreamError
+from sonic_kv.errors import ConfigError, FileError, StoreError, UnsupportedModelError, UpstreamError
 from sonic_kv.export import Export, write_export
 from sonic_kv.generate import Writer
 from sonic_kv.model import SonicModel
 from sonic_kv.session import ChatSession
 
 T = TypeVar("T")
+Write = Callable[[Path], Export]
 log = logging.getLogger(__name__)
 CONNECT_SECONDS = 5.0
 SWEEP_SECONDS = 60.0
@@ -41,7 +43,7 @@ DEFAULTS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": T
 
 
 class Exports:
-    """The folder that vLLM reads. Used in one event loop.
+    """The folder that vLLM reads. One thread does all of it, so that nothing is deleted that is being taken up.
 
     A file is safe while a reply is decoded over it. After that it only saves writing it again: it goes when it
     has not been used for `ttl` seconds, or when it is the oldest of more than `limit` bytes.
@@ -53,36 +55,52 @@ class Exports:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # dialogues are nobody else's
         except OSError as error:
             raise FileError(f"cannot make {self.folder}: {error.strerror}") from error
-        self._users = Counter[str]()
-        self._swept = 0.0
+        self._thread = ThreadPoolExecutor(1, "sonic-kv-exports")
+        self._known = WeakTensorKeyDictionary()
+        self._used: dict[object, str] = {}  # digests
+        self._swept = time.monotonic()
 
     @asynccontextmanager
-    async def using(self, write: Callable[[Path], Export]) -> AsyncIterator[Export]:
+    async def using(self, memory: Tensor, write: Write) -> AsyncIterator[Export]:
         """The export that `write` puts into the folder, which stays until the end of the block.
+
+        Args:
+            memory: a tensor of what is exported; the same one has the same export, which is not written again.
 
         Raises:
             StoreError: it cannot be written.
         """
-        export = await self._written(write)
-        self._users[export.digest] += 1
+        use = object()
         try:
-            try:
-                os.utime(export.path)
-            except FileNotFoundError:  # it had been there, and was swept before it was counted as used
-                await self._written(write)
-            yield export
+            yield await asyncio.wrap_future(self._thread.submit(self._take, use, memory, write))
         finally:
-            self._users[export.digest] -= 1
-            self._users += Counter()  # drops those at zero
-            if time.monotonic() - self._swept > SWEEP_SECONDS:
-                self._swept = time.monotonic()
-                self.sweep()
+            self._thread.submit(self._used.pop, use, None)
 
-    async def _written(self, write: Callable[[Path], Export]) -> Export:
+    def prepare(self, memory: Tensor, write: Write) -> None:
+        """Have it written by the time that it is used."""
+        self._thread.submit(self._write, memory, write)
+
+    def close(self) -> None:
+        """Finish what was begun."""
+        self._thread.shutdown()
+
+    def _take(self, use: object, memory: Tensor, write: Write) -> Export:
+        export = self._write(memory, write)
+        self._used[use] = export.digest
+        if time.monotonic() - self._swept > SWEEP_SECONDS:
+            self._swept = time.monotonic()
+            self.sweep()
+        return export
+
+    def _write(self, memory: Tensor, write: Write) -> Export:
+        export: Export | None = self._known.get(memory)
         try:
-            return await asyncio.to_thread(write, self.folder)
-        except FileError as error:
+            if export is None or not export.path.exists():
+                export = self._known[memory] = write(self.folder)
+            os.utime(export.path)
+        except (FileError, OSError) as error:
             raise StoreError(f"the session could not be exported: {error}") from error
+        return export
 
     def sweep(self) -> None:
         """Delete what is too old, and the oldest of what is too much."""
@@ -96,7 +114,7 @@ class Exports:
         found = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                if OURS.fullmatch(entry.name) and entry.name[:64] not in self._users:
+                if OURS.fullmatch(entry.name) and entry.name[:64] not in self._used.values():
                     try:
                         stat = entry.stat()
                     except FileNotFoundError:  # another gateway was faster
@@ -116,10 +134,10 @@ class Vllm:
         url: where it listens.
         timeout: seconds without a sign of it.
         exports: the folder that it should read.
-        probe: writes an export into that folder.
+        probe: of one token, as `exports` takes it.
     """
 
-    def __init__(self, url: str, timeout: float, exports: Exports, probe: Callable[[Path], Export]) -> None:
+    def __init__(self, url: str, timeout: float, exports: Exports, probe: tuple[Tensor, Write]) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.max_length = 0  # of a request's tokens, once it is known
         self._timeout, self._exports, self._probe = timeout, exports, probe
@@ -169,7 +187,7 @@ class Vllm:
                 raise UpstreamError(f"vLLM does not tell its model: {_reason(response)}")
             model = response.json()["data"][0]
             name, length = str(model["id"]), int(model["max_model_len"])
-            async with self._exports.using(self._probe) as probe:
+            async with self._exports.using(*self._probe) as probe:
                 if (await self._one_token(name, probe.token_ids, NOBODY)).is_success:
                     raise UpstreamError(
                         "vLLM runs without sonic-kv's connector: docs/vllm.md says how to start it"
@@ -251,6 +269,7 @@ class VllmEngine(Engine):
 
     Raises:
         ConfigError: the sessions' positions are not compact.
+        UnsupportedModelError: the model has a sliding window.
         FileError: there can be no folder for exports.
     """
 
@@ -259,6 +278,10 @@ class VllmEngine(Engine):
     ) -> None:
         if config.positions != "compact":
             raise ConfigError("engine='vllm' counts entries as positions: it needs positions='compact'")
+        if model.sliding_window is not None:
+            raise UnsupportedModelError(
+                "engine='vllm' needs full attention, and the model has a sliding window"
+            )
         super().__init__(model, options.slice_tokens)
         assert options.vllm_url is not None
         self._wake, self._streams, self._positions = wake, 0, model.max_length
@@ -269,12 +292,11 @@ class VllmEngine(Engine):
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._vllm.meet(), self._loop).add_done_callback(_warn)
 
-    def _probe(self) -> Callable[[Path], Export]:
-        """Writes an export of one token."""
+    def _probe(self) -> tuple[Tensor, Write]:
         cache, base = SessionCache(self.model.num_layers, compact=True), self.model.fingerprint()
         self.model.feed(cache, [0])
         layers = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
-        return lambda folder: write_export(folder, base, [0], [], layers)
+        return layers[0][0], lambda folder: write_export(folder, base, [0], [], layers)
 
     @property
     def decoding(self) -> int:
@@ -288,6 +310,7 @@ class VllmEngine(Engine):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._vllm.close()
+            self._exports.close()
 
         asyncio.run_coroutine_threadsafe(end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -323,8 +346,10 @@ class VllmEngine(Engine):
             }
             if sampling.seed is not None:  # behind a closed segment a reply goes on with other numbers
                 body["seed"] = (sampling.seed + writer.count) % (1 << 63)
-            if draft.cache.lengths.memory:
-                asked = self._ask(self._reply_over(draft.exporting(), token, body, turn, writer))
+            lengths = draft.cache.lengths
+            if lengths.memory:
+                behind = [*draft.token_ids[lengths.closed :], token]
+                asked = self._ask(self._reply_over(*_export_of(draft), behind, body, turn, writer))
             else:
                 asked = self._ask(self._reply([*draft.token_ids, token], body, turn, writer))
             self._streams += 1
@@ -338,14 +363,22 @@ class VllmEngine(Engine):
                 yield from draft.catching_up([token, *written[:-1]], self._slice)
                 token = written[-1]
         yield from self._settle(turn)
+        if turn.session is not None and turn.session.cache.lengths.memory:  # while the user thinks
+            self._exports.prepare(*_export_of(turn.session))
 
     async def _reply_over(
-        self, export: Callable[[Path], Export], token: int, body: dict[str, Any], turn: Turn, writer: Writer
+        self,
+        memory: Tensor,
+        write: Write,
+        behind: list[int],
+        body: dict[str, Any],
+        turn: Turn,
+        writer: Writer,
     ) -> list[int]:
-        """`_reply` behind an exported session and its open segment."""
-        async with self._exports.using(export) as found:
-            prompt = [*found.token_ids, *found.open_ids, token]
-            return await self._reply(prompt, body | _session(found.digest), turn, writer)
+        """`_reply` to what stands behind an exported memory."""
+        async with self._exports.using(memory, write) as export:
+            prompt = export.token_ids + behind
+            return await self._reply(prompt, body | _session(export.digest), turn, writer)
 
     async def _reply(self, prompt: list[int], body: dict[str, Any], turn: Turn, writer: Writer) -> list[int]:
         """Have `max_tokens` tokens decoded, or as many as the reply has.
@@ -364,6 +397,11 @@ class VllmEngine(Engine):
         if len(written) < body["max_tokens"]:
             raise UpstreamError("vLLM ended the reply too early")
         return written
+
+
+def _export_of(session: ChatSession) -> tuple[Tensor, Write]:
+    """A session's export, as `Exports` takes it. Its positions are another tensor whenever its memory is."""
+    return session.cache.layers[0].positions, session.exporting()
 
 
 def _warn(met: "Future[str]") -> None:

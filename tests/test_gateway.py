@@ -24,7 +24,7 @@ from serving import Served, assistant, serving, user
 from test_vllm import serving as vllm_server
 from tiny import DIALOGUE, tiny_model
 
-from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig, SonicModel
+from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig, SonicModel, cli
 from sonic_kv.config import ServeOptions
 from sonic_kv.errors import ConfigError
 from sonic_kv.server.vllm import Exports
@@ -131,13 +131,19 @@ def test_sessions_of_other_positions_are_refused(tiny: SonicModel, tmp_path: Pat
         Worker(tiny, SessionConfig(), HALF, options, None)
 
 
+COMMAND = ["serve", "--engine", "vllm", "--store", "none", "--vllm-url", f"http://127.0.0.1:{unused_port()}"]
+
+
+def test_the_command_refuses_original_positions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--vllm-folder", str(tmp_path), "--port", "0", "--positions", "original"]
+    assert cli.main([*COMMAND, *options]) == 2
+    assert "needs positions='compact'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_the_command_takes_compact_positions_by_itself(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sonic_kv.cli", "serve", "--engine", "vllm", "--vllm-url"]
-    command += [f"http://127.0.0.1:{unused_port()}", "--vllm-folder", str(tmp_path), "--store", "none"]
-    refused = subprocess.run([*command, "--positions", "original"], capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "positions='compact'" in refused.stderr
-    with subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "sonic_kv.cli", *COMMAND, "--vllm-folder", str(tmp_path), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = [process.stderr.readline() for _ in range(2)]
         process.terminate()

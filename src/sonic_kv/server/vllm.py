@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sonic_kv.cache import SessionCache
 from sonic_kv.config import SamplingConfig, ServeOptions, SessionConfig, parse_bytes
 from sonic_kv.engine import Engine, Turn, Work
 from sonic_kv.errors import ConfigError, FileError, StoreError, UnsupportedModelError, UpstreamError
@@ -293,10 +293,13 @@ class VllmEngine(Engine):
         asyncio.run_coroutine_threadsafe(self._vllm.meet(), self._loop).add_done_callback(_warn)
 
     def _probe(self) -> tuple[Tensor, Write]:
-        cache, base = SessionCache(self.model.num_layers, compact=True), self.model.fingerprint()
-        self.model.feed(cache, [0])
-        layers = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
-        return layers[0][0], lambda folder: write_export(folder, base, [0], [], layers)
+        """An export of one token, with random entries: no other gateway's file is mistaken for it."""
+        model, base, generator = self.model, self.model.fingerprint(), torch.Generator()
+        generator.seed()
+        shape = (2 * model.num_layers, model.num_heads, 1, model.head_dim)
+        entries = torch.rand(shape, generator=generator, dtype=model.dtype)
+        layers = list(zip(entries[::2], entries[1::2], strict=True))
+        return entries, lambda folder: write_export(folder, base, [0], [], layers)
 
     @property
     def decoding(self) -> int:

@@ -52,10 +52,10 @@ def serve(
 ) -> None:
     """Serve until interrupted."""
     keys = read_keys(options.api_keys)
-    listener = listen(options.host, options.port)
     store = open_store(options.store, options.store_ttl, parse_bytes(options.store_bytes))
     worker = Worker(model, config, budget, options, store)
     app = make_app(worker, name, sampling, options, keys)
+    listener = listen(options.host, options.port)
     port = listener.getsockname()[1]
     shown = f"[{options.host}]" if ":" in options.host else options.host
     print(f"sonic-kv: {name} at http://{shown}:{port} (API: http://{shown}:{port}/v1)", file=sys.stderr)

@@ -208,18 +208,15 @@ class Vllm:
     async def _errors(self) -> AsyncIterator[None]:
         """Every failure as an `UpstreamError`; who answers after it may be someone else."""
         try:
-            yield
-        except httpx.TimeoutException as error:
-            self._meeting = None
-            raise UpstreamError(f"vLLM at {self.url} gave no sign for {self._timeout:g} s") from error
-        except httpx.HTTPError as error:
-            self._meeting = None
-            raise UpstreamError(
-                f"vLLM at {self.url} cannot be reached: {error or type(error).__name__}"
-            ) from error
-        except (ValueError, LookupError, TypeError) as error:
-            self._meeting = None
-            raise UpstreamError(f"{self.url} does not answer as vLLM does: {error!r}") from error
+            try:
+                yield
+            except httpx.ReadTimeout as error:
+                raise UpstreamError(f"vLLM at {self.url} gave no sign for {self._timeout:g} s") from error
+            except httpx.HTTPError as error:
+                reason = str(error) or type(error).__name__
+                raise UpstreamError(f"vLLM at {self.url} cannot be reached or broke off: {reason}") from error
+            except (ValueError, LookupError, TypeError) as error:
+                raise UpstreamError(f"{self.url} does not answer as vLLM does: {error!r}") from error
         except UpstreamError:
             self._meeting = None
             raise

@@ -364,13 +364,15 @@ class TestWithVllm:
             assert answer.status_code == 502
             assert reason in answer.json()["error"]["message"]
 
-    def test_a_vllm_without_the_connector_is_refused(self, default: SonicModel, tmp_path: Path) -> None:
+    def test_a_vllm_without_the_connector_is_refused_where_the_right_one_was(
+        self, default: SonicModel, tmp_path: Path
+    ) -> None:
         port = unused_port()
-        with (
-            vllm_server(tmp_path, port, connector=False),
-            gateway(default, f"http://127.0.0.1:{port}", tmp_path) as server,
-        ):
-            answer = server.chat([user("hi")])
+        with gateway(default, f"http://127.0.0.1:{port}", tmp_path) as server:
+            with vllm_server(tmp_path, port):
+                assert server.reply([user("hi")])
+            with vllm_server(tmp_path, port, connector=False):
+                answer = server.chat([user("hi")])
         assert answer.status_code == 502
         assert "runs without sonic-kv's connector" in answer.json()["error"]["message"]
 

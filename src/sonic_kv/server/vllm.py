@@ -35,6 +35,7 @@ T = TypeVar("T")
 Write = Callable[[Path], Export]
 log = logging.getLogger(__name__)
 CONNECT_SECONDS = 5.0
+FRESH_SECONDS = 10.0  # vLLM takes longer to start
 SWEEP_SECONDS = 60.0
 OURS = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\.\d+\.tmp)?")  # exports, and those that were never finished
 NOBODY = "0" * 64  # a session that does not exist
@@ -126,9 +127,9 @@ class Exports:
 class Vllm:
     """A vLLM server's API. Used in one event loop.
 
-    Before the first request, and again after a failed one, it is asked for its model, for a session that does
-    not exist and for a `probe`: what ignores sessions, runs another model or reads another folder would answer,
-    but not as this model does.
+    Before the first request, and again after a failed one or a silence, it is asked for its model, for a session
+    that does not exist and for a `probe`: what ignores sessions, runs another model or reads another folder would
+    answer, but not as this model does.
 
     Args:
         url: where it listens.
@@ -149,6 +150,7 @@ class Vllm:
             limits=httpx.Limits(max_connections=None),
         )
         self._meeting: asyncio.Task[str] | None = None
+        self._seen = 0.0  # when it last gave a sign of being the one that was met
 
     async def tokens(self, body: dict[str, Any]) -> AsyncIterator[list[int]]:
         """The tokens of a completion as they come; vLLM stops making them when the iterator is closed.
@@ -163,6 +165,7 @@ class Vllm:
                     await response.aread()
                     raise UpstreamError(f"vLLM refused the request: {_reason(response)}")
                 async for line in response.aiter_lines():
+                    self._seen = time.monotonic()
                     data = line.removeprefix("data: ")
                     if data == "[DONE]":
                         return
@@ -176,9 +179,10 @@ class Vllm:
         Raises:
             UpstreamError
         """
-        if self._meeting is None or (self._meeting.done() and self._meeting.exception() is not None):
-            self._meeting = asyncio.create_task(self._meet())
-        return await asyncio.shield(self._meeting)
+        meeting, silence = self._meeting, time.monotonic() - self._seen
+        if meeting is None or (meeting.done() and (silence > FRESH_SECONDS or meeting.exception())):
+            meeting = self._meeting = asyncio.create_task(self._meet())
+        return await asyncio.shield(meeting)
 
     async def _meet(self) -> str:
         async with self._errors():
@@ -197,7 +201,7 @@ class Vllm:
                 raise UpstreamError(
                     f"vLLM cannot load sessions of this model from {self._exports.folder}: {_reason(response)}"
                 )
-            self.max_length = length
+            self.max_length, self._seen = length, time.monotonic()
             return name
 
     async def _one_token(self, name: str, prefix: list[int], session: str) -> httpx.Response:
@@ -304,6 +308,8 @@ class VllmEngine(Engine):
         return self._streams
 
     def close(self) -> None:
+        self.model.max_length = self._positions
+
         async def end() -> None:
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
             for task in tasks:

@@ -27,6 +27,7 @@ from tiny import DIALOGUE, tiny_model
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig, SonicModel, cli
 from sonic_kv.config import ServeOptions
 from sonic_kv.errors import ConfigError
+from sonic_kv.generate import detokenize
 from sonic_kv.server.vllm import Exports
 from sonic_kv.server.worker import Worker
 from sonic_kv.session import Reply
@@ -194,6 +195,32 @@ def test_an_export_stays_as_long_as_it_is_used(tiny: SonicModel, tmp_path: Path)
 
     asyncio.run(use())
     assert theirs.exists()
+
+
+def test_a_reply_that_is_decoded_elsewhere_in_parts_is_the_sessions_own(tiny: SonicModel) -> None:
+    """What `VllmEngine` does when the open segment is full in the middle of a reply."""
+    most = 100
+    chat = ChatSession(tiny, HALF, "be brief", COMPACT)
+    chat.extend(DIALOGUE)
+    expected = chat.fork().send("so?", SamplingConfig(max_new_tokens=most))
+    assert expected.usage.completion_tokens == most
+    chat.extend([user("so?")])
+    draft, token = chat.draft()
+    segments, written = draft.cache.lengths.segments, list[int]()
+    while len(written) < most:
+        elsewhere, part, size = (
+            draft.fork().cache,
+            [token],
+            COMPACT.max_segment_tokens - draft.cache.open_length,
+        )
+        for _ in range(min(size, most - len(written))):
+            part.append(int(tiny.feed(elsewhere, part[-1:]).argmax()))
+        for _ in draft.catching_up(part[:-1], slice_tokens=16):
+            pass
+        token = part[-1]
+        written += part[1:]
+    assert detokenize(tiny.tokenizer, written) == expected.text
+    assert draft.cache.lengths.segments > segments
 
 
 # --- with vLLM ----------------------------------------------------------------------------------

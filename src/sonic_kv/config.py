@@ -18,6 +18,7 @@ Positions = Literal["original", "compact"]
 Allocation = Literal["global", "segment"]
 Storage = Literal["full", "int8", "int4"]
 Closing = Literal["turn", "idle"]
+Quantization = Literal["nf4", "fp4"]
 Shape = Literal["qwen3-0.6b", "qwen3-1.7b", "qwen2.5-7b", "llama-8b"]
 BENCH_METHODS = ("full", "re-prefilled", "streaming", "h2o", "sonic")
 
@@ -631,6 +632,9 @@ class ModelOptions:
     device: str = option("cpu", "torch device")
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
         None, "of the weights; none: as stored, on a CPU float32"
+    )
+    quantization: Quantization | None = option(
+        None, "keep the base in four bits (nf4 or fp4; needs bitsandbytes); none: as it is"
     )
 
 

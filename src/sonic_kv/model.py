@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint, head_dim, kv_heads
+from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint
 from sonic_kv.attention import Observed, OnePass, Probe, Rope, respect_softcap, sonic_attention, verify
 from sonic_kv.cache import ReadCache, SessionCache
 from sonic_kv.compiled import CompiledStep
 from sonic_kv.config import Quantization
 from sonic_kv.errors import ConfigError, ContextLengthError, FileError, ModelError, UnsupportedModelError
 from sonic_kv.files import from_hub
+from sonic_kv.fingerprint import head_dim, kv_heads
 from sonic_kv.layout import Layout, own_segment
 from sonic_kv.segments import ChatFormat
 

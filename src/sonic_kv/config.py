@@ -346,6 +346,7 @@ class SynthConfig:
         0.15, "share of training messages of facts and questions that hold chatter too"
     )
     self_share: float = option(0.25, "share of training facts about people that are about the user")
+    casual_share: float = option(0.15, "share of training messages that are typed in a hurry: what's, I'm")
     unnamed_share: float = option(0.15, "share of training people who are known by relation only")
 
     def __post_init__(self) -> None:

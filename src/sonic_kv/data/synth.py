@@ -37,9 +37,11 @@ from sonic_kv.data import wordings as w
 
 VERSION = 3
 HELD_OUT_VERSION = 2  # of the validation and test splits
+TRAINING_ATTRIBUTES = (*w.ATTRIBUTES, *w.TRAINING_ATTRIBUTES)
 CODE_ATTRIBUTES = ("code", "password", "time", "birthday")
 
 _FORM = re.compile(r"<([^/<>]*)/([^/<>]*)>")
+_SMALL = re.compile(r"\b(What|Where|Who|When|How|Which|My|The|It|Our|We|Do|Can|Please|Tell|In|By|For)\b")
 _CHOICE = re.compile(r"\(([^()]*)\)")
 
 
@@ -83,26 +85,33 @@ def expanded(wording: str) -> Iterator[str]:
 
 @lru_cache
 def templates(split: str) -> frozenset[str]:
-    """The written wordings of a split, as `attribute.sort: wording`; for training also composed ones.
+    """Every wording of a split, as `attribute.sort: wording`; of training those written or made of names.
 
-    Those composed of names ("{P} home town") and clauses are all there. Frames round whole statements,
-    topics, tails and noise are drawn on top: what comes of them is never a held-out wording, see `_Dialogue.wording`.
+    The others are drawn on top: frames round written statements, topics, tails, noise.
     """
-    attributes = (*w.ATTRIBUTES, *w.TRAINING_ATTRIBUTES) if split == "train" else w.ATTRIBUTES
+    if split != "train":
+        return frozenset(
+            f"{attribute.name}.{sort}: {wording}"
+            for attribute in w.ATTRIBUTES
+            for sort in attribute.composed
+            for wording in attribute.wordings(sort)[split]
+        )
     found = set()
-    for attribute in attributes:
+    for attribute in TRAINING_ATTRIBUTES:
         for sort, pairs in attribute.composed.items():
-            wordings = [*attribute.wordings(sort)[split]]
-            if split == "train":
-                wordings += [
-                    frame.replace("{N}", part)
-                    for frames, parts in pairs
-                    if frames not in (w.CLAUSE_FRAMES, w.UPDATE_CLAUSE_FRAMES)
-                    for frame in frames
-                    for part in parts
-                ]
+            written = attribute.wordings(sort)["train"]
+            made = [
+                frame.replace("{N}", part)
+                for frames, parts in pairs
+                if frames not in (w.CLAUSE_FRAMES, w.UPDATE_CLAUSE_FRAMES)
+                for frame in frames
+                for part in parts
+            ]
+            texts = [text for wording in (*written, *made) for text in expanded(wording)]
             found |= {
-                f"{attribute.name}.{sort}: {text}" for wording in wordings for text in expanded(wording)
+                f"{attribute.name}.{sort}: {text}"
+                for text in texts
+                if text in written or attribute.is_apart(text)
             }
     return frozenset(found)
 
@@ -171,6 +180,14 @@ def _draw(rng: random.Random, pool: str, script_share: float, words: tuple[str, 
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _casual(text: str) -> str:
+    """A message as typed in a hurry: contracted, without the mark at its end or a capital that no name needs."""
+    for words, short in w.CONTRACTIONS.items():
+        text = re.sub(rf"\b{words}\b", short, text)
+        text = re.sub(rf"\b{_capital(words)}\b", _capital(short), text)
+    return _SMALL.sub(lambda m: m[0].lower(), text).rstrip(".?")
 
 
 def _composed(rng: random.Random, pool: str, split: str, script_share: float, words: tuple[str, ...]) -> str:
@@ -267,6 +284,8 @@ class _Dialogue:
     myself: _Subject = field(default_factory=lambda: _Subject(("I",), pronoun=("I", "my", "me"), myself=True))
 
     def say(self, user: str, assistant: str) -> None:
+        if self.chance(self.config.casual_share):
+            user = _casual(user)
         self.messages.append({"role": "user", "content": user})
         self.messages.append({"role": "assistant", "content": self.obedient(assistant)})
 
@@ -382,25 +401,15 @@ class _Dialogue:
         """A wording of this dialogue's split; a training one may be composed, topicalised and noisy.
 
         A small model that only ever meets well-formed wordings learns them by heart; with words missing
-        and others put in it has to go by those that matter. No training wording is a held-out one.
+        and others put in it has to go by those that matter.
 
         Args:
             topic: the sentence names a person, and may name it before all else; a thing always may.
         """
-        if self.config.split != "train":
-            return self.rng.choice(attribute.wordings(sort)[self.config.split])
-        while True:
-            found = self.training_wording(attribute, sort, topic)
-            if found not in attribute.held_out:
-                return found
-
-    def training_wording(self, attribute: w.Attribute, sort: str, topic: bool) -> str:
-        rng = self.rng
-        if rng.random() < 0.5:
-            found = rng.choice(attribute.wordings(sort)["train"])
-        else:
-            frames, parts = rng.choice(attribute.composed[sort])
-            found = rng.choice(frames).replace("{N}", rng.choice(parts))
+        rng, split = self.rng, self.config.split
+        if split != "train":
+            return rng.choice(attribute.wordings(sort)[split])
+        found = self.composed(attribute, sort)
         if rng.random() < 0.15:
             if topic and "{S_obj}" not in found:
                 rest = found.replace("{S}", "{he}").replace("{P}", "{his}")
@@ -412,6 +421,20 @@ class _Dialogue:
             found = found[:-1] + rng.choice(w.QUESTION_TAILS if sort == "question" else w.STATEMENT_TAILS)
         found = self.chosen(found)
         return self.noisy(found) if rng.random() < self.config.noise_share else found
+
+    def composed(self, attribute: w.Attribute, sort: str) -> str:
+        """A training wording: a written one, or one put together that is not near to any held-out one."""
+        rng, written = self.rng, attribute.wordings(sort)["train"]
+        while True:
+            if rng.random() < 0.5:
+                found = self.chosen(rng.choice(written))
+                if found in written:
+                    return found
+            else:
+                frames, parts = rng.choice(attribute.composed[sort])
+                found = self.chosen(rng.choice(frames).replace("{N}", rng.choice(parts)))
+            if attribute.is_apart(found):
+                return found
 
     def noisy(self, wording: str) -> str:
         """A wording with some of its plain words left out or replaced, and fillers put in."""
@@ -464,7 +487,7 @@ class _Dialogue:
     def new_fact(self, exchange: int, subject: _Subject | None = None) -> _Fact | None:
         """A fact not yet stated; of `subject`, or of anyone or anything."""
         rng = self.rng
-        attributes = (*w.ATTRIBUTES, *w.TRAINING_ATTRIBUTES) if self.config.split == "train" else w.ATTRIBUTES
+        attributes = TRAINING_ATTRIBUTES if self.config.split == "train" else w.ATTRIBUTES
         attribute = rng.choice(attributes)
         if self.facts and rng.random() < 0.4:
             attribute = rng.choice(self.facts).attribute  # a distractor: the same attribute of another

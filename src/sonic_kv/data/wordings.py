@@ -19,6 +19,7 @@ For training each attribute also has names of its value ("{P} home town") and cl
 they are.
 """
 
+import re
 from dataclasses import dataclass
 
 SPLITS = ("train", "validation", "test")
@@ -61,7 +62,7 @@ STATEMENT_FRAMES = lines("""
     {N} has always been {V}.
     I can tell you {N}: {V}.
     if anyone asks for {N}, it is {V}.
-    {V}: that is {N}.
+    {V}; that is {N}.
     {V} would be {N}.
     {V} turns out to be {N}.
     (write|put) down {V} as {N}.
@@ -195,7 +196,7 @@ STATEMENT_TAILS = lines("""
 QUESTION_TAILS = lines("""
     (, please|, again|, do you know|, any idea|, can you say|, do you remember|, by the way)?
     (, if you remember|, as far as you know|, in your notes)?
-    ? (I forgot|please tell me|I need to know|I have to know|thanks|thank you|just wondering).
+    ? (I forgot|Please tell me|I need to know|I have to know|Thanks|Thank you|Just wondering).
 """)
 
 # A person named first and taken up by a pronoun in {W}, a wording of the person.
@@ -239,13 +240,19 @@ FILLERS = lines("""
 """)
 
 
+def variants(wording: str) -> set[tuple[str, ...]]:
+    """The words of a wording, and what is left of them without any one: two near wordings share a variant."""
+    words = tuple(re.findall(r"[^\s.,:;?!]+", wording.lower()))
+    return {words, *(words[:i] + words[i + 1 :] for i in range(len(words)))}
+
+
 @dataclass(frozen=True)
 class Attribute:
     """Something a dialogue can state, change and ask: wordings by split, and the pool of its values.
 
     `subject` is what it is said of: a person, or a thing of the named pool (see `THINGS`). `composed`
     holds, by sort, pairs of frames and of what takes the place of their {N}: training wordings are made of
-    any two. `held_out` holds every wording of the other splits.
+    any two. `held_out` holds the `variants` of every wording of the other splits.
     """
 
     name: str
@@ -257,11 +264,15 @@ class Attribute:
     answers: tuple[str, ...]
     details: tuple[str, ...]
     composed: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]]
-    held_out: frozenset[str]
+    held_out: frozenset[tuple[str, ...]]
 
     def wordings(self, sort: str) -> dict[str, tuple[str, ...]]:
         """The written wordings by split: of "statement", "update" or "question"."""
         return {"statement": self.statements, "update": self.updates, "question": self.questions}[sort]
+
+    def is_apart(self, wording: str) -> bool:
+        """Whether more than one word, left out, put in, replaced or moved, parts it from the held-out wordings."""
+        return self.held_out.isdisjoint(variants(wording))
 
 
 def attribute(
@@ -304,7 +315,11 @@ def attribute(
             "question": ((QUESTION_FRAMES, nouns), (ASKING_FRAMES, (*nouns, *lines(clauses)))),
         },
         frozenset(
-            wording for wordings in by_sort.values() for split in SPLITS[1:] for wording in wordings[split]
+            variant
+            for wordings in by_sort.values()
+            for split in SPLITS[1:]
+            for wording in wordings[split]
+            for variant in variants(wording)
         ),
     )
 
@@ -1800,7 +1815,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             how does {K} go?
             (look up|find|read me|show me) {K}, please.
             what did (they|I) (set|get|save|write down) as {K}?
-            {K}: what was it?
+            {K}: what value was it?
             I (cannot find|am missing|need to type|have to enter) {K}, what is it?
             what works (as|for) {K}?
             where were we with {K}, what was the value?
@@ -1929,7 +1944,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             how does {K} go?
             (look up|find|read me|show me) {K}, please.
             what did (they|I) (set|get|save|write down) as {K}?
-            {K}: what was it?
+            {K}: what value was it?
             I (cannot find|am missing|need to type|have to enter) {K}, what is it?
             what works (as|for) {K}?
             where were we with {K}, what was the value?
@@ -2581,6 +2596,14 @@ TRAINING_ATTRIBUTES: tuple[Attribute, ...] = (
     ),
 )
 
+# What a hurried user writes instead.
+CONTRACTIONS = {
+    "what is": "what's", "where is": "where's", "who is": "who's", "when is": "when's", "how is": "how's",
+    "I am": "I'm", "it is": "it's", "that is": "that's", "there is": "there's", "he is": "he's", "she is": "she's",
+    "do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't", "cannot": "can't",
+    "I would": "I'd", "I will": "I'll", "we are": "we're", "they are": "they're", "let us": "let's",
+}  # fmt: skip
+
 # What things are called. `{where}` is drawn from the pool "rooms" of the split; {K} is one of the forms.
 THINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "access": (
@@ -2663,7 +2686,7 @@ LEAD_INS = by_split("""
     yes,
     (hi|hey|hi there|good evening|good day|dear assistant),
     (please note|for the record|a fact|some news|to begin with|first of all|an aside):
-    (anyway|okay|right|now|actually|in case you wonder|before I forget|speaking of that|as for news),
+    (anyway|okay|right|now|actually|in case you wonder|speaking of that|as for news),
     (I should mention|I forgot to say|I am happy to say|they say|I can tell you|it seems|let me add) that
     (please|can you) (remember|note|make a note) that
     (you see|I mean|look|thanks|thank you|great),
@@ -2768,10 +2791,10 @@ COUNT_STATEMENTS = by_split("""
     my collection has {V} {K}.
     I keep {V} {K} at home.
     I start with {V} {K}.
-    (at home|in my room|in the cellar|in a box) I have {V} {K}.
+    (in my room|in the cellar|in a box) I have {V} {K}.
     {V} {K} are (mine|on the shelf|in my bag|in the box).
     I (collect|store|possess|hold) {K}, {V} (so far|by now|of them).
-    (to begin with|at first) I have {V} {K}.
+    to begin with I have {V} {K}.
     my {K}: {V} (of them|in all|at the start).
     ~ validation
     I have got {V} {K} at home.
@@ -2788,7 +2811,7 @@ COUNT_MORE = by_split("""
     I added {V} {K}.
     {V} {K} (were added|came on top|are new|arrived) today.
     I (received|picked up|collected|ordered|made) {V} (more|new|extra) {K}.
-    (today|yesterday|this morning) I (got|bought|found) {V} {K} more.
+    (today|yesterday|this morning) I (got|bought) {V} {K} more.
     plus {V} {K}.
     my (mother|boss|aunt) brought {V} more {K}.
     ~ validation
@@ -2823,7 +2846,7 @@ COUNT_QUESTIONS = by_split("""
     count my {K}, please.
     so how many {K} is that?
     tell me how many {K} I have.
-    how many {K} are (there|mine|in my possession)(| now| by now)?
+    how many {K} are in my possession(| now| by now)?
     what is (my total of|the count of my|the total of) {K}?
     (after all that|all in all|in total), how many {K} do I (own|keep|possess)?
     {K}: how many (do I have|are left|in all)?
@@ -2957,7 +2980,7 @@ CHATTER = by_split("""
     Hello! => Hello! What can I do for you? | Hi! Nice to meet you.
     Hi. => Hi! How are you? | Hello there!
     Hey, are you there? => Yes, I am here. | I am here, go ahead.
-    Good evening. => Good evening! How was your day?
+    Hello, good evening to you. => Good evening! How was your day?
     Thanks! => You are welcome. | No problem.
     Thanks a lot, that helps. => I am happy to help. | Glad to hear it.
     Thank you so much. => My pleasure. | You are very welcome.

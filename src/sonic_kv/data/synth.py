@@ -41,6 +41,7 @@ TRAINING_ATTRIBUTES = (*w.ATTRIBUTES, *w.TRAINING_ATTRIBUTES)
 CODE_ATTRIBUTES = ("code", "password", "time", "birthday")
 
 _FORM = re.compile(r"<([^/<>]*)/([^/<>]*)>")
+_LONG = re.compile(rf"\b({'|'.join(w.CONTRACTIONS)})\b", re.IGNORECASE)
 _SMALL = re.compile(r"\b(What|Where|Who|When|How|Which|My|The|It|Our|We|Do|Can|Please|Tell|In|By|For)\b")
 _CHOICE = re.compile(r"\(([^()]*)\)")
 
@@ -184,9 +185,7 @@ def _capital(text: str) -> str:
 
 def _casual(text: str) -> str:
     """A message as typed in a hurry: contracted, without the mark at its end or a capital that no name needs."""
-    for words, short in w.CONTRACTIONS.items():
-        text = re.sub(rf"\b{words}\b", short, text)
-        text = re.sub(rf"\b{_capital(words)}\b", _capital(short), text)
+    text = _LONG.sub(lambda m: (_capital if m[0][0].isupper() else str)(w.CONTRACTIONS[m[0].lower()]), text)
     return _SMALL.sub(lambda m: m[0].lower(), text).rstrip(".?")
 
 
@@ -209,7 +208,10 @@ def _of_split(words: tuple[str, ...], split: str) -> tuple[str, ...]:
 
 
 def _value(rng: random.Random, pool: str, config: SynthConfig, words: tuple[str, ...]) -> str:
-    """A value of a pool; where the pool is listed, more often one of `words` if there are any."""
+    """A value of a pool; where the pool is listed, more often one of `words` if there are any.
+
+    In training they are part of many composed values too: only what is copied in training is copied later.
+    """
     open_ended = pool == "places" or (pool in _LISTS and pool != "counted")
     train = config.split == "train"
     if words and open_ended and rng.random() < (0.75 if train else 0.6):

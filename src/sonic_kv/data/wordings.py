@@ -2501,7 +2501,6 @@ TRAINING_ATTRIBUTES: tuple[Attribute, ...] = (
             what {P} name is
             <what {S} is called/who I am>
             what {S} <is/am> called
-            how to call {S_obj}
             by which name (I know|they know) {S_obj}
         """,
         statements="""
@@ -2517,7 +2516,6 @@ TRAINING_ATTRIBUTES: tuple[Attribute, ...] = (
             {V}, that is {P} name.
             {P} parents (gave|chose) {S_obj} the name {V}.
             {S} <was/was> named {V}(| at birth).
-            you can call {S_obj} {V}.
             the name is {V}, {P} name I mean.
             <this is {V}, {S}/it is {V}, my name>.
         """,
@@ -2526,9 +2524,8 @@ TRAINING_ATTRIBUTES: tuple[Attribute, ...] = (
             what was {P} name(| again)?
             what <is/am> {S} called?
             <what name has {S}/who am I>?
-            <who is {S}/what do you call me>?
-            how (do I call|is one to call) {S_obj}?
-            what do (people|they|we|you) call {S_obj}?
+            <who is {S}/what is the name I gave you>?
+            what do (people|they|friends) call {S_obj}?
             (which|what) name <does/do> {S} (have|go by)?
             do you (know|remember|recall) {P} name?
             can you (say|tell me|repeat) {P} name?
@@ -2599,9 +2596,9 @@ TRAINING_ATTRIBUTES: tuple[Attribute, ...] = (
 # What a hurried user writes instead.
 CONTRACTIONS = {
     "what is": "what's", "where is": "where's", "who is": "who's", "when is": "when's", "how is": "how's",
-    "I am": "I'm", "it is": "it's", "that is": "that's", "there is": "there's", "he is": "he's", "she is": "she's",
+    "i am": "I'm", "it is": "it's", "that is": "that's", "there is": "there's", "he is": "he's", "she is": "she's",
     "do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't", "cannot": "can't",
-    "I would": "I'd", "I will": "I'll", "we are": "we're", "they are": "they're", "let us": "let's",
+    "i would": "I'd", "i will": "I'll", "we are": "we're", "they are": "they're", "let us": "let's",
 }  # fmt: skip
 
 # What things are called. `{where}` is drawn from the pool "rooms" of the split; {K} is one of the forms.

@@ -174,7 +174,7 @@ CLAUSE_FRAMES = lines("""
     there is this: {N}.
     (note|news|a fact|for the record|to begin with|next|first of all|here is something): {N}.
     (before I forget|while I think of it|since you are here|if it helps|as we are talking), {N}.
-    {N}. (do not forget it|that is all|that is that|please note it|make a note|that was it).
+    {N}. (Do not forget it|That is all|That is that|Please note it|Make a note|That was it).
 """)
 # The same, as a change.
 UPDATE_CLAUSE_FRAMES = lines("""
@@ -452,7 +452,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             which (city|town|place) is {P} home?
             where can (I|one) visit {S_obj}?
             to which (city|town) would I send a letter for {S_obj}?
-            {S}: which (city|town)?
+            {S_obj}: which (city|town)?
             what (city|place) is {P} (home|flat|house) in?
             in which (city|town|place) <is/am> {S} (at home|living|settled)?
             ~ validation
@@ -561,7 +561,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             where did {S} (go to school|live) as a child?
             in which (city|town|place) <was/was> {S} born?
             where <does/do> {S} (hail|come) from(| in the first place)?
-            {S}: born (in which town|where)?
+            {S_obj}: born (in which town|where)?
             from (what|which) (town|place) <is/am> {S}?
             which town did {S} (leave|know) as a child?
             ~ validation
@@ -709,7 +709,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what did {S} (train|qualify|study) to (be|become)?
             in which (profession|line of work|trade) <is/am> {S}?
             how <does/do> {S} (make a living|pay the bills|earn {his} wages)?
-            {S}: what (profession|work|trade)?
+            {S_obj}: what (profession|work|trade)?
             what (profession|occupation|trade) <has/have> {S} got?
             which (profession|trade|line of work|occupation) is {P} own?
             which work <does/do> {S} do?
@@ -844,7 +844,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what is {P} (company|firm|workplace) called?
             whose (staff|team) <is/am> {S} on?
             with (whom|which company) <does/do> {S} have a contract?
-            {S}: which (employer|company|firm)?
+            {S_obj}: which (employer|company|firm)?
             from whom <does/do> {S} get {his} (pay|money|salary)?
             ~ validation
             what company <does/do> {S} work at?
@@ -999,7 +999,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what would {S} (eat|order|have) (any day|for dinner|if asked)?
             what <does/do> {S} (enjoy|prefer|adore) (at the table|for dinner|when hungry)?
             for which (food|dish|meal) <does/do> {S} have a (weakness|passion)?
-            {S}: favourite (dish|food|meal)?
+            {S_obj}: favourite (dish|food|meal)?
             what food would {S} (choose|pick|order)?
             which is the (dish|food) {S} (<loves/love>|<craves/crave>|<enjoys/enjoy>)?
             what do I put on the table for {S_obj}?
@@ -1112,7 +1112,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what colour (<does/do> {S} adore|would {S} choose|pleases {S_obj}|<does/do> {S} always pick)?
             in what colour <does/do> {S} want (things|everything)?
             what is {P} (top colour|most loved colour|colour of choice)?
-            {S}: which colour?
+            {S_obj}: which colour?
             what colour should I paint it for {S_obj}?
             which shade <does/do> {S} (like most|prefer|love)?
             of all colours, which one <does/do> {S} (like|love|prefer)?
@@ -1214,7 +1214,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             on which instrument (<is/am> {S} good|<does/do> {S} make music|<does/do> {S} take lessons)?
             what <does/do> {S} play in the (orchestra|school band|evening)?
             with which instrument <does/do> {S} (perform|make music)?
-            {S}: which instrument?
+            {S_obj}: which instrument?
             what (sort|kind) of instrument <does/do> {S} (play|own)?
             what music instrument <is/am> {S} (busy with|good at)?
             ~ validation
@@ -1353,7 +1353,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what (fills {P} free time|keeps {S_obj} busy after work|takes up {P} weekends)?
             with what <does/do> {S} (relax|fill {his} weekends|spend {his} free time)?
             what (sport|pastime) (<is/am> {S} into|<does/do> {S} enjoy|did {S} choose)?
-            {S}: which (hobby|sport|pastime)?
+            {S_obj}: which (hobby|sport|pastime)?
             for what <does/do> {S} have a passion?
             what <is/am> {S} (mad about|keen on) in {his} free time?
             what sort of (fun|pastime) <does/do> {S} like?
@@ -1478,7 +1478,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             (apart from|besides) English, what <does/do> {S} speak?
             what is {P} (second language|foreign language|language)?
             what (tongue|foreign tongue) <does/do> {S} (know|speak)?
-            {S}: which language?
+            {S_obj}: which language?
             which language (keeps {S_obj} busy|takes {P} evenings)?
             what can {S} speak?
             ~ validation
@@ -1544,7 +1544,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <went/went> for a walk with {V}, {his} {A}.
             {S} <loves/love> {V}, {his} {A}.
             {V} is (the name of {P} {A}|what {P} {A} is called|the {A} that {S} <has/have>).
-            {S} (<owns/own>|bought|found|adopted) a {A}(and called it|with the name|by the name of) {V}.
+            {S} (<owns/own>|bought|found|adopted) a {A} (and called it|with the name|by the name of) {V}.
             {P} {A} (got|was given|bears|answers to) the name {V}.
             at {P} house there is a {A} (by the name of|with the name|we all call) {V}.
             {P} {A}, {V}, (sleeps all day|is very clever|eats a lot|likes to play).
@@ -1679,7 +1679,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             (which|what) (day|date) <was/was> {S} born on?
             which (day|date) is {P} birthday?
             on which day <does/do> {S} (turn a year older|get {his} presents|have {his} birthday)?
-            {S}: when is the birthday?
+            {S_obj}: when is the birthday?
             when <does/do> {S} have {his} birthday?
             what does {P} passport say about {his} date of birth?
             ~ validation

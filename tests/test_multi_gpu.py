@@ -1,6 +1,7 @@
 """The multi-GPU recipe, run on a CPU: two processes are one, and its memory model is what a step takes."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ from test_train import read_log
 from test_training import free_port
 from tiny import tiny_model
 
+from sonic_kv import losses
 from sonic_kv.config import LossConfig, PlanConfig, SynthConfig, TrainConfig
 from sonic_kv.flags import read_toml
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "multi-gpu"
+MEMORY = runpy.run_path(str(RECIPE / "memory.py"))
 SHORT: dict[str, dict[str, Any]] = {  # 20 steps on short dialogues in float32
     "adapter": {"lora_rank": 2, "scorer_hidden": 8},
     "train": {
@@ -73,3 +76,23 @@ def test_two_launched_processes_lose_what_one_does(folder: Path, name: str) -> N
         for loss in alone.keys() & {"importance", "distillation", "recovery"}:
             assert together[loss] == pytest.approx(alone[loss], abs=1e-4), (alone["step"], loss)
     assert {"importance", "distillation", "recovery"} <= one[-1].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEMORY["CHECKS"])
+def test_predicted_memory_is_what_a_small_step_takes(name: str) -> None:
+    case = MEMORY["CHECKS"][name]
+    assert MEMORY["made"](*case) == pytest.approx(MEMORY["measure"](*case), rel=0.15)
+
+
+@pytest.mark.slow
+def test_predicted_memory_of_logits_in_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = MEMORY["CHECKS"]["logits, checkpointing"]
+    whole = MEMORY["made"](*case)
+    monkeypatch.setattr(losses, "CHUNK", 16)
+    assert MEMORY["made"](*case) == pytest.approx(MEMORY["measure"](*case), rel=0.15)
+    assert MEMORY["made"](*case) < 0.5 * whole
+
+
+def test_the_readme_holds_the_table_that_the_script_prints() -> None:
+    assert MEMORY["table"]() in (RECIPE / "README.md").read_text(encoding="utf-8")

@@ -94,6 +94,12 @@ def test_every_loss_is_found_and_reaches_the_lora() -> None:
     assert any(n.startswith("lora.") for n in found)
 
 
+def test_losses_in_chunks_are_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = gradients(objective_of(), [[0], [1]])
+    monkeypatch.setattr(losses, "CHUNK", 7)
+    assert_same(gradients(objective_of(), [[0], [1]]), whole)
+
+
 def test_packed_dialogues_learn_what_single_ones_do() -> None:
     loss = replace(EVERY_LOSS, observed_layers=3)  # all: which layers are observed is drawn once a forward
     loss = replace(loss, reconstruction_weight=0.0, coverage_weight=0.0)  # they draw on, in another order

@@ -59,6 +59,12 @@ def test_every_session_is_thinking_or_in_a_turn(dies: bool) -> None:
     assert len(crowd.up) == 3
 
 
+def test_replicas_get_even_shares() -> None:
+    crowd = cluster(NUMBERS, SONIC, 4, 0)
+    numbers = [crowd.route(session).number for session in range(2000)]
+    assert all(440 <= numbers.count(number) <= 560 for number in range(4))
+
+
 def test_a_death_moves_the_dead_replicas_sessions_only_and_reads_them_from_the_store() -> None:
     crowd = cluster(NUMBERS, SONIC, 4, 80)  # few enough that every cache stays where it is
     dead = crowd.up[1]

@@ -40,6 +40,7 @@ class Step:
     checkpointing: bool = True
     flex: bool = True  # FlexAttention's block mask; else SDPA with a dense one
     size: int = 2  # bytes of a number: 2 for bf16 weights and autocast, or 4
+    segment: int = 128  # tokens of the shortest segments; every segment's end has an importance loss
     queries: int = LossConfig.importance_queries
     rank: int = AdapterConfig.lora_rank
 
@@ -74,7 +75,9 @@ def predict(c: LlamaConfig, step: Step) -> dict[str, float]:
     loss = logits + chunk if t <= losses.CHUNK else max(3 * logits, 2 * logits + chunk)
     name = "loss" if loss > within else "one layer"
     student = {**always, "activations": kept, name: max(loss, within)}
-    reading = {**always, "the teacher's masks": 5 * t**2}
+    # Before that: the teacher's dense masks, then five numbers for every token and head before every segment's end.
+    scores = 5 * 4 * layers * groups * t * t / (2 * step.segment)
+    reading = {**always, "masks or importance": max(5 * t**2, scores)}
     return max(student, reading, key=lambda parts: sum(parts.values()))
 
 
@@ -122,7 +125,7 @@ def measure(config: LlamaConfig, step: Step) -> int:
         bf16=step.size == 2,
     )
     ids = torch.randint(2, config.vocab_size, (step.tokens,)).tolist()
-    dialogue = Encoded(ids, 4, list(range(20, step.tokens, 16)), [True] * step.tokens)
+    dialogue = Encoded(ids, 4, list(range(4 + step.segment, step.tokens, step.segment)), [True] * step.tokens)
     with Live([*base.parameters(), *model.adapter.parameters()]) as live:
         objective.backward([dialogue], [random.Random(0)], 1.0, student=True)
     return live.peak
@@ -135,14 +138,23 @@ def small(**changes: Any) -> LlamaConfig:
 
 
 # Small steps, each ruled by another part.
+QUICK = {"tokens": 400, "segment": 16, "flex": False}
+DEEP = {
+    "num_hidden_layers": 32,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+}
 CHECKS = {
-    "dense masks, float32": (small(), Step(400, checkpointing=False, flex=False, size=4)),
-    "dense masks": (small(), Step(400, checkpointing=False, flex=False)),
-    "dense masks, checkpointing": (small(), Step(400, flex=False)),
-    "activations": (small(intermediate_size=4096), Step(400, checkpointing=False, flex=False)),
-    "activations, checkpointing": (small(intermediate_size=4096), Step(400, flex=False)),
-    "logits, checkpointing": (small(vocab_size=16384), Step(400, flex=False)),
-    "logits in chunks, checkpointing": (small(vocab_size=16384), Step(1200, flex=False)),
+    "dense masks, float32": (small(), Step(**QUICK, checkpointing=False, size=4)),
+    "dense masks": (small(), Step(**QUICK, checkpointing=False)),
+    "dense masks, checkpointing": (small(), Step(**QUICK)),
+    "activations": (small(intermediate_size=4096), Step(**QUICK, checkpointing=False)),
+    "activations, checkpointing": (small(intermediate_size=4096), Step(**QUICK)),
+    "logits, checkpointing": (small(vocab_size=16384), Step(**QUICK)),
+    "logits in chunks, checkpointing": (small(vocab_size=16384), Step(**{**QUICK, "tokens": 1200})),
+    "importance, checkpointing": (small(**DEEP), Step(**{**QUICK, "tokens": 1000}, queries=8)),
 }
 
 

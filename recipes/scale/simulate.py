@@ -11,6 +11,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from statistics import mean, quantiles
 from typing import Any
@@ -98,7 +99,7 @@ class Cluster:
         """Rendezvous hashing: no table, and a replica that comes or goes moves its own share of sessions only."""
         if not self.kind.affinity:
             return self.rng.choice(self.up)
-        return max(self.up, key=lambda replica: hash((session, replica.number)))
+        return max(self.up, key=lambda r: blake2b(b"%d %d" % (session, r.number)).digest())
 
     def session(self, number: int) -> Generator[simpy.Event, Any, None]:
         n, tokens = self.n, self.rng.uniform(0, self.n["longest"])

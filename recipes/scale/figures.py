@@ -70,7 +70,12 @@ def draw(n: Numbers, found: dict[str, Any]) -> None:
     for name, result in found["kinds"].items():
         sizes = [p["sessions"] for p in result["points"]]
         first.plot(sizes, [p["first_token"] for p in result["points"]], marker=".", label=name)
-        gpus.plot(LIVE, [at["gpus"] for at in result["at"]], marker=".", label=name)
+        gpus.plot(
+            LIVE,
+            [at["gpus"] for at in result["at"]],
+            marker=".",
+            linestyle="-" if result["affinity"] else ":",
+        )
         store.plot(
             sizes,
             [(p["read"] + p["written"]) / p["sessions"] / REPLICAS / 1e6 for p in result["points"]],
@@ -86,9 +91,11 @@ def draw(n: Numbers, found: dict[str, Any]) -> None:
         xscale="log", xlabel="live sessions of one GPU", ylabel="store, read and written, MB/s a session"
     )
     for name, rows in found["death"].items():
-        dead.plot([r[0] for r in rows], [r[1] / 1e9 for r in rows], label=name)
+        dead.plot([r[0] for r in rows], [r[2] for r in rows], label=name)
     dead.axvspan(0, n["restart"], color="grey", alpha=0.15, linewidth=0)
-    dead.set(xlabel="seconds since one of eight replicas died", ylabel="read from the store, GB/s")
+    dead.set(
+        xlabel="seconds since one of eight replicas died", ylabel="slowest first token, seconds", yscale="log"
+    )
     first.legend(fontsize=8)
     dead.legend(fontsize=8)
     for axes in (first, gpus, store, dead):

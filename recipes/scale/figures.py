@@ -124,7 +124,7 @@ def main() -> None:
             point = best(there, sweep(there, kind, SIZES[3::2]))
             found["links"][f"{kind.name}, {link / 1e9:g} GB/s"] = point["sessions"]
             print(kind.name, link, point, flush=True)
-    (HERE / "figures.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (HERE / "figures.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
     draw(n, found)
 
 

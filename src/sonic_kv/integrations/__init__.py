@@ -1,0 +1,1 @@
+"""Other engines, each with its own extra."""

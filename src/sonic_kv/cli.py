@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -176,6 +176,8 @@ def train(call: Call) -> None:
         raise ConfigError(
             "train makes a new adapter: leave --adapter out (an unfinished run goes on by itself)"
         )
+    if options.device == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes: each has its own
+        options = replace(options, device=f"cuda:{os.environ['LOCAL_RANK']}")
     config, shape, synth = call.options(TrainConfig), call.options(AdapterConfig), call.options(SynthConfig)
     loss, plan = call.options(LossConfig), call.options(PlanConfig)
 

@@ -211,7 +211,10 @@ class TrainConfig:
     attention: Literal["auto", "sdpa", "flex"] = option(
         "auto", "SDPA with a dense mask, FlexAttention with a block mask, or by device (auto)"
     )
-    shard_base: bool = option(False, "shard the frozen base over the processes (FSDP2)")
+    shard_base: bool = option(
+        False,
+        "shard the frozen base's layers over the processes (FSDP2), as an FSDP file of accelerate does too",
+    )
     tensorboard: bool = option(False, "write TensorBoard files beside log.jsonl")
     seed: int = option(0, "seed of data, budgets and initialisation")
     log_every: int = option(10, "steps between lines of log.jsonl")

@@ -448,6 +448,15 @@ def test_train_writes_an_adapter_that_chat_loads(sonic: Any, model_folder: Path,
     assert code == 0, error
 
 
+def test_one_of_several_training_processes_has_a_gpu_of_its_own(
+    sonic: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "97")
+    code, _, error = sonic("train", "--device", "cuda")
+    assert code == 2
+    assert "cuda:97" in error
+
+
 def test_train_takes_no_adapter(sonic: Any, model_folder: Path) -> None:
     code, _, error = sonic("train", "--model", model_folder, "--adapter", model_folder)
     assert code == 2

@@ -158,7 +158,7 @@ def test_an_export_stays_as_long_as_it_is_used(tiny: SonicModel, tmp_path: Path)
     for chat in chats:
         chat.extend(DIALOGUE)
     one, two, three = ((chat.cache.layers[0].positions, chat.exporting()) for chat in chats)
-    theirs = tmp_path / "model.safetensors"
+    theirs, litter = tmp_path / "model.safetensors", tmp_path / f".{'0' * 64}.safetensors.7-7.tmp"
     theirs.write_bytes(b"weights")
 
     async def use() -> None:
@@ -177,13 +177,15 @@ def test_an_export_stays_as_long_as_it_is_used(tiny: SonicModel, tmp_path: Path)
                 assert third.path.exists()
         exports.close()
         exports = Exports(str(tmp_path), ttl=3600, limit=1 << 30)  # without a limit the old ones go
+        litter.touch()
         exports.prepare(*three)
         async with exports.using(*three) as third:
             pass
-        for path in (first.path, theirs):
+        for path in (first.path, theirs, litter):
             os.utime(path, (0, 0))
         exports.sweep()
         assert not first.path.exists()
+        assert not litter.exists()
         assert second.path.exists()
         assert third.path.exists()
         os.utime(third.path, (0, 0))

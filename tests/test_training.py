@@ -30,6 +30,7 @@ from sonic_kv.data.tokens import TokenisedSource
 from sonic_kv.errors import ConfigError, DataError, FileError
 from sonic_kv.files import read_sealed
 from sonic_kv.model import SonicModel
+from sonic_kv.training.engine import check_even
 from sonic_kv.training.objectives import Objective, raw_rows
 from sonic_kv.training.plan import draw_plan
 
@@ -91,6 +92,12 @@ def test_every_loss_is_found_and_reaches_the_lora() -> None:
         _, alone = gradients(objective_of(replace(EVERY_LOSS, **only)), [[0]])
         assert any(bool(g.abs().sum() > 0) for n, g in alone.items() if n.startswith("lora.")), name
     assert any(n.startswith("lora.") for n in found)
+
+
+def test_losses_in_chunks_are_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = gradients(objective_of(), [[0], [1]])
+    monkeypatch.setattr(losses, "CHUNK", 7)
+    assert_same(gradients(objective_of(), [[0], [1]]), whole)
 
 
 def test_packed_dialogues_learn_what_single_ones_do() -> None:
@@ -196,16 +203,25 @@ def test_losses_on_tiny_tensors() -> None:
 # --- several processes ------------------------------------------------------------------------
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
 def launch(folder: Path, processes: int, **changes: Any) -> dict[str, torch.Tensor]:
     """Train in processes of their own, as torchrun starts them; the adapter's tensors."""
     script = (
         "import json, sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path; from test_train import trainer\n"
-        "trainer(Path(sys.argv[2]), **json.loads(sys.argv[3])).run()\n"
+        "from torch.distributed.tensor import DTensor\n"
+        "run = trainer(Path(sys.argv[2]), **json.loads(sys.argv[3]))\n"
+        "run.run()\n"
+        "held = {isinstance(w, DTensor) for w in run.model.base.get_decoder().layers.parameters()}\n"
+        "assert held == {run.config.shard_base}, 'a sharded base must not stay whole after a forward'\n"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", script, str(Path(__file__).parent), str(folder), json.dumps(changes)]
     children = []
     for rank in range(processes):
@@ -233,7 +249,7 @@ def launch(folder: Path, processes: int, **changes: Any) -> dict[str, torch.Tens
 @pytest.mark.parametrize("changes", [{}, {"shard_base": True}], ids=["replicated", "sharded"])
 def test_two_processes_train_what_one_does(tmp_path: Path, changes: dict[str, Any]) -> None:
     options: dict[str, Any] = {"max_steps": 4, "importance_steps": 2, "validate_every": 2}
-    options["validation_dialogues"] = 3
+    options["validation_dialogues"] = 4 if changes else 3
     one = launch(tmp_path / "one", 1, **options)
     two = launch(tmp_path / "two", 2, **options, **changes)
     for name, tensor in one.items():
@@ -245,9 +261,23 @@ def test_two_processes_train_what_one_does(tmp_path: Path, changes: dict[str, An
             assert first[name] == pytest.approx(second[name], rel=1e-3, abs=1e-3), name
 
 
-def test_sharding_one_process_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["option", "launcher"])
+def test_sharding_one_process_is_refused(tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if by == "launcher":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch` does for an FSDP file
     with pytest.raises(ConfigError, match="several processes"):
-        trainer(tmp_path, shard_base=True)
+        trainer(tmp_path, shard_base=by == "option")
+
+
+def test_a_sharded_base_must_run_equally_often_on_all_processes() -> None:
+    check_even(2, TrainConfig(batch_size=4), 6)
+    for config, dialogues, named in (
+        (TrainConfig(batch_size=3), 6, "batch_size"),
+        (TrainConfig(), 5, "validation"),
+        (TrainConfig(pack_tokens=99), 6, "pack_tokens"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            check_even(2, config, dialogues)
 
 
 # --- what a run writes ------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -111,7 +111,9 @@ def load_model(options: ModelOptions) -> "SonicModel":
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--device {options.device} cannot be used: {reason}") from error
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    return SonicModel.from_pretrained(options.model, options.adapter, device=device, dtype=dtype)
+    return SonicModel.from_pretrained(
+        options.model, options.adapter, device=device, dtype=dtype, quantization=options.quantization
+    )
 
 
 def load_for_decoding(options: ModelOptions, decoding: DecodeOptions | None = None) -> "SonicModel":
@@ -174,6 +176,8 @@ def train(call: Call) -> None:
         raise ConfigError(
             "train makes a new adapter: leave --adapter out (an unfinished run goes on by itself)"
         )
+    if options.device == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes: each has its own
+        options = replace(options, device=f"cuda:{os.environ['LOCAL_RANK']}")
     config, shape, synth = call.options(TrainConfig), call.options(AdapterConfig), call.options(SynthConfig)
     loss, plan = call.options(LossConfig), call.options(PlanConfig)
 

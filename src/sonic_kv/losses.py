@@ -4,12 +4,30 @@ Letters beside those of docs/notation.md: p_T and p_S are the next-token distrib
 base (teacher) and of the compressed run (student), a_T and a_S their attention, o_T and o_S its outputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 FLOOR = 1e-9  # below it a probability counts as 0
+CHUNK = 1024  # rows that have full-vocabulary distributions at a time
+
+
+def by_rows(loss: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """A loss of each row, a chunk of rows at a time: in float32 all of a long dialogue's would fill a GPU.
+
+    Args:
+        loss: (Q, V), … → (Q,); the backward pass runs it again if there are several chunks.
+        rows: its arguments. (T, V), or (T,)
+
+    Returns:
+        (T,)
+    """
+    if len(rows[0]) <= CHUNK:
+        return loss(*rows)
+    chunks = zip(*(part.split(CHUNK) for part in rows), strict=True)
+    return torch.cat([checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
@@ -29,7 +47,7 @@ def need(full: Tensor, own: Tensor) -> Tensor:
     Returns:
         (T,) of the token that each row predicts
     """
-    return kl(full.float().log_softmax(-1), own.float().log_softmax(-1))
+    return by_rows(lambda full, own: kl(full.float().log_softmax(-1), own.float().log_softmax(-1)), full, own)
 
 
 def distillation(
@@ -45,8 +63,12 @@ def distillation(
         forward_share: λ in [0, 1].
         weights: of the tokens; they are normalised. (T,)
     """
-    log_p, log_t = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
-    mixed = forward_share * kl(log_t, log_p) + (1.0 - forward_share) * kl(log_p, log_t)
+
+    def mixture(student: Tensor, teacher: Tensor) -> Tensor:
+        log_p, log_t = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
+        return forward_share * kl(log_t, log_p) + (1.0 - forward_share) * kl(log_p, log_t)
+
+    mixed = by_rows(mixture, student, teacher)
     return mixed.mean() if weights is None else (mixed * weights).sum() / weights.sum()
 
 
@@ -58,7 +80,11 @@ def cross_entropy(student: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         targets: the tokens that they predict. (T,)
         weights: ∝ exp(min(need, γ)) on assistant tokens, else 0. (T,)
     """
-    loss = torch.nn.functional.cross_entropy(student.float(), targets, reduction="none")
+
+    def surprise(student: Tensor, targets: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(student.float(), targets, reduction="none")
+
+    loss = by_rows(surprise, student, targets)
     return (loss * weights).sum() / weights.sum().clamp_min(FLOOR)
 
 

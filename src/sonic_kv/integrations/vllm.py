@@ -152,7 +152,7 @@ class SonicConnector(KVConnectorBase_V1):
         if not isinstance(params, dict) or SESSION not in params:
             return
         # No client can spell this salt, so nobody else's blocks are found, and nobody finds these.
-        request.cache_salt = json.dumps([self._secret, params[SESSION], request.cache_salt])
+        request.cache_salt = f"{self._secret} {params[SESSION]!r} {request.cache_salt!r}"
         request.block_hashes.clear()
         request.update_block_hashes()
         sampling = request.sampling_params

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 CONNECT_SECONDS = 5.0
 FRESH_SECONDS = 10.0  # vLLM takes longer to start
 SWEEP_SECONDS = 60.0
-OURS = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\.\d+\.tmp)?")  # exports, and those that were never finished
+OURS = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\..+\.tmp)?")  # exports, and those that were never finished
 NOBODY = "0" * 64  # a session that does not exist
 # What a model's generation_config.json would change otherwise.
 DEFAULTS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": True}

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import gather_object, parse_flag_from_env, reduce
 from torch import Tensor
 
 from sonic_kv import __version__
@@ -50,7 +50,8 @@ class Trainer:
         plan: how budgets are drawn.
 
     Raises:
-        ConfigError: the folder holds a run with other options.
+        ConfigError: the folder holds a run with other options; a sharded base would not run equally often on
+            every process.
         DataError: a source cannot be read or has no dialogue.
         FileError: the folder cannot be written, or its disk is too full for a checkpoint.
     """
@@ -73,7 +74,7 @@ class Trainer:
         model.adapter = self.adapter = Adapter(model.base, adapter)
         model.base.requires_grad_(False)
         self.adapter.requires_grad_(True)
-        if config.shard_base:
+        if sharded := config.shard_base or parse_flag_from_env("ACCELERATE_USE_FSDP"):
             _shard(model)
         flex = config.attention == "flex" or (config.attention == "auto" and model.device.type == "cuda")
         self.objective = Objective(
@@ -100,6 +101,8 @@ class Trainer:
             self._resume()
             self.data = Mixture(model.format, config, synth)
             self._held_out = self._validation_dialogues(synth) if config.validate_every else []
+        if sharded:
+            check_even(self.processes.num_processes, config, len(self._held_out))
         self._board = self._tensorboard()
 
     def run(self, progress: Callable[[Record], None] = lambda record: None) -> Path:
@@ -310,6 +313,23 @@ def _packs(batch: dict[int, Encoded], pack_tokens: int) -> Iterable[list[int]]:
         yield pack
 
 
+def check_even(world: int, config: TrainConfig, validation_dialogues: int) -> None:
+    """All processes gather a sharded layer together: one that ran the base more often would wait forever.
+
+    Raises:
+        ConfigError: not every one of `world` processes would run the base equally often.
+    """
+    counts = {"batch_size": config.batch_size, "validation dialogues": validation_dialogues}
+    for name, count in counts.items():
+        if count % world:
+            raise ConfigError(
+                f"{name}: {count} is no multiple of the {world} processes, and all of them must run a sharded "
+                "base equally often"
+            )
+    if config.pack_tokens and world > 1:
+        raise ConfigError("pack_tokens: all processes must run a sharded base equally often, leave it out")
+
+
 def _shard(model: SonicModel) -> None:
     """Shard the base's layers over the processes (FSDP2); the adapter stays whole on each."""
     if not torch.distributed.is_initialized():
@@ -321,4 +341,5 @@ def _shard(model: SonicModel) -> None:
     for module in list(model.base.get_decoder().children()):
         if isinstance(module, torch.nn.ModuleList):
             for layer in module:
-                fully_shard(layer)
+                # a layer is a root of its own here, and FSDP2 would leave roots whole after their first forward
+                fully_shard(layer, reshard_after_forward=True)

@@ -30,7 +30,7 @@ class Lesson:
     ids: Tensor  # (T,)
     ends: list[int]
     teacher: Teacher
-    alone: Tensor | None  # logits of its segments without history (T, V)
+    alone: Tensor | None  # logits of its segments without history, if they were asked for (T, V)
     need: Tensor | None  # how much every row's prediction needs the history (T,)
     rng: random.Random
 
@@ -61,7 +61,7 @@ class Objective:
     Args:
         flex: FlexAttention for the compressed run.
         checkpointing: run the base's layers again in the backward pass instead of keeping their activations.
-        always_alone: run the base without history even if no loss asks for it.
+        always_alone: run the base without history even if no loss asks for it, and keep its logits.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Objective:
         self._watching = bool(
             config.attention_weight or config.output_weight or config.ignored_weight or config.coverage_weight
         )
+        self._keep_alone = always_alone
         self._alone = always_alone or bool(
             config.importance_need or config.distillation_need or config.ce_weight
         )
@@ -130,6 +131,8 @@ class Objective:
             needs = [
                 losses.need(t.logits, own) for t, own in zip(teachers, alone, strict=True) if own is not None
             ]
+        if not self._keep_alone:
+            alone = [None] * len(ids)
         return [Lesson(*parts) for parts in zip(batch, ids, ends, teachers, alone, needs, rngs, strict=True)]
 
     def scores(self, teacher: Teacher) -> list[Tensor]:

@@ -1,0 +1,98 @@
+"""The multi-GPU recipe, run on a CPU: two processes are one, and its memory model is what a step takes."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_train import read_log
+from test_training import free_port
+from tiny import tiny_model
+
+from sonic_kv import losses
+from sonic_kv.config import LossConfig, PlanConfig, SynthConfig, TrainConfig
+from sonic_kv.flags import read_toml
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "multi-gpu"
+MEMORY = runpy.run_path(str(RECIPE / "memory.py"))
+SHORT: dict[str, dict[str, Any]] = {  # 20 steps on short dialogues in float32
+    "adapter": {"lora_rank": 2, "scorer_hidden": 8},
+    "train": {
+        "data_share": 0.0,
+        "batch_size": 2,
+        "max_tokens": 200,
+        "max_steps": 20,
+        "importance_steps": 5,
+        "warmup_steps": 1,
+        "validate_every": 10,
+        "validation_dialogues": 2,
+        "log_every": 1,
+        "bf16": False,
+        "attention": "sdpa",  # FlexAttention has no backward pass on a CPU
+    },
+    "plan": {"group_tokens": [1], "split_tokens": [96]},
+    "synth": {"min_exchanges": 4, "max_exchanges": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, the recipe's options for short dialogues, and one process's run with them."""
+    path = tmp_path_factory.mktemp("multi-gpu")
+    model = tiny_model(adapter=False, max_position_embeddings=4096)
+    model.base.save_pretrained(path / "model")
+    model.tokenizer.save_pretrained(path / "model")
+    sections = {"train": TrainConfig, "loss": LossConfig, "plan": PlanConfig, "synth": SynthConfig}
+    recipe = read_toml(RECIPE / "train.toml", sections)
+    lines = []
+    for section in recipe.keys() | SHORT.keys():
+        options = recipe.get(section, {}) | SHORT.get(section, {})
+        lines += [f"[{section}]", *(f"{name} = {json.dumps(value)}" for name, value in options.items())]
+    (path / "train.toml").write_text("\n".join(lines))
+    train(path, "one", [sys.executable])
+    return path
+
+
+def train(folder: Path, out: str, launcher: list[str]) -> None:
+    files = ["--config", folder / "train.toml", "--model", folder / "model", "--out", folder / out]
+    command = [*launcher, "-m", "sonic_kv.cli", "train", *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_two_launched_processes_lose_what_one_does(folder: Path, name: str) -> None:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher += ["--config_file", str(RECIPE / f"{name}.yaml")]
+    train(folder, name, [*launcher, "--num_processes", "2", "--main_process_port", str(free_port())])
+    one, two = (read_log(folder / run) for run in ("one", name))
+    assert [record["step"] for record in two] == list(range(1, 21))
+    for alone, together in zip(one, two, strict=True):
+        assert alone.keys() == together.keys()
+        for loss in alone.keys() & {"importance", "distillation", "recovery"}:
+            assert together[loss] == pytest.approx(alone[loss], abs=1e-4), (alone["step"], loss)
+    assert {"importance", "distillation", "recovery"} <= one[-1].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEMORY["CHECKS"])
+def test_predicted_memory_is_what_a_small_step_takes(name: str) -> None:
+    case = MEMORY["CHECKS"][name]
+    assert MEMORY["made"](*case) == pytest.approx(MEMORY["measure"](*case), rel=0.15)
+
+
+@pytest.mark.slow
+def test_predicted_memory_of_logits_in_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = MEMORY["CHECKS"]["logits, checkpointing"]
+    whole = MEMORY["made"](*case)
+    monkeypatch.setattr(losses, "CHUNK", 16)
+    assert MEMORY["made"](*case) == pytest.approx(MEMORY["measure"](*case), rel=0.15)
+    assert MEMORY["made"](*case) < 0.5 * whole
+
+
+def test_the_readme_holds_the_table_that_the_script_prints() -> None:
+    assert MEMORY["table"]() in (RECIPE / "README.md").read_text(encoding="utf-8")

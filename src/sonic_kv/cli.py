@@ -33,6 +33,7 @@ from sonic_kv.config import (
     LossConfig,
     ModelOptions,
     OutputOptions,
+    RayOptions,
     PlanConfig,
     SamplingConfig,
     ServeOptions,
@@ -373,14 +374,17 @@ def serve(call: Call) -> None:
     options, given = call.options(ServeOptions), call.given(Budget)
     budget = call.options(Budget) if given else DEFAULT_BUDGET
     model_options = call.options(ModelOptions)
-    run(
-        load_for_decoding(model_options),
-        model_name(model_options.model),
-        call.options(SessionConfig),
-        budget,
-        call.options(SamplingConfig),
-        options,
-    )
+    load = partial(load_for_decoding, model_options)
+    name = model_name(model_options.model)
+    rest = call.options(SessionConfig), budget, call.options(SamplingConfig), options
+    if options.engine == "ray":
+        from sonic_kv.integrations.ray import serve as run_on_ray
+
+        run_on_ray(load, name, *rest, call.options(RayOptions))
+        return
+    for flag in call.given(RayOptions):
+        raise ConfigError(f"{flag} is an option of engine ray: give --engine ray too, or leave it out")
+    run(load(), name, *rest)
 
 
 def inspect(call: Call) -> None:
@@ -518,6 +522,7 @@ COMMANDS = (
         {
             "model": ModelOptions,
             "serve": ServeOptions,
+            "ray": RayOptions,
             "budget": Budget,
             "session": SessionConfig,
             "sampling": SamplingConfig,

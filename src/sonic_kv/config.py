@@ -18,6 +18,7 @@ Positions = Literal["original", "compact"]
 Allocation = Literal["global", "segment"]
 Storage = Literal["full", "int8", "int4"]
 Closing = Literal["turn", "idle"]
+ServeEngine = Literal["local", "ray"]
 Shape = Literal["qwen3-0.6b", "qwen3-1.7b", "qwen2.5-7b", "llama-8b"]
 BENCH_METHODS = ("full", "re-prefilled", "streaming", "h2o", "sonic")
 
@@ -415,6 +416,7 @@ def parse_bytes(text: str) -> int:
 class ServeOptions:
     """Where the server listens, and what it may use."""
 
+    engine: ServeEngine = option("local", "one process (local), or replicas of it on Ray Serve (ray)")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in: set API keys then")
     port: int = option(8000, "port to listen on; 0: any free one")
     api_keys: str | None = option(
@@ -454,8 +456,39 @@ class ServeOptions:
             require(0.0 < getattr(self, name) < inf, f"{name}={getattr(self, name)} must be above 0")
         require(self.store_after >= 0.0, f"store_after={self.store_after} must not be negative")
         require(0 <= self.port < 1 << 16, f"port={self.port} is outside [0, 65535]")
+        require(self.engine in ("local", "ray"), f"engine={self.engine!r}: local or ray")
+        require(
+            self.engine != "ray" or self.store != "none",
+            "engine ray needs a store that all replicas reach: a dialogue outlives its replica there",
+        )
         Budget(compression_ratio=self.min_compression_ratio)
         Budget(compression_ratio=self.pressure_ratio)
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Replicas of the server on Ray Serve; each has the model and all limits of the server to itself."""
+
+    replicas: int = option(1, "replicas of the server; the fewest, if there may be more")
+    max_replicas: int | None = option(
+        None, "add replicas under load, up to this many, and take them away later; none: always the same number"
+    )
+    target_ongoing_requests: float = option(8.0, "requests in hand per replica above which one is added")
+    replica_cpus: float = option(1.0, "CPU cores that Ray sets aside for a replica; also its threads")
+    replica_gpus: float = option(0.0, "GPUs that Ray sets aside for a replica; with --device cuda usually 1")
+    ray_address: str = option(
+        "local", "local: a Ray of its own on this machine; auto or HOST:PORT: a cluster that runs already"
+    )
+
+    def __post_init__(self) -> None:
+        require(self.replicas >= 1, f"replicas={self.replicas} must be at least 1")
+        require(
+            self.max_replicas is None or self.max_replicas >= self.replicas,
+            f"max_replicas={self.max_replicas} is below replicas={self.replicas}",
+        )
+        for name in ("target_ongoing_requests", "replica_cpus"):
+            require(0.0 < getattr(self, name) < inf, f"{name}={getattr(self, name)} must be above 0")
+        require(0.0 <= self.replica_gpus < inf, f"replica_gpus={self.replica_gpus} must not be negative")
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FL
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test test-ray lint format clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /' | awk -F': ' '{printf "make %-9s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /' | awk -F': ' '{printf "make %-9s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## make the virtual environment and install the package with its tools
 
@@ -27,6 +27,10 @@ demo: $(STAMP)  ## replay dialogues with full, dropped and compressed history; w
 
 test: lint  ## lint, types and the whole test suite
 	$(BIN)/python -m pytest
+
+test-ray:  ## the tests of replicas on Ray Serve, in a virtual environment of their own
+	@$(MAKE) install VENV=.venv-ray EXTRAS=dev,ray
+	.venv-ray/bin/python -m pytest -m ray tests/test_ray.py
 
 lint: $(STAMP)  ## ruff (rules and format) and mypy, changing nothing
 	$(BIN)/ruff check .
@@ -38,7 +42,7 @@ format: $(STAMP)  ## let ruff mend and format the code
 	$(BIN)/ruff format .
 
 clean:  ## remove the virtual environments and caches
-	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.html
+	rm -rf .venv .venv-oldest .venv-ray .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.html
 
 # torch first and alone, so that its pinned build is settled before anything else is resolved.
 $(STAMP): pyproject.toml $(CONSTRAINTS)

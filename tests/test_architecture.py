@@ -40,6 +40,7 @@ LEVELS: dict[str, int] = {
     "training": 3,
     "data": 3,
     "server": 4,
+    "integrations": 4,
     "bench": 4,
     "eval": 4,
     "cli": 5,

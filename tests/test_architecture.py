@@ -18,6 +18,8 @@ LEVELS: dict[str, int] = {
     "errors": 0,
     "config": 0,
     "files": 1,
+    "fingerprint": 1,
+    "export": 1,
     "flags": 1,
     "human": 1,
     "segments": 1,

@@ -82,17 +82,22 @@ def replies(model: Any, tokenizer: Any, histories: list[list[dict[str, str]]], b
 
 
 @torch.no_grad()
-def bits_per_byte(model: Any, tokenizer: Any, config: dict[str, Any], folder: Path, per_source: int) -> float:
-    """Loss on held-out real dialogues (role and end tokens included) per byte of their texts, in bits."""
-    nats, size = 0.0, 0
-    for dialogue in real_dialogues(
-        folder, dict.fromkeys(config["data"]["sources"], per_source), validation=True
-    ):
-        example = encode(tokenizer, dialogue, 1.0, 1.0)
-        if len(example.ids) <= 1024:
-            nats += loss_and_recall(model, collate([example], tokenizer.pad_token_id))[1].item()
-            size += sum(len(message["content"].encode()) for message in dialogue["messages"])
-    return nats / math.log(2) / size
+def bits_per_byte(
+    model: Any, tokenizer: Any, config: dict[str, Any], folder: Path, per_source: int
+) -> dict[str, float]:
+    """Bits per byte of held-out real dialogues, all and by source: loss with role and end tokens, bytes without."""
+    found = {}
+    for source in config["data"]["sources"]:
+        nats, size = 0.0, 0
+        for dialogue in real_dialogues(folder, {source: per_source}, validation=True):
+            example = encode(tokenizer, dialogue, 1.0, 1.0)
+            if len(example.ids) <= 1024:
+                nats += loss_and_recall(model, collate([example], tokenizer.pad_token_id))[1].item()
+                size += sum(len(message["content"].encode()) for message in dialogue["messages"])
+        if size:  # else every dialogue is longer
+            found[source] = (nats / math.log(2), size)
+    every = sum(bits for bits, _ in found.values()) / sum(size for _, size in found.values())
+    return {"all": every} | {source: bits / size for source, (bits, size) in found.items()}
 
 
 if __name__ == "__main__":

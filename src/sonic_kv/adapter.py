@@ -16,53 +16,20 @@ from transformers import PreTrainedModel
 
 from sonic_kv.attention import sonic_attention
 from sonic_kv.config import AdapterConfig
-from sonic_kv.errors import AdapterError, FileError, NumericalError, UnsupportedModelError
+from sonic_kv.errors import FileError, NumericalError, UnsupportedModelError
 from sonic_kv.files import read_sealed, write_sealed
+from sonic_kv.fingerprint import SAMPLE, check_fingerprint, describe, head_dim, kv_heads
 
 FILE_NAME = "adapter.safetensors"
 LORA_NAME = "sonic"
 
 
 def fingerprint(base: PreTrainedModel) -> dict[str, Any]:
-    """What an adapter or a saved session depends on: shapes, and a digest of sampled weights.
-
-    Samples are taken in bf16, so that the same checkpoint has the same digest in any dtype.
-    """
-    config = base.config.get_text_config()
-    digest = hashlib.sha256()
-    for name, weight in sorted(base.named_parameters()):
-        sample = weight.detach().flatten()[:64].to("cpu", torch.bfloat16)
-        digest.update(f"{name}:{tuple(weight.shape)}".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
-    return {
-        "model_type": config.model_type,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_key_value_heads": kv_heads(config),
-        "vocab_size": config.vocab_size,
-        "weights": digest.hexdigest()[:16],
-    }
-
-
-def head_dim(config: Any) -> int:
-    """Width of one attention head, which many configs leave to be computed."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def kv_heads(config: Any) -> int:
-    """Number of KV heads, which configs without grouped queries leave out."""
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-
-
-def check_fingerprint(found: Any, base: dict[str, Any], what: str) -> None:
-    """Raise `AdapterError` naming the first property in which `found` is not the base model's."""
-    found = found if isinstance(found, dict) else {}
-    for name, value in base.items():
-        if found.get(name) != value:
-            raise AdapterError(
-                f"{what} was made for another model: {name} is {found.get(name)!r} there and {value!r} here; "
-                "load it with the model it was made for"
-            )
+    """What an adapter or a saved session depends on: shapes, and a digest of sampled weights."""
+    weights = (
+        (name, weight.shape, weight.detach().flatten()[:SAMPLE]) for name, weight in base.named_parameters()
+    )
+    return describe(base.config.get_text_config(), weights)
 
 
 class ImportanceScorer(nn.Module):

@@ -112,7 +112,9 @@ def load_model(options: ModelOptions) -> "SonicModel":
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--device {options.device} cannot be used: {reason}") from error
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    return SonicModel.from_pretrained(options.model, options.adapter, device=device, dtype=dtype)
+    return SonicModel.from_pretrained(
+        options.model, options.adapter, device=device, dtype=dtype, quantization=options.quantization
+    )
 
 
 def load_for_decoding(options: ModelOptions, decoding: DecodeOptions | None = None) -> "SonicModel":

@@ -19,6 +19,7 @@ Allocation = Literal["global", "segment"]
 Storage = Literal["full", "int8", "int4"]
 Closing = Literal["turn", "idle"]
 Engine = Literal["local", "ray"]
+Quantization = Literal["nf4", "fp4"]
 Shape = Literal["qwen3-0.6b", "qwen3-1.7b", "qwen2.5-7b", "llama-8b"]
 BENCH_METHODS = ("full", "re-prefilled", "streaming", "h2o", "sonic")
 
@@ -341,6 +342,13 @@ class SynthConfig:
     secret_share: float = option(0.4, "share of codes and passwords that the user later declares secret")
     script_share: float = option(0.05, "share of composed names in other scripts than the Latin one")
     noise_share: float = option(0.3, "share of training sentences with words left out and put in")
+    pair_share: float = option(0.15, "share of training messages that state a fact beside their own matter")
+    aside_share: float = option(
+        0.15, "share of training messages of facts and questions that hold chatter too"
+    )
+    self_share: float = option(0.25, "share of training facts about people that are about the user")
+    casual_share: float = option(0.15, "share of training messages that are typed in a hurry: what's, I'm")
+    unnamed_share: float = option(0.15, "share of training people who are known by relation only")
 
     def __post_init__(self) -> None:
         require(self.dialogues >= 0, f"dialogues={self.dialogues} must not be negative")
@@ -665,6 +673,9 @@ class ModelOptions:
     device: str = option("cpu", "torch device")
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
         None, "of the weights; none: as stored, on a CPU float32"
+    )
+    quantization: Quantization | None = option(
+        None, "keep the base in four bits (nf4 or fp4; needs bitsandbytes); none: as it is"
     )
 
 

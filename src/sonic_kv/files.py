@@ -5,6 +5,7 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ VERSION = 1
 def write_atomic(path: str | Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new one."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -46,15 +47,34 @@ def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 def seal(kind: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
     """A sealed file's content: `tensors` with a JSON-able `header`. `kind` says what it is ("session", …)."""
+    return _seal(kind, header, tensors)[1]
+
+
+def _seal(kind: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[str, bytes]:
     header = json.loads(json.dumps({**header, "kind": kind, "version": VERSION}))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    sealed = {**header, "sha256": _digest(header, tensors)}
-    return save(tensors, metadata={HEADER: json.dumps(sealed)})
+    digest = _digest(header, tensors)
+    return digest, save(tensors, metadata={HEADER: json.dumps({**header, "sha256": digest})})
 
 
 def write_sealed(path: str | Path, kind: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write a sealed file, atomically."""
     write_atomic(path, seal(kind, header, tensors))
+
+
+def write_addressed(
+    folder: str | Path, kind: str, header: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[Path, str]:
+    """Write a sealed file that is named by its own checksum; one that is there already is not touched.
+
+    Returns:
+        its path, and the checksum
+    """
+    digest, data = _seal(kind, header, tensors)
+    path = Path(folder) / f"{digest}.safetensors"
+    if not path.exists():
+        write_atomic(path, data)
+    return path, digest
 
 
 def unseal(data: bytes, kind: str, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -15,7 +15,7 @@ def inspect(target: str | Path | None) -> dict[str, Any]:
     """Describe a sealed file, an adapter's folder, or a model by path or hub id; None: the default model.
 
     Returns:
-        JSON-able facts; `kind` is "session", "adapter" or "model".
+        JSON-able facts; `kind` is "session", "adapter", "export" or "model".
 
     Raises:
         FileError: there is nothing to describe, or it is damaged.

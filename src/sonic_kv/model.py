@@ -1,19 +1,22 @@
 """`SonicModel`: a Hugging Face causal language model, its tokenizer, and what compresses its cache."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint, head_dim, kv_heads
+from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint
 from sonic_kv.attention import Observed, OnePass, Probe, Rope, respect_softcap, sonic_attention, verify
 from sonic_kv.cache import ReadCache, SessionCache
 from sonic_kv.compiled import CompiledStep
-from sonic_kv.errors import ContextLengthError, FileError, ModelError, UnsupportedModelError
+from sonic_kv.config import Quantization
+from sonic_kv.errors import ConfigError, ContextLengthError, FileError, ModelError, UnsupportedModelError
 from sonic_kv.files import from_hub
+from sonic_kv.fingerprint import head_dim, kv_heads
 from sonic_kv.layout import Layout, own_segment
 from sonic_kv.segments import ChatFormat
 
@@ -58,23 +61,32 @@ class SonicModel:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
+        quantization: Quantization | None = None,
     ) -> "SonicModel":
         """Load a model by path or hub id; without a name, the default model that is shipped.
 
         Args:
             adapter: folder, file or hub id; None: the adapter beside the weights in a local folder, if any.
             dtype: of the weights; None: as stored, but float32 on a CPU.
+            quantization: keep the base's matrices in four bits (bitsandbytes, as QLoRA does, arXiv:2305.14314);
+                it is then another base, to which an adapter of the whole one does not belong.
 
         Raises:
+            ConfigError: bitsandbytes is not installed.
             FileError: a path does not exist or its files are damaged.
             ModelError: transformers cannot load the model.
         """
         name = str(DEFAULT_MODEL if model is None else model)
         dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else None)
+        quantized = {} if quantization is None else _four_bits(quantization, dtype, device)
         try:
             _refuse_encoder_decoder(AutoConfig.from_pretrained(name), f"model {name!r}")
             tokenizer = AutoTokenizer.from_pretrained(name)
-            base = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto").to(device)
+            base = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", **quantized)
+            base = base if quantized else base.to(device)
+            for layer in base.modules():
+                if hasattr(layer, "support_avx512bf16_for_cpu"):  # bitsandbytes' packed form has no gradient
+                    layer.support_avx512bf16_for_cpu = False
         except UnsupportedModelError:
             raise
         except Exception as error:  # transformers raises anything from KeyError to its own classes
@@ -284,6 +296,19 @@ class SonicModel:
             )
         logits: Tensor = output.logits
         return logits
+
+
+def _four_bits(kind: Quantization, dtype: torch.dtype | None, device: str | torch.device) -> dict[str, Any]:
+    """What `from_pretrained` is told to keep the base in four bits on `device`."""
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(f"quantization={kind!r} needs bitsandbytes: pip install 'sonic-kv[quantized]'")
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_compute_dtype=dtype or torch.bfloat16,
+        bnb_4bit_use_double_quant=True,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def _refuse_encoder_decoder(config: Any, name: str) -> None:

@@ -10,12 +10,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sonic_kv.adapter import check_fingerprint
 from sonic_kv.cache import Lengths, SessionCache
 from sonic_kv.compressor import Compressor
 from sonic_kv.config import DEFAULT_BUDGET, Budget, SamplingConfig, SessionConfig
-from sonic_kv.errors import AdapterError, FileError, MessageError, NumericalError
+from sonic_kv.errors import (
+    AdapterError,
+    ConfigError,
+    FileError,
+    MessageError,
+    NumericalError,
+    UnsupportedModelError,
+)
+from sonic_kv.export import Export, write_export
 from sonic_kv.files import read_sealed, write_sealed
+from sonic_kv.fingerprint import check_fingerprint
 from sonic_kv.generate import NAN_LOGITS, detokenize, stream_generate
 from sonic_kv.model import SonicModel
 from sonic_kv.segments import Message, check_messages
@@ -356,6 +364,38 @@ class ChatSession:
             "stats": asdict(self.stats),
         }
         return header, tensors
+
+    def export(self, folder: str | Path) -> Export:
+        """Write prefix and memory for an engine that holds ordinary KV: `folder/digest.safetensors`.
+
+        The open segment is not in the file: its tokens, `open_ids`, are ordinary prompt tokens there.
+
+        Raises:
+            ConfigError: the session's positions are not compact.
+            UnsupportedModelError: the model has a sliding window.
+            MessageError: nothing is stored yet.
+            FileError: the file cannot be written.
+        """
+        self._check_idle()
+        if not self.cache.compact:
+            raise ConfigError(
+                "an export needs consecutive positions: make the session with SessionConfig(positions='compact')"
+            )
+        if self.model.sliding_window is not None:
+            raise UnsupportedModelError(
+                f"the model has a sliding window of {self.model.sliding_window} tokens, and an export is for full "
+                "attention: use another model"
+            )
+        lengths, end = self.cache.lengths, self.cache.open_start()
+        if not end:
+            raise MessageError(
+                "there is nothing to export: the session has no prefix and no closed segment yet"
+            )
+        # a memory entry has no token of its own: the transcript's first one (the BOS) stands in its place
+        token_ids = self.token_ids[: lengths.prefix] + self.token_ids[:1] * lengths.memory
+        layers = [(layer.keys[0, :, :end], layer.values[0, :, :end]) for layer in self.cache.layers]
+        open_ids = self.token_ids[lengths.closed :]
+        return write_export(folder, self.model.fingerprint(), token_ids, open_ids, layers)
 
     @classmethod
     def load(cls, model: SonicModel, path: str | Path) -> "ChatSession":

@@ -9,13 +9,17 @@ so that no split shares a wording with another. Placeholders:
     {K}       the thing asked about: "the door code of the garage"
     {V} {aV}  the value, and the value with its indefinite article
     {A}       a detail both statement and question name (the kind of pet, the kind of event)
+    (a|b)     one of the two or more, in training wordings only
 
 Sentences start in lower case; the generator capitalises what opens a sentence.
 
 For training each attribute also has names of its value ("{P} home town") and clauses ("where {S}
-<lives/live>"), which frames turn into many more wordings; held-out wordings are left out of these.
+<lives/live>"), which frames turn into many more wordings, as others do with the written statements. The
+`validation` and `test` splits are measured against: their blocks, and what they share with training, stay as
+they are.
 """
 
+import re
 from dataclasses import dataclass
 
 SPLITS = ("train", "validation", "test")
@@ -58,6 +62,22 @@ STATEMENT_FRAMES = lines("""
     {N} has always been {V}.
     I can tell you {N}: {V}.
     if anyone asks for {N}, it is {V}.
+    {V}; that is {N}.
+    {V} would be {N}.
+    {V} turns out to be {N}.
+    (write|put) down {V} as {N}.
+    (think of|count|take) {V} as {N}.
+    if you ask me, {N} is {V}.
+    without question {N} is {V}.
+    my notes say that {N} is {V}.
+    {N} remains {V}.
+    {N} (equals|must be|can only be|turns out to be) {V}.
+    with {V} you have {N}.
+    (they|people) ask me for {N}, and I say {V}.
+    you (asked about|wanted|need) {N}: {V}.
+    regarding {N}, (it is|I can say|the answer is) {V}.
+    (save|store|keep) this: {N}, {V}.
+    {V} is the answer to this: {N}.
 """)
 UPDATE_FRAMES = lines("""
     {N} is now {V}.
@@ -70,6 +90,17 @@ UPDATE_FRAMES = lines("""
     I was wrong about {N}: it is {V}.
     there is a change: {N} is {V} from today.
     {N} is no longer the same, it is {V}.
+    {V} is {N} (now|from now on|as of today|after the change).
+    {N} (became|turned into|was changed to) {V}.
+    (correction|news|an update): {N} is {V}.
+    {V} has taken the place of {N} as it was.
+    not what I said before: {N} is {V}.
+    (strike out|cross out|drop) what you have: {N} is {V}.
+    {N} is different (now|today|by now): {V}.
+    instead of what it was, {N} is {V} (now|today).
+    as of (today|now|this week) {N} is {V}.
+    I have to correct {N}: {V}.
+    {N} used to be something else, now it is {V}.
 """)
 QUESTION_FRAMES = lines("""
     what is {N}?
@@ -86,6 +117,16 @@ QUESTION_FRAMES = lines("""
     what do you know about {N}?
     what did I tell you about {N}?
     what can you say about {N}?
+    what (would|might|could) {N} be?
+    which is {N}?
+    {N} is what?
+    what have you (got|noted|written down|saved) (for|as) {N}?
+    what did we say {N} was?
+    (look up|find|state|spell out|recall) {N}(|, please).
+    {N}: what is it?
+    can you name {N}?
+    about {N}: what is it?
+    (and|so|well), what is {N}?
 """)
 # Of names and of clauses alike.
 ASKING_FRAMES = lines("""
@@ -106,6 +147,56 @@ ASKING_FRAMES = lines("""
     have I told you {N}?
     remember {N}?
     let me hear {N}.
+    (could|would|will) you (say|tell us|let me know) {N}?
+    (would you|can you) (look up|find out|recall) {N}(|, please)?
+    have you (noted|saved|written down|kept) {N}?
+    I (wonder|wonder about|am asking for|cannot recall|am not sure about) {N}.
+    help me with {N}.
+    (remind|inform) me of {N}.
+    do you (recall|have|happen to know|have any idea of) {N}?
+    are you able to (say|tell|recall) {N}?
+    (please say|just say|repeat) {N}.
+    {N} (has slipped my mind|is what I need to know|is what I am asking).
+    I would (love|be glad|be happy) to (hear|know) {N}.
+    are you sure about {N}?
+    somebody asks me {N}, what do I say?
+""")
+
+# Of written statements {N}, without the full stop at their end.
+CLAUSE_FRAMES = lines("""
+    {N}(, I believe|, as far as I know|, if I am right|, or so they say).
+    {N}(, in fact|, which is good|, after all).
+    {N}(, as you may know|, in case it matters|, in case you wonder|, to be clear|, as it happens).
+    {N}, and (that is fine|I am glad|that is how it is|it has been so for years|I thought you might ask).
+    (it so happens|everybody knows|I am sure|it seems|let us say|the fact is|people say) that {N}.
+    (my notes say|I can tell you|they say|my family knows|I forgot to say) that {N}.
+    (I think|I guess|I suppose|maybe I said it before, but|as it happens|in fact|to be clear|in short) {N}.
+    there is this: {N}.
+    (note|news|a fact|for the record|to begin with|next|first of all|here is something): {N}.
+    (before I forget|while I think of it|since you are here|if it helps|as we are talking), {N}.
+    {N}. (Do not forget it|That is all|That is that|Please note it|Make a note|That was it).
+""")
+# The same, as a change.
+UPDATE_CLAUSE_FRAMES = lines("""
+    (it is different now|that has changed|things have changed|there was a change|not any more|a change): {N}.
+    {N} (now|from today|by now|as of today|instead|since this week|after the change).
+    (now|as of today|since yesterday|since this week|after all|by now|in the end) {N}.
+    (forget|cross out|drop) (that|what I said|the old one): {N}.
+    it used to be otherwise, but now {N}.
+    I (have to correct myself|made a mistake|have news|must correct that): {N}.
+    {N}, (not as before|which is new|that is new|no longer as I said).
+""")
+# Put in the place of the full stop at a training statement's or update's end.
+STATEMENT_TAILS = lines("""
+    (, you know|, I think|, as I said|, I am sure|, by the way|, actually|, of course|, so to speak).
+    (, as far as I remember|, if that helps|, to be exact|, please remember|, for your notes).
+    !
+""")
+# Put in the place of the mark at a training question's end.
+QUESTION_TAILS = lines("""
+    (, please|, again|, do you know|, any idea|, can you say|, do you remember|, by the way)?
+    (, if you remember|, as far as you know|, in your notes)?
+    ? (I forgot|Please tell me|I need to know|I have to know|Thanks|Thank you|Just wondering).
 """)
 
 # A person named first and taken up by a pronoun in {W}, a wording of the person.
@@ -117,6 +208,10 @@ TOPIC_FRAMES = lines("""
     {S}, well, {W}
     this is about {S}: {W}
     I have to think of {S}: {W}
+    (now|first|next), {S}: {W}
+    (regarding|concerning|when it comes to) {S}, {W}
+    (remember|talking of|back to) {S}? {W}
+    {S}: {W}
 """)
 FILLERS = lines("""
     really
@@ -134,7 +229,21 @@ FILLERS = lines("""
     by now
     at the moment
     so to speak
+    in fact
+    perhaps
+    surely
+    again
+    these days
+    as far as I know
+    simply
+    now
 """)
+
+
+def variants(wording: str) -> set[tuple[str, ...]]:
+    """The words of a wording, and what is left of them without any one: two near wordings share a variant."""
+    words = tuple(re.findall(r"[^\s.,:;?!]+", wording.lower()))
+    return {words, *(words[:i] + words[i + 1 :] for i in range(len(words)))}
 
 
 @dataclass(frozen=True)
@@ -142,7 +251,8 @@ class Attribute:
     """Something a dialogue can state, change and ask: wordings by split, and the pool of its values.
 
     `subject` is what it is said of: a person, or a thing of the named pool (see `THINGS`). `composed`
-    holds the training wordings made of frames, by sort.
+    holds, by sort, pairs of frames and of what takes the place of their {N}: training wordings are made of
+    any two. `held_out` holds the `variants` of every wording of the other splits.
     """
 
     name: str
@@ -153,11 +263,16 @@ class Attribute:
     questions: dict[str, tuple[str, ...]]
     answers: tuple[str, ...]
     details: tuple[str, ...]
-    composed: dict[str, tuple[str, ...]]
+    composed: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]]
+    held_out: frozenset[tuple[str, ...]]
 
     def wordings(self, sort: str) -> dict[str, tuple[str, ...]]:
         """The written wordings by split: of "statement", "update" or "question"."""
         return {"statement": self.statements, "update": self.updates, "question": self.questions}[sort]
+
+    def is_apart(self, wording: str) -> bool:
+        """Whether more than one word, left out, put in, replaced or moved, parts it from the held-out wordings."""
+        return self.held_out.isdisjoint(variants(wording))
 
 
 def attribute(
@@ -175,17 +290,16 @@ def attribute(
     named: str = "{V}",
 ) -> Attribute:
     """An `Attribute` from its blocks. `named` is how the value follows a name."""
-    written = {"statement": statements, "update": updates, "question": questions}
-    by_sort = {sort: by_split(block) for sort, block in written.items()}
-    frames = {"statement": STATEMENT_FRAMES, "update": UPDATE_FRAMES, "question": QUESTION_FRAMES}
-    composed = {}
-    for sort, own in frames.items():
-        held_out = {*by_sort[sort]["validation"], *by_sort[sort]["test"]}
-        pairs = [(frame, name) for frame in own for name in lines(names)]
-        if sort == "question":
-            pairs += [(frame, name) for frame in ASKING_FRAMES for name in (*lines(names), *lines(clauses))]
-        made = (frame.replace("{N}", name).replace("{V}", named) for frame, name in pairs)
-        composed[sort] = tuple(wording for wording in made if wording not in held_out)
+    by_sort = {
+        sort: by_split(block)
+        for sort, block in (("statement", statements), ("update", updates), ("question", questions))
+    }
+    nouns = lines(names)
+    said = tuple(wording[:-1] for wording in by_sort["statement"]["train"] if "?" not in wording)
+    of_nouns = {
+        sort: tuple(frame.replace("{V}", named) for frame in frames)
+        for sort, frames in (("statement", STATEMENT_FRAMES), ("update", UPDATE_FRAMES))
+    }
     return Attribute(
         name,
         subject,
@@ -195,7 +309,18 @@ def attribute(
         by_sort["question"],
         lines(answers),
         words(details),
-        composed,
+        {
+            "statement": ((of_nouns["statement"], nouns), (CLAUSE_FRAMES, said)),
+            "update": ((of_nouns["update"], nouns), (UPDATE_CLAUSE_FRAMES, said)),
+            "question": ((QUESTION_FRAMES, nouns), (ASKING_FRAMES, (*nouns, *lines(clauses)))),
+        },
+        frozenset(
+            variant
+            for wordings in by_sort.values()
+            for split in SPLITS[1:]
+            for wording in wordings[split]
+            for variant in variants(wording)
+        ),
     )
 
 
@@ -217,6 +342,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the place {S} <lives/live> now
             the name of {P} town
             the city {S} <calls/call> home
+            {P} (present|current) (home|town)
+            the (city|town|place) {P} flat is in
+            the (city|town) you find {S_obj} in
         """,
         clauses="""
             where {S} <lives/live>
@@ -227,6 +355,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             where {S} <is/am> living
             in what town {P} flat is
             where {S} <is/am> at home
+            in which (city|town|place) {S} <has/have> (a flat|a house|{his} home)
+            what (place|city|town) {S} (<calls/call> home|<settled/settled> in)
+            where to (visit|find) {S_obj}
+            where {S} (<resides/reside>|<rents/rent> a flat|settled)
         """,
         statements="""
             {S} <lives/live> in {V}.
@@ -253,6 +385,21 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             in {V}, that is where {P} flat is.
             {S} <shares/share> a home with friends in {V}.
             for some years now the city of {V} has been home to {S_obj}.
+            {S} (settled|made {his} home|found a flat|bought a house) in {V}.
+            {V} (became|has become|turned into) {P} home.
+            {S} (<stays/stay>|<resides/reside>) in {V}(| with {his} family| all year| for the time being).
+            it is {V} where {S} <has/have> {his} (home|flat|house).
+            home for {S_obj} is {V}.
+            {V} is (home to|the home of) {S_obj}.
+            to visit {S_obj} you (have to|must) go to {V}.
+            in {V} {S} (<has/have> {his} home|<owns/own> a house|<rents/rent> a flat).
+            {P} (flat|apartment|front door) is (in|in the middle of|just outside) {V}.
+            {S} <owns/own> (a flat|a house|an apartment) in {V} and <lives/live> there.
+            {S} (<likes/like>|<enjoys/enjoy>) (life|the quiet life) in {V}(|, where {his} home is).
+            {S} <loves/love> (life|the quiet life) in {V}(|, where {his} home is).
+            from {P} window you (can see|look at) the roofs of {V}.
+            you can visit {S_obj} in {V}.
+            {S} <stays/stay> in a (small|big|cosy|new) (flat|house|apartment) in {V}.
             ~ validation
             {S} <lives/live> over in {V}.
             {P} house is in {V}.
@@ -270,6 +417,11 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <lives/live> somewhere else now: {V}.
             {S} <is/am> in {V} now, {he} moved there.
             since last week {S} <lives/live> in {V}.
+            {S} (packed up|left town|sold the house) and <lives/live> in {V} now.
+            {V} is {P} (new home|home town now|new town).
+            {S} (found|bought|rented) a (flat|house) in {V} and (moved in|left the old place).
+            {P} (home|flat) is (no longer there but|now) in {V}.
+            {S} (<resides/reside>|<stays/stay>|<is/am> settled) in {V} (now|from now on|since the move).
             ~ validation
             {S} <does/do> not live there any more: {he} moved to {V}.
             ~ test
@@ -294,6 +446,15 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the city {S} <lives/live> in, which one is it?
             name the town where {S} <lives/live>.
             what is {P} home town now?
+            (where|in which town|in what place) <does/do> {S} (have {his} home|reside|stay)?
+            where (is|would I find) {P} (flat|apartment|front door)?
+            where did {S} (settle|move|find a flat|make {his} home)?
+            which (city|town|place) is {P} home?
+            where can (I|one) visit {S_obj}?
+            to which (city|town) would I send a letter for {S_obj}?
+            {S_obj}: which (city|town)?
+            what (city|place) is {P} (home|flat|house) in?
+            in which (city|town|place) <is/am> {S} (at home|living|settled)?
             ~ validation
             what city <does/do> {S} live in?
             tell me what town {S} <lives/live> in.
@@ -325,6 +486,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the town where {S} went to school as a child
             {P} place of origin
             the place {P} family comes from
+            the (city|town|village) of {P} (birth|youth|early years)
+            the (city|town) {S} (grew up in|left as a young person)
+            {P} (first home|native town)
         """,
         clauses="""
             where {S} <was/was> born
@@ -334,6 +498,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             where {S} <is/am> from originally
             what place {S} grew up in
             where {S} <was/was> a child
+            where {P} (parents|family) lived when {S} <was/was> little
+            in which (city|town) {S} (went to school|<was/was> raised|spent {his} youth)
+            what {P} (native town|birthplace) is
+            where {P} (roots are|story began)
         """,
         statements="""
             {S} <was/was> born in {V}.
@@ -354,6 +522,17 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             growing up, {S} lived in {V}.
             {S} left {V}, where {he} <was/was> born.
             originally {S} <is/am> from {V}.
+            {S} (<was/was> raised|<was/was> brought up|spent {his} youth|went to school) in {V}.
+            {V} is {P} (native town|place of birth|first home).
+            {P} (roots|parents|grandparents) are in {V}, {he} grew up there.
+            it was in {V} that {S} (grew up|<was/was> born|learned to walk).
+            {P} (story|life) began in {V}.
+            as a (child|boy or girl|small child) {S} lived in {V}.
+            {S} (<hails/hail>|<is/am> originally) from {V}.
+            in {V} {S} (saw the light of day|spent {his} early years|<was/was> a child).
+            {V} (raised|shaped) {S_obj}, {he} grew up there.
+            before anything else {S} lived in {V}, {his} (birthplace|native town).
+            {V} was where {P} (mother|father|family) lived when {he} <was/was> born.
             ~ validation
             {S} <comes/come> from {V}.
             ~ test
@@ -376,6 +555,15 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             where was {P} childhood?
             name the town where {S} grew up.
             growing up, where did {S} live?
+            where (<was/was> {S} raised|<was/was> {S} brought up|did {S} spend {his} youth)?
+            where (are {P} roots|did {P} life begin|was {P} first home)?
+            (what|which) is {P} (native town|place of birth|town of birth)?
+            where did {S} (go to school|live) as a child?
+            in which (city|town|place) <was/was> {S} born?
+            where <does/do> {S} (hail|come) from(| in the first place)?
+            {S_obj}: born (in which town|where)?
+            from (what|which) (town|place) <is/am> {S}?
+            which town did {S} (leave|know) as a child?
             ~ validation
             what town did {S} grow up in?
             ~ test
@@ -406,6 +594,11 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the trade {S} learned
             the name of {P} profession
             the kind of job {S} <does/do>
+            {P} (day job|line of work|career|position)
+            the (job|trade|profession|work) {S} (chose|picked|trained for|<lives/live> by)
+            what {S} <does/do> all day(| at work)
+            the (craft|role|post) {S} <has/have>
+            the way {S} (<makes/make> a living|<pays/pay> the rent)
         """,
         clauses="""
             what {S} <works/work> as
@@ -415,6 +608,11 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             which job {S} <has/have>
             what {S} <is/am> by trade
             what sort of work {S} <does/do>
+            what {S} <does/do> (for work|all day|to pay the rent|professionally)
+            what (profession|trade|line of work|career) {S} (chose|<is/am> in|learned|<follows/follow>)
+            how {S} (<makes/make> a living|<pays/pay> {his} bills)
+            what {S} (trained|qualified|studied) to (be|become)
+            who {S} <is/am> at work
         """,
         statements="""
             {S} <works/work> as {aV}.
@@ -440,6 +638,24 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <found/found> a job as {aV}.
             {S} <took/took> a job as {aV}.
             {S} <got/got> work as {aV}.
+            {S} (<serves/serve>|<is/am> hired|<makes/make> a living|<pays/pay> {his} bills) as {aV}.
+            {aV}, that is what {S} (<is/am>|became|<does/do> for work).
+            {S} (trained|qualified|studied) to (be|become) {aV}.
+            {V} is {P} (profession|job|trade|line of work|occupation|day job).
+            {V} by (trade|profession|training), {S} <works/work> (hard|every day|long hours).
+            every (day|morning) {S} <goes/go> to work as {aV}.
+            {P} (career|day job|profession|position|occupation) is (being|that of|working as) {aV}.
+            {S} <spends/spend> {his} (days|working days) as {aV}.
+            at work {S} <is/am> {aV}.
+            people (know|hire|pay|call) {S_obj} as {aV}.
+            {S} (made|chose) a career as {aV}.
+            {S} (turned|became) {aV} (after school|last year|long ago).
+            {P} boss (needs|employs|values) {S_obj} as {aV}.
+            in {his} (job|working life), {S} <is/am> {aV}.
+            the (town|village|firm) has {aV}, and that is {S_obj}.
+            working as {aV} (pays {P} bills|is how {S} <lives/live>|keeps {S_obj} busy).
+            {S} (<keeps/keep> busy|<is/am> busy|<is/am> happy) as {aV}.
+            it is as {aV} that {S} <earns/earn> {his} (money|bread|wages).
             ~ validation
             {S} <has/have> a job as {aV}.
             ~ test
@@ -454,6 +670,14 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} started a new job: {he} <is/am> {aV} now.
             {S} <is/am> no longer doing that: now {he} <is/am> {aV}.
             these days {S} <earns/earn> {his} living as {aV}.
+            {S} (quit|gave up the old job|switched) and became {aV}.
+            {S} (<is/am> retrained|<was/was> hired|started over|found new work) as {aV}.
+            {V} is what {S} (<does/do> now|became in the end), the old job is over.
+            {P} (new|latest) (job|position|career) is that of {aV}.
+            after a change of career {S} <is/am> {aV}.
+            {S} left the old (job|trade) and <earns/earn> {his} money as {aV}.
+            {aV}, that is what {S} <is/am> now.
+            {S} (<serves/serve>|<is/am> paid|<is/am> busy) as {aV} (now|these days|since this week).
             ~ validation
             {S} now <has/have> a job as {aV}.
             ~ test
@@ -478,6 +702,19 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what is {P} work?
             what job did {S} find?
             what job is {P} own?
+            what is {P} (line of work|profession|occupation|career|position|day job)?
+            what <does/do> {S} do (for work|all day|to pay the rent|professionally|as a job)?
+            as what (<does/do> {S} work|<is/am> {S} employed|<is/am> {S} paid)?
+            what (profession|trade|line of work|career) did {S} (choose|learn|take up|end up in)?
+            what did {S} (train|qualify|study) to (be|become)?
+            in which (profession|line of work|trade) <is/am> {S}?
+            how <does/do> {S} (make a living|pay the bills|earn {his} wages)?
+            {S_obj}: what (profession|work|trade)?
+            what (profession|occupation|trade) <has/have> {S} got?
+            which (profession|trade|line of work|occupation) is {P} own?
+            which work <does/do> {S} do?
+            what <is/am> {S} (paid|hired) (for|to do)?
+            where work is concerned, what <is/am> {S}?
             ~ validation
             what job <does/do> {S} have?
             ~ test
@@ -505,6 +742,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the place where {S} <works/work>
             the business {S} <works/work> at
             the employer of {S_obj}
+            the (company|firm|business) {S} (<belongs/belong> to|<is/am> paid by|<is/am> hired by)
+            {P} (firm|workplace|boss's firm)
+            the name on {P} (payslip|contract)
+            the (company|firm) behind {P} job
         """,
         clauses="""
             who {S} <works/work> for
@@ -514,6 +755,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             at what company {S} <has/have> a job
             what {P} company is called
             who pays {S_obj}
+            which (company|firm|business) (employs|pays|hired) {S_obj}
+            who (hired {S_obj}|signs {P} contract|{P} employer is)
+            in which (company|firm) {S} (<works/work>|<has/have> a desk)
+            for whom {S} <works/work>
         """,
         statements="""
             {S} <works/work> for {V}.
@@ -536,6 +781,20 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {P} job is at {V}.
             {S} <goes/go> to work at {V} every day.
             a company named {V} is where {S} <works/work>.
+            {V} (hired|pays|took on|gave work to) {S_obj}.
+            {V} is (the firm|the company|the business) that (pays|employs|hired) {S_obj}.
+            {S} (<is/am> on the staff of|<is/am> hired by|<is/am> paid by|<does/do> {his} work for) {V}.
+            {S} (<has/have> a desk|<spends/spend> {his} days) at {V}.
+            {S} (<is/am> on the team|<holds/hold> a position) at {V}.
+            {P} (salary|payslip|pay) comes from {V}.
+            {P} (boss|office|desk|contract) is (at|with) {V}.
+            it is {V} that {S} <works/work> for.
+            every morning {S} <goes/go> to the office of {V}.
+            {V} has {S_obj} on its (staff|team|list of workers).
+            {P} (firm|company|workplace) is (called|named) {V}.
+            for {V} {S} (<works/work>|<does/do> all {his} work|<is/am> busy all week).
+            {S} signed a contract with {V}.
+            {P} working days (are spent|begin and end) at {V}.
             ~ validation
             {S} <has/have> been employed at {V} for a while.
             ~ test
@@ -550,6 +809,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <has/have> left that company and <works/work> at {V} now.
             these days {S} <is/am> employed by {V}.
             {S} <went/went> to another company, {V}.
+            {S} (quit and joined|switched to|signed with|was lured away by) {V}.
+            {V} (has hired|took on|pays) {S_obj} now.
+            {P} (company|firm|workplace) is (a new one|another one): {V}.
+            {S} no longer <works/work> there: it is {V} now.
+            {P} contract is with {V} (now|from now on|since this week).
+            {S} <has/have> a new (employer|firm|boss): {V}.
             ~ validation
             {S} <is/am> employed by {V} now.
             ~ test
@@ -571,6 +836,16 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what is the name of {P} employer?
             where <does/do> {S} work?
             which employer <does/do> {S} have?
+            who (pays|hired|employs) {S_obj}?
+            which (firm|business|company) (pays|hired|employs) {S_obj}?
+            what (firm|business) (<is/am> {S} with|<does/do> {S} belong to|took {S_obj} on)?
+            for (whom|which firm|what company) <does/do> {S} work?
+            where <does/do> {S} (have a desk|go to work|spend {his} working days)?
+            what is {P} (company|firm|workplace) called?
+            whose (staff|team) <is/am> {S} on?
+            with (whom|which company) <does/do> {S} have a contract?
+            {S_obj}: which (employer|company|firm)?
+            from whom <does/do> {S} get {his} (pay|money|salary)?
             ~ validation
             what company <does/do> {S} work at?
             ~ test
@@ -599,6 +874,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the food {S} <likes/like> to eat
             the thing {S} <loves/love> to eat
             {P} best loved dish
+            {P} (dream dinner|comfort food|top dish|most loved food)
+            the (dish|food|meal) {S} (<craves/crave>|<orders/order>|<cooks/cook>)
+            the (dish|food|meal) {S} (<enjoys/enjoy>|<prefers/prefer>)
+            the (dish|meal) that makes {S_obj} happy
+            what {S} <has/have> on {his} plate most often
+            the first (dish|food) on {P} list
         """,
         clauses="""
             what {S} <likes/like> to eat
@@ -608,6 +889,11 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what to cook for {S_obj}
             what {P} favourite dish is
             which meal {S} <likes/like> most
+            what {S} (<craves/crave>|<orders/order>|<prefers/prefer> to eat|<enjoys/enjoy> eating)
+            which (dish|food|meal) {S} (<craves/crave>|<enjoys/enjoy>|<prefers/prefer>|cannot resist)
+            what to (serve|order for|put on the table for) {S_obj}
+            what {S} would (eat|order|have for dinner) (any day|if asked)
+            what makes {S_obj} hungry
         """,
         statements="""
             {P} favourite food is {V}.
@@ -633,6 +919,29 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <wants/want> {V} for every meal.
             {S} <is/am> happy when there is {V} to eat.
             {S} <likes/like> to have {V} on the table.
+            {S} (<craves/crave>|<adores/adore>|<enjoys/enjoy>) {V}(| at dinner| for lunch| at any hour).
+            {S} (cannot resist|cannot get enough of) {V}(| at dinner| for lunch| at any hour).
+            {V} (is|will always be) the (dish|food|meal) {S} (<craves/crave>|<adores/adore>).
+            {V} (is|will always be) the (dish|food|meal) {S} (<likes/like> best|<enjoys/enjoy> most).
+            {V} (makes|keeps) {S_obj} happy(| at the table| at dinner).
+            {V} is what {S} (<orders/order>|<cooks/cook>) (whenever possible|every time|in every restaurant).
+            {V} is what {S} (<eats/eat>|<asks/ask> for) (whenever possible|every time|in every restaurant).
+            {S} (<cooks/cook>|<makes/make>) {V} (again and again|all the time|whenever possible|first of all).
+            {S} (<orders/order>|<asks/ask> for) {V} (again and again|all the time).
+            {S} (<orders/order>|<asks/ask> for) {V} (whenever possible|first of all).
+            in a restaurant {S} (<orders/order>|<picks/pick>|<asks/ask> for|<chooses/choose>) {V}.
+            {P} (comfort food|dream dinner|top dish|most loved meal) is {V}.
+            for {S_obj} there is nothing (like|better than|as good as) {V}.
+            give {S_obj} {V} and {he} <is/am> happy.
+            to please {S_obj}, (cook|make|serve) {V}.
+            a plate of {V} (makes {P} day|is all {S} <wants/want>|pleases {S_obj} most).
+            {S} would (eat|order|have) {V} (any day|for breakfast|every evening|before any other dish).
+            {S} <has/have> a (weakness|taste|passion) for {V}.
+            nobody (likes|loves|enjoys) {V} as much as {S} <does/do>.
+            {V}, that is what {S} (<prefers/prefer> to eat|<wants/want> for dinner|would always eat).
+            at the table {S} always <hopes/hope> for {V}.
+            when hungry, {S} <dreams/dream> of {V}.
+            it is {V} that {S} <likes/like> (to eat|on {his} plate|for dinner).
             ~ validation
             {S} <likes/like> to eat {V} most of all.
             ~ test
@@ -649,6 +958,15 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             now {V} is {P} favourite dish.
             {P} favourite meal is {V} these days.
             {S} no longer <likes/like> that so much: now it is {V}.
+            {S} (now|lately) (<craves/crave>|<prefers/prefer>) {V} (instead|above all|most).
+            {S} (now|lately) (<adores/adore>|<orders/order>) {V} (instead|above all|most).
+            {V} has (taken the place of|replaced) {P} old favourite food.
+            {P} (taste|liking) has changed: {V} is what {S} <likes/like> to eat.
+            {S} went off the old dish and now <loves/love> {V}.
+            {P} (comfort food|top dish|most loved food) is {V} (now|nowadays|at present).
+            nowadays {S} would (rather eat|sooner order) {V}.
+            {P} new favourite is {V}, as food goes.
+            today {V} is the (dish|food|meal) {S} (<enjoys/enjoy>|<loves/love>|<likes/like>) most.
             ~ validation
             {P} favourite dish is {V} now.
             ~ test
@@ -672,6 +990,19 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what food <is/am> {S} fond of?
             what kind of food pleases {S_obj} most?
             what food is {P} favourite?
+            what (dish|meal) <does/do> {S} (crave|adore|enjoy most|always order|prefer)?
+            what is {P} (comfort food|dream dinner|top dish|most loved dish)?
+            what <does/do> {S} (order|pick|ask for|eat) (in a restaurant|whenever possible|most often)?
+            which (dish|food|meal) (makes {S_obj} happy|would please {S_obj})?
+            which (dish|food|meal) (<does/do> {S} prefer|can {S} not resist)?
+            what (should|can|do) I (serve|cook|order for|make for) {S_obj}?
+            what would {S} (eat|order|have) (any day|for dinner|if asked)?
+            what <does/do> {S} (enjoy|prefer|adore) (at the table|for dinner|when hungry)?
+            for which (food|dish|meal) <does/do> {S} have a (weakness|passion)?
+            {S_obj}: favourite (dish|food|meal)?
+            what food would {S} (choose|pick|order)?
+            which is the (dish|food) {S} (<loves/love>|<craves/crave>|<enjoys/enjoy>)?
+            what do I put on the table for {S_obj}?
             ~ validation
             what food <does/do> {S} like best?
             ~ test
@@ -698,6 +1029,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the colour that pleases {S_obj} most
             {P} first choice of colour
             the colour {S} <wears/wear> all the time
+            the colour (of {P} choice|{S} always <picks/pick>|{S} <adores/adore>|for {S_obj})
+            {P} (colour|top colour|most loved colour)
         """,
         clauses="""
             which colour {S} <likes/like>
@@ -706,6 +1039,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what {P} favourite colour is
             which colour {S} <likes/like> best
             what colour {S} <likes/like> most
+            which colour (to pick for|to paint it for|suits) {S_obj}
+            what colour {S} (would choose|always <picks/pick>|<adores/adore>|<enjoys/enjoy> most)
+            in what colour {S} <wants/want> things
         """,
         statements="""
             {P} favourite colour is {V}.
@@ -727,6 +1063,17 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the colour that {S} <likes/like> is {V}.
             of the colours, {S} <likes/like> {V} best of all.
             the one colour {S} <wants/want> is {V}.
+            {V} is (the colour|the shade) {S} (<adores/adore>|always <picks/pick>).
+            {V} is (the colour|the shade) {S} (<likes/like> best|<prefers/prefer>).
+            {S} (<adores/adore>|<prefers/prefer>|always <picks/pick>|would choose) (the colour|the shade) {V}.
+            anything {V} (pleases|delights) {S_obj}, as colours go.
+            for {S_obj} no colour is (as good as|better than|like) {V}.
+            {P} (top colour|most loved colour|first choice of colours) is {V}.
+            {S} <paints/paint> everything {V}, the colour {he} <loves/love>.
+            paint it {V} if you want to please {S_obj}, it is {his} colour.
+            {V} has always been the colour for {S_obj}.
+            {P} (bike|coat|room|door) is {V}, {his} favourite colour.
+            among colours, {V} is the one (for {S_obj}|{S} <likes/like>).
             ~ validation
             the colour {S} <likes/like> best is {V}.
             ~ test
@@ -740,6 +1087,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             lately {S} <likes/like> the colour {V} more.
             these days {S} <prefers/prefer> the colour {V}.
             it is the colour {V} now that {S} <likes/like> best.
+            {S} no longer <likes/like> that colour: {he} <prefers/prefer> {V} now.
+            {V} has (replaced|taken the place of) {P} old favourite colour.
+            {P} (top|most loved) colour is {V} (these days|now|nowadays).
+            now the colour (for {S_obj}|{S} <adores/adore>|{S} always <picks/pick>) is {V}.
             ~ validation
             now {P} favourite colour is {V}.
             ~ test
@@ -758,6 +1109,13 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             which colour is the one {S} <likes/like>?
             what is the colour {S} <loves/love>?
             which colour should it be for {S_obj}?
+            what colour (<does/do> {S} adore|would {S} choose|pleases {S_obj}|<does/do> {S} always pick)?
+            in what colour <does/do> {S} want (things|everything)?
+            what is {P} (top colour|most loved colour|colour of choice)?
+            {S_obj}: which colour?
+            what colour should I paint it for {S_obj}?
+            which shade <does/do> {S} (like most|prefer|love)?
+            of all colours, which one <does/do> {S} (like|love|prefer)?
             ~ validation
             what colour <does/do> {S} like best?
             ~ test
@@ -784,6 +1142,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the instrument {S} <owns/own>
             the thing {S} <plays/play> in the band
             {P} favourite instrument
+            the instrument {S} (can play|<has/have> at home|took lessons on|picked up|<brings/bring> along)
+            what {S} <plays/play> in the orchestra
         """,
         clauses="""
             what {S} <plays/play>
@@ -792,6 +1152,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what {P} instrument is
             which instrument {S} <practises/practise>
             what instrument {S} can play
+            which instrument {S} (can play|<has/have> at home|took up|<brings/bring> along|chose)
+            what {S} <plays/play> (in the band|at home|at parties)
+            on which instrument {S} <is/am> good
         """,
         named="the {V}",
         statements="""
@@ -813,6 +1176,19 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             as {his} instrument {S} <chose/chose> the {V}.
             playing the {V} is what {S} <does/do> in the evening.
             {P} choice of instrument is the {V}.
+            {S} (<practises/practise>|<performs/perform> on) the {V}(| every day| after work| at home).
+            {S} (<is/am> busy with|<enjoys/enjoy>) the {V}(| every day| after work| at home).
+            the {V} is (what|the instrument) {S} (<plays/play>|<practises/practise>).
+            the {V} is (what|the instrument) {S} (<has/have> at home|took up).
+            in the (orchestra|school band|village band) {S} <plays/play> the {V}.
+            {S} (bought|got|rented) a {V} and <plays/play> it (daily|often|badly|with joy).
+            you can hear {S_obj} on the {V}(| every evening| on Sundays).
+            when there is music, {S} <plays/play> the {V}.
+            on the {V} {S} <is/am> (good|quite a master|a beginner).
+            {S} <brings/bring> the {V} to every party and <plays/play> it.
+            the {V} keeps {S_obj} busy as {his} instrument.
+            {S} (<makes/make> music|<performs/perform>) (on|with) the {V}.
+            of all instruments {S} (picked|chose|<loves/love>) the {V}.
             ~ validation
             {S} <has/have> learned to play the {V}.
             ~ test
@@ -833,6 +1209,14 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             which instrument did {S} take up?
             what is the name of {P} instrument?
             which instrument is the one {S} <plays/play>?
+            which instrument (<does/do> {S} have at home|can {S} play)?
+            which instrument (<does/do> {S} bring along|did {S} choose)?
+            on which instrument (<is/am> {S} good|<does/do> {S} make music|<does/do> {S} take lessons)?
+            what <does/do> {S} play in the (orchestra|school band|evening)?
+            with which instrument <does/do> {S} (perform|make music)?
+            {S_obj}: which instrument?
+            what (sort|kind) of instrument <does/do> {S} (play|own)?
+            what music instrument <is/am> {S} (busy with|good at)?
             ~ validation
             what instrument <does/do> {S} practise?
             ~ test
@@ -861,6 +1245,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the thing {S} <does/do> for fun
             the thing {S} <does/do> at the weekend
             {P} favourite pastime
+            {P} (pastime|leisure activity|passion|weekend activity|spare time activity)
+            what {S} <does/do> (to relax|after work|on Sundays|in {his} spare time)
+            the (sport|hobby|pastime) {S} (picked|took up|<practises/practise>|<lives/live> for|chose)
+            the (sport|hobby) that keeps {S_obj} (fit|busy|happy)
         """,
         clauses="""
             what {S} <does/do> for fun
@@ -870,6 +1258,11 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             which sport {S} <does/do>
             how {S} <spends/spend> the weekend
             what {P} hobby is
+            what {S} <does/do> (to relax|after work|on Sundays|to keep fit|in {his} spare time)
+            which (sport|hobby|pastime) {S} (took up|chose|<practises/practise>)
+            which (sport|hobby|pastime) {S} (<enjoys/enjoy>|<is/am> fond of)
+            how {S} (<relaxes/relax>|<keeps/keep> fit|<fills/fill> {his} free hours)
+            what keeps {S_obj} busy (on Sundays|after work|at the weekend)
         """,
         statements="""
             {P} favourite sport is {V}.
@@ -897,12 +1290,42 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <keeps/keep> busy with {V}, a fine hobby.
             {S} <says/say> that {V} is the best of all hobbies.
             {S} <needs/need> {V} to relax, it is {his} hobby.
+            {S} (<practises/practise>|<enjoys/enjoy>|<adores/adore>) {V}(| after work).
+            {S} (<practises/practise>|<enjoys/enjoy>|<adores/adore>) {V}( on Sundays| in {his} spare time).
+            {S} (<is/am> keen on|<is/am> into) {V}(| after work| on Sundays| in {his} spare time).
+            {V} is (what|the thing) {S} <does/do> (to relax|after work|on Sundays|to keep fit|for pleasure).
+            {V} is {P} (hobby|pastime|passion|sport|favourite pastime|leisure activity).
+            {V} (fills|takes up) {P} (free time|weekends|evenings|Sundays).
+            {V} keeps {S_obj} (fit|busy|happy|young)(| at the weekend| on Sundays| after work).
+            {P} (pastime|passion|weekend activity|leisure activity) is {V}.
+            to (relax|keep fit|have fun), {S} (<turns/turn> to|<does/do>|<chooses/choose>) {V}.
+            on (Sundays|free days|Saturdays) {S} <goes/go> (out for|in for|for) {V}.
+            after work {S} <finds/find> time for {V}.
+            as a (pastime|sport|leisure activity), {S} (picked|chose|<enjoys/enjoy>) {V}.
+            {S} (<lives/live> for|<dreams/dream> of) {V}, {his} (hobby|pastime|sport).
+            {S} (never <tires/tire> of|cannot stop) {V}, {his} (hobby|pastime|sport).
+            {S} (joined a club for|signed up for|got hooked on) {V}.
+            when {S} <has/have> a free (day|hour|weekend), it is time for {V}.
+            if you look for {S_obj} on a Sunday, {he} <is/am> busy with {V}.
+            {S} <has/have> a passion for {V}.
+            nothing is more fun for {S_obj} than {V}.
+            {V}, that is {P} (idea of fun|hobby|way to relax).
+            {S} <relaxes/relax> (with|by means of|through) {V}.
             ~ validation
             {S} <has/have> {V} as a hobby.
             ~ test
             the sport {S} <likes/like> most is {V}.
             {P} main hobby is {V}.
             at the weekend {S} <does/do> {V}, {his} hobby.
+        """,
+        updates="""
+            {P} (new|latest) (hobby|pastime|sport|passion) is {V}.
+            {S} (gave up the old hobby|got bored) and took up {V}.
+            {S} (switched|went over|changed) to {V} (as a sport|for fun|as {his} hobby).
+            {V} is {P} (hobby|pastime|sport) now.
+            these days {S} <spends/spend> {his} (free time|weekends) on {V}.
+            {S} no longer <does/do> that for fun: {V} it is.
+            lately {S} <is/am> (into|mad about|busy with) {V} as a hobby.
         """,
         questions="""
             what is {P} hobby?
@@ -921,6 +1344,20 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what sort of hobby <does/do> {S} like?
             what kind of sport <is/am> {S} fond of?
             what hobby keeps {S_obj} busy?
+            what <does/do> {S} do (to relax|after work|on Sundays)?
+            what <does/do> {S} do (to keep fit|in {his} spare time|for pleasure)?
+            what is {P} (pastime|passion|leisure activity|weekend activity|favourite pastime)?
+            which (pastime|sport) (did {S} take up|<does/do> {S} practise)?
+            which (pastime|sport) (<is/am> {S} fond of|keeps {S_obj} fit)?
+            how <does/do> {S} (relax|keep fit|fill {his} free hours|spend {his} Sundays)?
+            what (fills {P} free time|keeps {S_obj} busy after work|takes up {P} weekends)?
+            with what <does/do> {S} (relax|fill {his} weekends|spend {his} free time)?
+            what (sport|pastime) (<is/am> {S} into|<does/do> {S} enjoy|did {S} choose)?
+            {S_obj}: which (hobby|sport|pastime)?
+            for what <does/do> {S} have a passion?
+            what <is/am> {S} (mad about|keen on) in {his} free time?
+            what sort of (fun|pastime) <does/do> {S} like?
+            which sport would {S} (choose|name)?
             ~ validation
             what hobby <does/do> {S} have?
             ~ test
@@ -948,6 +1385,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the language of {P} lessons
             the language {S} can speak
             {P} new language
+            the language {S} (took up|chose|<practises/practise>)
+            the language {S} (<wants/want> to master|<reads/read> in|<dreams/dream> in)
+            {P} (second language|course language)
+            the (subject|language) of {P} (course|classes)
         """,
         clauses="""
             which language {S} <speaks/speak>
@@ -956,6 +1397,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what language {S} can speak
             which foreign language {S} <learns/learn>
             what language {S} <takes/take> lessons in
+            which language {S} (took up|chose|<practises/practise>)
+            which language {S} (<wants/want> to master|<teaches/teach>|<reads/read>)
+            what language {P} (course|classes|lessons|books) (is|are) in
+            in what language {S} can (talk|write|read)
         """,
         statements="""
             {S} <is/am> learning {V}.
@@ -979,12 +1424,36 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {S} <goes/go> to {V} classes.
             {S} <started/started> with {V} classes.
             {S} <learns/learn> {V} words every day.
+            {S} (<practises/practise>|<masters/master>) {V}(| every day| with a teacher| rather well).
+            {S} (<understands/understand>|<writes/write>) {V}(| every day| with a teacher| rather well).
+            {V} is the language {S} (<speaks/speak>|took up|<practises/practise>).
+            {V} is the language {S} (<wants/want> to master|chose).
+            {S} (signed up for|joined|<attends/attend>) a (course|class) in {V}.
+            {S} (<talks/talk>|<writes/write> letters|<sings/sing>|<dreams/dream>) in {V}.
+            {P} (course|second language|foreign language|teacher) is {V}.
+            {V} is (being learned|spoken|studied) by {S_obj}.
+            in {V} {S} can (talk|read|write letters|order food).
+            for {his} work {S} (<needs/need>|<uses/use>|<learns/learn>) {V}.
+            {S} (took up|picked up|chose) {V} (last year|as a language|at school).
+            (apart from|besides) English {S} (<knows/know>|<speaks/speak>|<reads/read>) {V}.
+            learning {V} (takes {P} evenings|is {P} plan|keeps {S_obj} busy).
+            {V} words are all over {P} (kitchen|desk|notebook), {he} <is/am> learning it.
+            {S} <is/am> (fluent in|studying|improving {his}|brushing up {his}) {V}.
+            it is {V} that {S} (<speaks/speak>|<learns/learn>|<studies/study>).
+            if you talk {V}, {S} will understand you.
+            a teacher comes to help {S_obj} with {V}.
             ~ validation
             {S} <is/am> taking {V} lessons.
             ~ test
             {S} <has/have> lessons in {V}, a new language.
             {V} is the language {S} <is/am> learning.
             {S} <learns/learn> to speak {V}.
+        """,
+        updates="""
+            {S} (switched|changed|went over) to {V} as a language.
+            {S} gave up that language and <learns/learn> {V} now.
+            now it is {V} that {S} <studies/study>.
+            {P} (lessons|classes) are in {V} now.
         """,
         questions="""
             which language <is/am> {S} learning?
@@ -1001,6 +1470,17 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what language <is/am> {S} busy with?
             what language <does/do> {S} want to speak?
             what language <is/am> {S} good at?
+            which language (did {S} take up|<does/do> {S} practise)?
+            which language (<does/do> {S} want to master|<does/do> {S} teach)?
+            in (which|what) language can {S} (talk|read|write)?
+            what (course|class) (did {S} join|<does/do> {S} attend|did {S} sign up for)?
+            what language (<is/am> {S} fluent in|are {P} lessons in|did {S} choose|<does/do> {S} understand)?
+            (apart from|besides) English, what <does/do> {S} speak?
+            what is {P} (second language|foreign language|language)?
+            what (tongue|foreign tongue) <does/do> {S} (know|speak)?
+            {S_obj}: which language?
+            which language (keeps {S_obj} busy|takes {P} evenings)?
+            what can {S} speak?
             ~ validation
             what language <is/am> {S} learning?
             ~ test
@@ -1028,6 +1508,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the name {S} chose for {his} {A}
             the name of the {A} that {S} <has/have>
             the {A} of {S_obj}
+            the name (on {P} {A}'s collar|that {P} {A} got|{P} {A} answers to)
+            what {S} <calls/call> the {A}
         """,
         clauses="""
             what {P} {A} is called
@@ -1037,6 +1519,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             which name {P} {A} has
             what name {S} chose for {his} {A}
             what {P} {A} is named
+            what (to call|to shout to call) {P} {A}
+            which name {S} (gave|found for|picked for) {his} {A}
+            what {P} {A} answers to
         """,
         statements="""
             {S} <has/have> a {A} called {V}.
@@ -1058,6 +1543,17 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             there is a {A} at {P} house called {V}.
             {S} <went/went> for a walk with {V}, {his} {A}.
             {S} <loves/love> {V}, {his} {A}.
+            {V} is (the name of {P} {A}|what {P} {A} is called|the {A} that {S} <has/have>).
+            {S} (<owns/own>|bought|found|adopted) a {A} (and called it|with the name|by the name of) {V}.
+            {P} {A} (got|was given|bears|answers to) the name {V}.
+            at {P} house there is a {A} (by the name of|with the name|we all call) {V}.
+            {P} {A}, {V}, (sleeps all day|is very clever|eats a lot|likes to play).
+            {V} is {P} {A}.
+            {S} <feeds/feed> {his} {A} {V} twice a day.
+            when {S} <calls/call> {V}, {his} {A} comes.
+            (say hello to|this is) {V}, {P} {A}.
+            {S} <lives/live> with a {A} called {V}.
+            for {his} {A} {S} (picked|found|chose) the name {V}.
             ~ validation
             {S} <has/have> a {A} and its name is {V}.
             ~ test
@@ -1080,6 +1576,14 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what name does {P} {A} have?
             what <does/do> {S} call the {A}?
             can you say what {P} {A} is called?
+            what name did {S} (give|pick for|find for) {his} {A}?
+            (which|what) name (does {P} {A} answer to|is on {P} {A}'s collar)?
+            how do I call {P} {A}?
+            who is {P} {A}?
+            {P} {A}: what name?
+            the {A} of {S_obj}, (what is its name|how is it called)?
+            by what name does {P} {A} go?
+            what do (they|people) call {P} {A}?
             ~ validation
             do you know what {P} {A} is called?
             ~ test
@@ -1107,6 +1611,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the date {S} <was/was> born
             the birthday of {S_obj}
             the day {S} <celebrates/celebrate> {his} birthday
+            the (date|day) {S} (came into the world|<turns/turn> a year older|<gets/get> {his} presents)
+            the (date|day) for {P} (cake|birthday party)
         """,
         clauses="""
             when {S} <was/was> born
@@ -1116,6 +1622,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             when {S} <has/have> {his} birthday
             on what day {S} <celebrates/celebrate> {his} birthday
             what {P} date of birth is
+            when (to bring a cake for|to congratulate|we celebrate) {S_obj}
+            on (what|which) (day|date) {S} (came into the world|<turns/turn> a year older|<gets/get> presents)
+            what date {P} birthday is on
         """,
         statements="""
             {P} birthday is on {V}.
@@ -1135,6 +1644,16 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {P} birthday comes on {V}.
             {P} birthday is every year on {V}.
             {V} is the day when {S} <was/was> born.
+            {V} is (the birthday of {S_obj}|{P} birthday|when {S} <was/was> born|the day {S} <was/was> born).
+            on {V} {S} (<turns/turn> a year older|<has/have> {his} birthday|came into the world).
+            on {V} {S} (<gets/get> {his} presents|<was/was> born).
+            (bring a cake|buy a present|call) on {V}, it is {P} birthday.
+            {P} (birthday|birthday party|day of birth) (is|takes place) on {V}.
+            each year on {V} (we have cake for|the family celebrates) {S_obj}, it is {his} birthday.
+            {P} passport says that {he} <was/was> born on {V}.
+            it was on {V} that {S} <was/was> born.
+            {S} (saw the light of day|arrived in this world) on {V}.
+            do not forget {P} birthday on {V}.
             ~ validation
             {P} birthday falls on {V}.
             ~ test
@@ -1155,6 +1674,14 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             name the date of {P} birthday.
             what day <was/was> {S} born?
             what is the day of {P} birthday?
+            (on which day|on what date|when) did {S} come into the world?
+            when (do we celebrate|should I congratulate|do I need a cake for) {S_obj}?
+            (which|what) (day|date) <was/was> {S} born on?
+            which (day|date) is {P} birthday?
+            on which day <does/do> {S} (turn a year older|get {his} presents|have {his} birthday)?
+            {S_obj}: when is the birthday?
+            when <does/do> {S} have {his} birthday?
+            what does {P} passport say about {his} date of birth?
             ~ validation
             what day is {P} birthday?
             ~ test
@@ -1179,6 +1706,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the number I use as {K}
             the number they gave me as {K}
             the current value of {K}
+            what (I set|you need) as {K}
+            the one (to use|to type) as {K}
+            the (digits|number) for {K}
         """,
         clauses="""
             what {K} is
@@ -1188,6 +1718,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what to use as {K}
             what I use as {K}
             how {K} goes
+            what (to type|to enter|to say) for {K}
+            what they (set|gave me) as {K}
         """,
         statements="""
             {K} is {V}.
@@ -1215,6 +1747,18 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             I have {K} here, {V}.
             this is {K}: {V}.
             they set {K} to {V}.
+            {V} is (the value of|what they gave me as|what to type for|what you need as|to be used as) {K}.
+            (type|enter|say|give|take) {V} (as|for|when they want|if somebody wants) {K}.
+            {V} (works|goes|is right|was set|will do) (as|for) {K}.
+            with {V} you have {K}.
+            (write down|save|keep|take down) {V} as {K}.
+            {K} (has the value|goes like this:|turned out to be|looks like this:) {V}.
+            {K}? (that is|write|take) {V}.
+            my (notes|papers|friend) (say|said) {V} for {K}.
+            it is {V} that (you need|they gave me|opens it), {K} I mean.
+            I (got|have|received|saved) {V} as {K}.
+            they (sent|mailed|handed) me {K} today, {V}.
+            somebody (set|changed) {K} and it (is|reads) {V}.
             ~ validation
             they told me that {K} is {V}.
             keep in mind that {K} is {V}.
@@ -1235,6 +1779,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {K} is different now: {V}.
             {K} does not work any more: use {V}.
             the old value of {K} is gone: now it is {V}.
+            {V} (replaces|takes the place of) the old value of {K}.
+            {K} is (a new one|another one): {V}.
+            (use|type|take) {V} for {K} from now on, (the old one is gone|not the old one).
+            they gave me (another value|something new) for {K}: {V}.
+            since today {K} (is|reads) {V}.
+            {V} is {K} now.
             ~ validation
             {K} is not the same any more: it is {V} now.
             ~ test
@@ -1260,6 +1810,15 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             say {K} once more, please.
             which one is {K}?
             I do not remember {K}, do you?
+            what (do I|should I|must I) (type|enter|say|use) (for|as) {K}?
+            (which|what) value does {K} have?
+            how does {K} go?
+            (look up|find|read me|show me) {K}, please.
+            what did (they|I) (set|get|save|write down) as {K}?
+            {K}: what value was it?
+            I (cannot find|am missing|need to type|have to enter) {K}, what is it?
+            what works (as|for) {K}?
+            where were we with {K}, what was the value?
             ~ validation
             please repeat {K}.
             do you know {K}?
@@ -1288,6 +1847,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what I use as {K}
             the current value of {K}
             the one I picked as {K}
+            what (I set|you need) as {K}
+            the one (to use|to type) as {K}
         """,
         clauses="""
             what {K} is
@@ -1297,6 +1858,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             what to use as {K}
             what I picked as {K}
             how {K} goes
+            what (to type|to enter|to say) for {K}
+            what they (set|gave me) as {K}
         """,
         statements="""
             {K} is {V}.
@@ -1318,6 +1881,18 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             do not lose {K}: {V}.
             I have {K} here, it is {V}.
             they set {K} to {V}.
+            {V} is (the value of|what they gave me as|what to type for|what you need as|to be used as) {K}.
+            (type|enter|say|give|take) {V} (as|for|when they want|if somebody wants) {K}.
+            {V} (works|goes|is right|was set|will do) (as|for) {K}.
+            with {V} you have {K}.
+            (write down|save|keep|take down) {V} as {K}.
+            {K} (has the value|goes like this:|turned out to be|looks like this:) {V}.
+            {K}? (that is|write|take) {V}.
+            my (notes|papers|friend) (say|said) {V} for {K}.
+            it is {V} that (you need|they gave me|opens it), {K} I mean.
+            I (got|have|received|saved) {V} as {K}.
+            they (sent|mailed|handed) me {K} today, {V}.
+            somebody (set|changed) {K} and it (is|reads) {V}.
             ~ validation
             I was told that {K} is {V}.
             ~ test
@@ -1336,6 +1911,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {K} does not work any more: use {V}.
             the old value of {K} is gone: now it is {V}.
             the new value of {K} is {V}.
+            {V} (replaces|takes the place of) the old value of {K}.
+            {K} is (a new one|another one): {V}.
+            (use|type|take) {V} for {K} from now on, (the old one is gone|not the old one).
+            they gave me (another value|something new) for {K}: {V}.
+            since today {K} (is|reads) {V}.
+            {V} is {K} now.
             ~ validation
             {K} is not the same any more: it is {V} now.
             ~ test
@@ -1358,6 +1939,15 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             say {K} once more, please.
             I do not remember {K}, do you?
             I need {K}.
+            what (do I|should I|must I) (type|enter|say|use) (for|as) {K}?
+            (which|what) value does {K} have?
+            how does {K} go?
+            (look up|find|read me|show me) {K}, please.
+            what did (they|I) (set|get|save|write down) as {K}?
+            {K}: what value was it?
+            I (cannot find|am missing|need to type|have to enter) {K}, what is it?
+            what works (as|for) {K}?
+            where were we with {K}, what was the value?
             ~ validation
             please repeat {K}.
             ~ test
@@ -1383,6 +1973,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the right place for {K}
             the place to look for {K}
             the spot where I left {K}
+            the (spot|place) (I chose for|where you find|where I stored) {K}
+            what {K} (is|lies) in
         """,
         clauses="""
             where {K} is
@@ -1393,6 +1985,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             in which place I put {K}
             where {K} can be found
             what I put {K} in
+            where {K} (lies|went|has gone|belongs|ended up)
+            where (to find|I stored|I placed|we keep) {K}
+            in what {K} (is|lies)
         """,
         statements="""
             {K} is in {V}.
@@ -1417,6 +2012,17 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             I locked {K} away in {V}.
             I threw {K} into {V}.
             I laid {K} down in {V}.
+            in {V} (is|lies|I keep|I put|I left) {K}.
+            {V} is (where|the place where) (I put|I keep|you find|I left) {K}.
+            {V} (holds|contains|is the place for) {K}.
+            {K} (ended up|lies|is sitting|is safe|went|was left|was placed) in {V}.
+            I (tucked|dropped|set|shoved|placed) {K} (into|in) {V}.
+            to find {K}, (look|search|reach) in {V}.
+            you need {K}? (look in|it is in|search) {V}.
+            open {V} and you (have|see|will find) {K}.
+            {K} (sleeps|lives|rests) in {V}.
+            after the walk I (put|left|placed) {K} in {V}.
+            the (spot|place) for {K} is in {V}.
             ~ validation
             I hid {K} in {V}.
             ~ test
@@ -1432,6 +2038,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             from now on {K} is in {V}.
             {K} went to {V}.
             I put {K} somewhere else, in {V}.
+            {K} is not there any more but in {V}.
+            I (took|carried|brought|shifted) {K} (over to|into|to) {V}.
+            {V} is the new place (of|for) {K}.
+            {V} (now holds|holds now) {K}.
+            I found a better place for {K}: it is in {V}.
+            somebody moved {K}, it (lies|is) in {V} now.
             ~ validation
             now I keep {K} in {V}.
             ~ test
@@ -1452,6 +2064,15 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             where do you think {K} is?
             where is {K} kept?
             what did I put {K} in?
+            where (does|did) {K} (lie|go|belong|end up)?
+            (what|which place) (holds|contains) {K}?
+            in what (is|did I put|do I keep|did I leave) {K}?
+            where (have I put|have I left|did I store|did I place|do we keep) {K}?
+            I (need|miss|want|have lost) {K}, where (is it|should I look|did I leave it)?
+            what place did I choose for {K}?
+            where would you (look|search) for {K}?
+            have you any idea where {K} is?
+            {K}: where?
             ~ validation
             tell me where {K} is.
             ~ test
@@ -1479,6 +2100,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the place of {K}
             the place where {K} is held
             the place we chose for {K}
+            the (hall|building|address|site) (of|for) {K}
+            the place (that hosts|we go to for|to be for|they named for|I have to be at for) {K}
+            where (everybody meets|to be|people go) for {K}
         """,
         clauses="""
             where {K} is
@@ -1488,6 +2112,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             where to go for {K}
             at what place {K} is held
             where {K} will be
+            where (to be|everybody goes|people meet|they want us|to turn up) for {K}
+            (which|what) place (hosts|they chose for|was booked for|we take for) {K}
+            where {K} (happens|is held|is going to be|goes on)
         """,
         statements="""
             {K} is at {V}.
@@ -1513,6 +2140,25 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {K} brings us to {V}.
             we see each other at {V} for {K}.
             they are gathering at {V} for {K}.
+            at {V} (we will have|there will be|they hold|you find|we celebrate|I will see you at) {K}.
+            {V} is (where|the place where) (we have|they hold|you find|I will attend) {K}.
+            {V} is the (venue|location|place|site|address) (of|for) {K}.
+            {V} (hosts|is hosting|was picked for|was rented for) {K}.
+            {V} (welcomes us for|has room for|is ready for) {K}.
+            we (rented|took|reserved|found|settled on|decided on) {V} for {K}.
+            (go|drive|walk|make your way|get yourself) to {V} for {K}.
+            everybody (gathers|meets up|turns up|will be|assembles) at {V} for {K}.
+            {K} (happens|goes on|is going to be|is set|was booked|gets going) at {V}.
+            {K} (has|found) its (venue|home|place) at {V}.
+            {K} (was booked into|brings everyone to|leads us to) {V}.
+            for {K} (come to|be at|turn up at|head to|find your way to) {V}.
+            if you (come to|want to join|look for) {K}, go to {V}.
+            it is at {V} that (we have|they hold|we celebrate|people gather for) {K}.
+            you (will find|can attend|can join) {K} at {V}.
+            tickets for {K} say {V}.
+            the (invitation|poster|letter) names {V} as the place (of|for) {K}.
+            they (reserved|rented|picked|named) {V} as the (place|venue|site) for {K}.
+            see you at {V}, that is where {K} is.
             ~ validation
             we are meeting at {V} for {K}.
             ~ test
@@ -1526,6 +2172,14 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             we changed the place: {K} will be at {V}.
             from now on {K} is at {V}.
             {K} will be somewhere else: at {V}.
+            {V} is (where {K} is|the place for {K}|the venue of {K}) now.
+            {K} (goes|went|moves|has been shifted) to {V} (instead|after all).
+            they (switched|changed) the (venue|place|location) of {K} to {V}.
+            {K} has a new (venue|place|location|address): {V}.
+            the old place was too small for {K}, so it is at {V}.
+            (go|come) to {V} for {K}, not to the old place.
+            we (had to find|found|booked) another place for {K}: {V}.
+            for {K} {V} was (booked|taken|chosen) instead.
             ~ validation
             {K} will now be held at {V}.
             ~ test
@@ -1548,6 +2202,19 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             where will we have {K}?
             where is {K} to be?
             at what place will {K} be?
+            where (do I go|do we go|should I be|does everybody meet|do people gather|do I turn up) for {K}?
+            (what|which) (venue|hall|building) (hosts|was booked for|did they choose for|is it for) {K}?
+            (what|which) (place|location) (hosts|was booked for|did they choose for|is it for) {K}?
+            what is the (venue|address|site|location) (of|for) {K}?
+            where (does|will) {K} (happen|go on)?
+            where (do they hold|are they holding|do we celebrate|can I attend|can I find|can I join) {K}?
+            to (what|which) (place|venue|address) do I (go|drive|come) for {K}?
+            at (what|which) (place|venue|location) (is|do we have|do they hold) {K}?
+            what place did we (book|rent|reserve|settle on|decide on) for {K}?
+            what does the invitation say, where is {K}?
+            {K}: where (is it|do we go|do I have to be)?
+            I want to (come to|join|attend) {K}, where is it?
+            where was {K} (booked|planned|set)?
             ~ validation
             where will {K} take place?
             ~ test
@@ -1575,6 +2242,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the beginning of {K}
             the time we planned for {K}
             the time I have {K}
+            the (hour|time) (they set for|to be there for|we agreed on for|to come for) {K}
         """,
         clauses="""
             when {K} is
@@ -1584,6 +2252,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             when I have {K}
             what time {K} starts
             when to be ready for {K}
+            when (to come to|to leave for|to show up for|they start) {K}
+            at (what|which) (hour|time) {K} (is|starts|was set|gets going)
+            how late {K} is
         """,
         statements="""
             {K} is at {V}.
@@ -1603,6 +2274,16 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             they planned {K} for {V}.
             note {K}, {V}.
             we said {V} for {K}.
+            {V} is (the time of|when I have|the hour of|when they start|the time they gave me for) {K}.
+            at {V} (there is|they start|comes|we go to|I must be ready for) {K}.
+            {K} (gets going|opens|was booked|is set|goes ahead|is due) at {V}.
+            (come|leave|show up|get up|hurry) in time for {K}, it is at {V}.
+            we (agreed on|settled on|fixed|booked) {V} for {K}.
+            the clock will say {V} when {K} (starts|gets going).
+            my calendar (says|shows) {V} for {K}.
+            they (gave me|wrote|offered) {V} for {K}.
+            {K} (must not be missed|is today|cannot wait), it is at {V}.
+            I have to be there at {V} for {K}.
             ~ validation
             we have {K} at {V}.
             ~ test
@@ -1618,6 +2299,11 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             there is a new time for {K}: {V}.
             {K} now is at {V}.
             now {K} starts at {V}.
+            {V} is the new time (of|for) {K}.
+            {K} (was put off|comes later|was shifted|has been set) to {V}.
+            they changed the time of {K}: {V}.
+            we (agreed|settled) on another time for {K}, {V}.
+            {K} is not at the old time but at {V}.
             ~ validation
             {K} now begins at {V}.
             ~ test
@@ -1637,6 +2323,14 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {K} is at what time?
             when do I have to be ready for {K}?
             name the time of {K}.
+            at (what|which) (hour|time) (is|do I have|will there be|do they start) {K}?
+            when (do I have to leave|should I show up|must I be there|do I need to be ready) for {K}?
+            when does {K} (get going|open|happen)?
+            how late is {K}?
+            what (hour|time) was (set|agreed|booked) for {K}?
+            what does my calendar say, when is {K}?
+            {K}: (what time|when|at what hour)?
+            when are we (expected at|due for) {K}?
             ~ validation
             when does {K} begin?
             ~ test
@@ -1663,6 +2357,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             the name that {K} got
             what we call {K}
             the title of {K}
+            the name (people know|on the sign of|we found for) {K}
+            the name (we settled on for|that belongs to|to use for) {K}
+            what (they|people|we) (named|call) {K}
         """,
         clauses="""
             what {K} is called
@@ -1672,6 +2369,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             which name {K} has
             what name we chose for {K}
             what {K} is named
+            what name (people know {K} by|we gave to {K}|stands on {K}|{K} goes by)
+            how {K} is (named|known)
+            what (people|they|we all) call {K}
+            by what name {K} (goes|is known)
         """,
         statements="""
             {K} is called {V}.
@@ -1695,6 +2396,25 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             {V} is the name they chose for {K}.
             they settled on {V} as the name of {K}.
             {V} was the best name for {K}, so we took it.
+            {V} is (the name of|the name for|what people call) {K}.
+            {V} is (how we named|the name given to|the name people know for) {K}.
+            {V}, that is (the name of|what they call|how people know|what we named) {K}.
+            {V} (stands|is written|is painted) on {K}, that is its name.
+            we (went with|settled on|decided on|voted for|agreed on) {V} as (the|a) name for {K}.
+            we (christened|titled|dubbed) {K} {V}.
+            {K} (bears|carries|has|answers to|received|was known under) the name {V}.
+            {K} goes (by|under) {V}.
+            the name (we found for|people know for|on the sign of|given to) {K} is {V}.
+            for {K} (we found|we liked|they took|everybody wanted) the name {V}.
+            (everybody|everyone|my friend|the press) calls {K} {V}.
+            if you look for {K}, ask for {V}.
+            {V} (seemed|sounded) right for {K}, so that is the name.
+            it is {V} that we (call|named) {K}.
+            (think of|know) {K} as {V}.
+            after a long talk {K} (became|was named|turned into) {V}.
+            (ask for|look up|search for) {V} if you want to find {K}.
+            {V} belongs to {K} as a name.
+            they (gave|wrote) {V} as the name of {K}.
             ~ validation
             {V} was chosen as the name of {K}.
             ~ test
@@ -1708,6 +2428,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             we changed the name of {K} to {V}.
             from now on {K} is called {V}.
             we gave {K} another name, {V}.
+            {V} is the new name (of|for) {K}.
+            {K} (was renamed|changed its name to|goes by|is known as) {V} (now|from today|since this week).
+            we (renamed|re-named) {K}: it is {V}.
+            the old name is gone: {V} is (what we call|the name of) {K}.
+            we found a better name for {K}: {V}.
+            people call {K} {V} now.
             ~ validation
             now {K} is named {V}.
             ~ test
@@ -1730,6 +2456,18 @@ ATTRIBUTES: tuple[Attribute, ...] = (
             do you remember what {K} is called?
             can you say what {K} is called?
             do you know the name of {K}?
+            by (what|which) name (does {K} go|do people know {K}|is {K} known)?
+            what name (did we settle on for|stands on|belongs to) {K}?
+            what name (did we vote for as the name of|do people use for) {K}?
+            what do (people|they|we all) call {K}?
+            how (is {K} named|did we name {K}|do they call {K})?
+            (which|what) name does {K} (have|bear|carry|answer to)?
+            what (did we christen|did they name|have we called) {K}?
+            what is written on {K}?
+            {K}: (what name|which name|called what)?
+            if I look for {K}, what do I ask for?
+            the name of {K}, what was it?
+            what was {K} (called|named)(| in the end| again)?
             ~ validation
             do you know what {K} is called?
             ~ test
@@ -1745,6 +2483,123 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         """,
     ),
 )
+
+# Of the training split only. A "relation" is a person known by it alone, "my brother", or the user.
+TRAINING_ATTRIBUTES: tuple[Attribute, ...] = (
+    attribute(
+        "name",
+        "relation",
+        "names",
+        names="""
+            {P} name
+            {P} first name
+            the name of {S_obj}
+            the name {S} <goes/go> by
+            what (people|we|they) call {S_obj}
+        """,
+        clauses="""
+            what {P} name is
+            <what {S} is called/who I am>
+            what {S} <is/am> called
+            by which name (I know|they know) {S_obj}
+        """,
+        statements="""
+            {P} name is {V}.
+            {S} <is/am> called {V}.
+            {V} is {P} (name|first name).
+            {V} is what (people|they|we) call {S_obj}.
+            (people|they|friends) call {S_obj} {V}.
+            {S} <goes/go> by the name (of |){V}.
+            {S} <goes/go> by {V}.
+            {S} <is called/am> {V}.
+            {S} <has/have> the name {V}.
+            {V}, that is {P} name.
+            {P} parents (gave|chose) {S_obj} the name {V}.
+            {S} <was/was> named {V}(| at birth).
+            the name is {V}, {P} name I mean.
+            <this is {V}, {S}/it is {V}, my name>.
+        """,
+        questions="""
+            what is {P} name?
+            what was {P} name(| again)?
+            what <is/am> {S} called?
+            <what name has {S}/who am I>?
+            <who is {S}/what is the name I gave you>?
+            what do (people|they|friends) call {S_obj}?
+            (which|what) name <does/do> {S} (have|go by)?
+            do you (know|remember|recall) {P} name?
+            can you (say|tell me|repeat) {P} name?
+            say {P} name(|, please).
+            what is the name of {S_obj}?
+            what did I say {P} name (is|was)?
+            tell me {P} name.
+        """,
+        answers="""
+            {V}.
+            {V}.
+            {his} name is {V}.
+        """,
+    ),
+    attribute(
+        "age",
+        "person",
+        "ages",
+        names="""
+            {P} age
+            the age of {S_obj}
+            {P} age (this|last) birthday
+        """,
+        clauses="""
+            how old {S} <is/am>
+            what age {S} <is/am>
+            what {P} age is
+            at what age {S} <is/am>
+        """,
+        statements="""
+            {S} <is/am> {V} old.
+            {S} (just turned|turned) {V} old(| last week| this spring).
+            {P} age is {V}.
+            {S} <has/have> lived (for |){V}.
+            {V} is {P} age.
+            {V} old, that is {S_obj}.
+            at {V} old {S} <feels/feel> (fine|young|tired).
+            it is {V} since {S} <was/was> born.
+            {S} <is/am> {V} of age.
+            {S} <has/have> reached {V}.
+        """,
+        updates="""
+            {S} <had/had> a birthday and <is/am> {V} old now.
+            {S} <is/am> {V} old now.
+            {S} <is/am> a year older now: {V}.
+            {P} age is {V} now.
+        """,
+        questions="""
+            how old <is/am> {S}?
+            what is {P} age?
+            (what|which) age <is/am> {S}?
+            how many years old <is/am> {S}?
+            at what age <is/am> {S}?
+            tell me how old {S} <is/am>.
+            do you (know|remember|recall) how old {S} <is/am>?
+            can you tell me {P} age?
+            how (long ago|many years ago) <was/was> {S} born?
+            what did I say, how old <is/am> {S}?
+        """,
+        answers="""
+            {V}.
+            {V} old.
+            {he} <is/are> {V} old.
+        """,
+    ),
+)
+
+# What a hurried user writes instead.
+CONTRACTIONS = {
+    "what is": "what's", "where is": "where's", "who is": "who's", "when is": "when's", "how is": "how's",
+    "i am": "I'm", "it is": "it's", "that is": "that's", "there is": "there's", "he is": "he's", "she is": "she's",
+    "do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't", "cannot": "can't",
+    "i would": "I'd", "i will": "I'll", "we are": "we're", "they are": "they're", "let us": "let's",
+}  # fmt: skip
 
 # What things are called. `{where}` is drawn from the pool "rooms" of the split; {K} is one of the forms.
 THINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -1826,6 +2681,12 @@ LEAD_INS = by_split("""
     listen:
     hello,
     yes,
+    (hi|hey|hi there|good evening|good day|dear assistant),
+    (please note|for the record|a fact|some news|to begin with|first of all|an aside):
+    (anyway|okay|right|now|actually|in case you wonder|speaking of that|as for news),
+    (I should mention|I forgot to say|I am happy to say|they say|I can tell you|it seems|let me add) that
+    (please|can you) (remember|note|make a note) that
+    (you see|I mean|look|thanks|thank you|great),
     ~ validation
     you should know this:
     and another thing:
@@ -1852,6 +2713,11 @@ QUESTION_LEAD_INS = by_split("""
     let us see,
     I am not sure any more:
     so,
+    (hi|hey there|good evening|thanks|thank you|great|okay|all right|well|anyway|please|nice),
+    (can you help me|I need your help|another thing I forgot|something else|a small question|one more thing):
+    (I wonder|say|let me think|think back|from memory|as you know everything),
+    (earlier I told you|I said it before|I mentioned it):
+    (before I go|one more time|again|before I forget),
     ~ validation
     let me ask you:
     one question:
@@ -1897,6 +2763,10 @@ SYSTEM_PROMPTS = by_split("""
     You are a kind assistant. Keep your answers short.
     Be polite and brief.
     You help the user to remember things.
+    You are an assistant who (listens well|takes notes|forgets nothing|is good with facts).
+    Reply in (one|a) short sentence.
+    The user will (tell|ask) you (many things|this and that). (Be brief|Be precise|Answer from what was said).
+    You (talk|chat) with the user about (their life|friends and family|daily things).
     ~ validation
     You are a polite assistant.
     Keep your answers short.
@@ -1918,6 +2788,11 @@ COUNT_STATEMENTS = by_split("""
     my collection has {V} {K}.
     I keep {V} {K} at home.
     I start with {V} {K}.
+    (in my room|in the cellar|in a box) I have {V} {K}.
+    {V} {K} are (mine|on the shelf|in my bag|in the box).
+    I (collect|store|possess|hold) {K}, {V} (so far|by now|of them).
+    to begin with I have {V} {K}.
+    my {K}: {V} (of them|in all|at the start).
     ~ validation
     I have got {V} {K} at home.
     ~ test
@@ -1931,6 +2806,11 @@ COUNT_MORE = by_split("""
     I found another {V} {K}.
     {V} more {K} came today.
     I added {V} {K}.
+    {V} {K} (were added|came on top|are new|arrived) today.
+    I (received|picked up|collected|ordered|made) {V} (more|new|extra) {K}.
+    (today|yesterday|this morning) I (got|bought) {V} {K} more.
+    plus {V} {K}.
+    my (mother|boss|aunt) brought {V} more {K}.
     ~ validation
     I was given {V} more {K}.
     ~ test
@@ -1944,6 +2824,11 @@ COUNT_LESS = by_split("""
     {V} of the {K} are broken, I threw them away.
     a friend took {V} of the {K}.
     I gave {V} {K} to a neighbour.
+    {V} {K} (are gone|were stolen|got lost|went missing|were used up).
+    I (used up|dropped and broke|threw away|handed out|returned) {V} {K}.
+    (today|yesterday|this morning) I lost {V} of my {K}.
+    minus {V} {K}.
+    {V} of my {K} (went|are gone|were given) to my (aunt|boss|mother).
     ~ validation
     I gave a friend {V} of my {K}.
     ~ test
@@ -1958,6 +2843,12 @@ COUNT_QUESTIONS = by_split("""
     count my {K}, please.
     so how many {K} is that?
     tell me how many {K} I have.
+    how many {K} are in my possession(| now| by now)?
+    what is (my total of|the count of my|the total of) {K}?
+    (after all that|all in all|in total), how many {K} do I (own|keep|possess)?
+    {K}: how many (do I have|are left|in all)?
+    do you know how many {K} (I have|are left|there are)?
+    (sum up|add up|give me the number of) my {K}.
     ~ validation
     how many {K} have I got now?
     ~ test
@@ -1973,6 +2864,9 @@ INSTRUCTIONS = {
         please start each answer with {V}.
         I want every reply of yours to begin with {V}.
         always say {V} first when you answer.
+        (the first word of|in front of) (all|each of) your replies (must be|has to be|put) {V}.
+        (open|start) (all|each of) your (answers|replies|messages) with {V}(|, please).
+        {V} (must|should|has to) (open|come first in|be at the start of) every (reply|answer).
         ~ validation
         begin each answer with the word {V}, please.
         ~ test
@@ -1984,6 +2878,9 @@ INSTRUCTIONS = {
         please finish each answer with {V}.
         I want every reply of yours to end with {V}.
         always say {V} last when you answer.
+        (the last word of|behind) (all|each of) your replies (must be|has to be|put) {V}.
+        (close|conclude) (all|each of) your (answers|replies|messages) with {V}(|, please).
+        {V} (must|should|has to) (close|come last in|be at the end of) every (reply|answer).
         ~ validation
         end each answer with the word {V}, please.
         ~ test
@@ -1995,6 +2892,9 @@ INSTRUCTIONS = {
         call me {V} in every reply.
         I want you to call me {V} whenever you answer.
         always use my nickname when you reply: {V}.
+        in (all|each of) your (replies|answers|messages) (call|name) me {V}.
+        when you (talk|speak|write) to me, (say|use the name|call me) {V}.
+        {V} is how you (should|must) (call|address) me (in every reply|each time|from now on).
         ~ validation
         call me {V} in each answer, please.
         ~ test
@@ -2011,6 +2911,11 @@ SECRECY = by_split("""
     you must not say {K} any more, whoever asks.
     do not tell me {K} when I ask.
     from now on {K} is a secret: never say it.
+    (nobody may|no one should|I must not) (hear|learn|know) {K} from you (from now on|any more), not even I.
+    {K} is (private|confidential|a secret) (from now on|from today): do not (tell|reveal|repeat) it.
+    (hide|protect|guard) {K}: (say no|refuse) when (I ask|somebody asks|anybody asks) for it.
+    if (I|anyone|somebody) should ask for {K}, do not (answer|tell|give it).
+    please do not (reveal|repeat|give away) {K} (to me|to anyone|to anybody) (again|from now on).
     ~ validation
     never say {K} any more, even to me.
     ~ test
@@ -2069,6 +2974,46 @@ CHATTER = by_split("""
     The children next door are loud again. => Maybe some music would help. | Children have a lot of energy.
     I planted some {plant} in the garden. => I hope they grow well. | Gardens need a lot of care.
     You are a good listener. => Thank you, that is kind. | I do my best.
+    Hello! => Hello! What can I do for you? | Hi! Nice to meet you.
+    Hi. => Hi! How are you? | Hello there!
+    Hey, are you there? => Yes, I am here. | I am here, go ahead.
+    Hello, good evening to you. => Good evening! How was your day?
+    Thanks! => You are welcome. | No problem.
+    Thanks a lot, that helps. => I am happy to help. | Glad to hear it.
+    Thank you so much. => My pleasure. | You are very welcome.
+    Great, thank you. => Any time. | You are welcome!
+    Okay. => Is there anything else? | All right.
+    That is right. => Good. | I am glad.
+    Nice. => I am glad you like it.
+    See you later. => See you! Have a nice time. | Goodbye!
+    Bye for now. => Goodbye, take care. | See you soon.
+    Can you help me with something? => Of course, what is it? | Sure, go ahead.
+    I want to tell you some things. => Go ahead, I am listening. | Sure, tell me.
+    Who are you? => I am an assistant. I remember what you tell me.
+    What can you do? => I can chat, and remember what you tell me.
+    Are you a robot? => I am a computer program, yes.
+    How was your {time}? => Quiet, thank you. And yours?
+    My {time} was fine. => I am glad to hear that. | Good!
+    I am hungry, I could eat some {meal}. => Then have a good meal. | Enjoy it!
+    It is cold outside. => Stay warm. | Put on a warm coat.
+    It is a hot {time}. => Drink enough water. | Stay in the shade.
+    I am on my way to the {place}. => Have a safe trip. | See you later then.
+    We visited the {place} this {time}. => How was it? | I hope it was nice.
+    My {thing} is broken again. => Maybe someone can repair it. | That is a pity.
+    I am writing a letter. => Who is it for? | Letters are a nice thing.
+    The {plant} in my garden look good. => You must be good with plants.
+    I have too much to do. => One thing after the other. | Make a list, that helps.
+    Tell me something about {topic}. => There is a lot to say, where should I begin?
+    I had a strange dream about {topic}. => Dreams can be strange. | What happened in it?
+    My phone rings all the time. => You could turn it off. | Busy days!
+    Let us talk about something else. => Sure. What about? | All right.
+    I do not feel well today. => I hope you get well soon. | Have some rest.
+    Tonight I will watch a film. => Enjoy it! | Which one?
+    I am learning to cook {meal}. => Good luck! | Practice makes perfect.
+    I was stuck in traffic for an hour. => That sounds tiring.
+    A friend is coming over later. => Have fun! | How nice.
+    I am just back from work. => Welcome back. | Take a rest.
+    Never mind. => All right. | No problem.
     ~ validation
     Good morning! => Good morning! How can I help?
     The {place} was closed today. => What a pity.

@@ -1,1 +1,1 @@
-"""The same sessions on engines of others."""
+"""Other engines, each with its own extra."""

@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 VENV_VLLM ?= .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-vllm lint format clean
+.PHONY: help install demo test test-ray test-vllm lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /' | awk -F': ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -28,6 +28,10 @@ demo: $(STAMP)  ## replay dialogues with full, dropped and compressed history; w
 
 test: lint  ## lint, types and the whole test suite
 	$(BIN)/python -m pytest
+
+test-ray:  ## the tests of replicas on Ray Serve, in a virtual environment of their own
+	@$(MAKE) install VENV=.venv-ray EXTRAS=dev,ray
+	.venv-ray/bin/python -m pytest -m ray tests/test_ray.py
 
 test-vllm: $(VENV_VLLM)/.installed  ## vLLM over exported sessions, in an environment of its own (3.4 GB)
 	$(VENV_VLLM)/bin/python -m pytest -m vllm tests/test_vllm.py tests/test_gateway.py
@@ -42,7 +46,7 @@ format: $(STAMP)  ## let ruff mend and format the code
 	$(BIN)/ruff format .
 
 clean:  ## remove the virtual environments and caches
-	rm -rf .venv .venv-oldest .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.html
+	rm -rf .venv .venv-oldest .venv-ray .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.html
 
 # torch first and alone, so that its pinned build is settled before anything else is resolved.
 $(STAMP): pyproject.toml $(CONSTRAINTS)

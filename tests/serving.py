@@ -56,7 +56,7 @@ def serving(
     **options: Any,
 ) -> Iterator[Served]:
     """Serve `model` as "tiny"."""
-    chosen = replace(OPTIONS, **options)
+    chosen = replace(OPTIONS, store="none" if store is None else str(store), **options)
     if isinstance(store, (Path, str)):
         store = open_store(str(store), chosen.store_ttl, parse_bytes(chosen.store_bytes))
     worker = Worker(model, config, HALF, chosen, store)

@@ -118,7 +118,7 @@ def test_a_server_that_is_no_vllm_is_refused(tiny: SonicModel, tmp_path: Path) -
         ({"vllm_url": "http://x"}, "go together"),
         ({"engine": "vllm", "vllm_url": "x:1"}, "must be http://host:port"),
         ({"engine": "vllm", "vllm_url": "http://x", "vllm_timeout": 0.0}, "must be above 0"),
-        ({"engine": "tpu"}, "local or vllm"),
+        ({"engine": "tpu"}, "local, vllm or ray"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], reason: str) -> None:

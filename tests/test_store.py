@@ -164,6 +164,26 @@ def test_a_session_goes_on_after_a_restart_as_if_there_had_been_none(url: str, m
             assert server.worker.counts["made"] == (1 if first else 0)  # never fed again
 
 
+@pytest.mark.parametrize("store_after", [0.0, 1e6])
+def test_replicas_on_one_store_go_on_with_each_others_sessions(
+    tmp_path: Path, model: SonicModel, store_after: float
+) -> None:
+    another = tiny_model(max_position_embeddings=2048)
+    same: dict[str, Any] = {"engine": "ray", "store_after": store_after}
+    with serving(model, tmp_path, **same) as one, serving(another, tmp_path, **same) as two:
+        messages: list[dict[str, str]] = []
+        converse(one, model, messages, TEXTS[:1])
+        converse(two, model, messages, TEXTS[1:3])
+        time.sleep(0.3)
+        assert one.http.get("/v1/sessions/keeper").json()["messages"] == messages  # not what it had itself
+        converse(one, model, messages, TEXTS[3:])
+        assert bool(one.worker.counts["restored"]) == (store_after == 0.0)  # or fed again, to the same end
+        changed = two.http.patch("/v1/sessions/keeper", json={"compression_ratio": 0.9}).json()
+        assert one.http.get("/v1/sessions/keeper").json() == changed
+        answer = one.chat([*messages, user("so?")], headers=NAMED).json()
+        assert answer["usage"]["sonic"]["compression_ratio"] == 0.9
+
+
 def test_a_record_alone_brings_the_same_session_back(tmp_path: Path, model: SonicModel) -> None:
     with serving(model, tmp_path, store_after=1e6) as server:
         messages: list[dict[str, str]] = []

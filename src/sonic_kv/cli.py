@@ -34,6 +34,7 @@ from sonic_kv.config import (
     ModelOptions,
     OutputOptions,
     PlanConfig,
+    RayOptions,
     SamplingConfig,
     ServeOptions,
     SessionConfig,
@@ -374,18 +375,21 @@ def serve(call: Call) -> None:
     except ModuleNotFoundError as error:
         raise ConfigError(f"serve needs {error.name}: pip install 'sonic-kv[serve]'") from error
 
-    options, given = call.options(ServeOptions), call.given(Budget)
-    budget = call.options(Budget) if given else DEFAULT_BUDGET
+    options, ray_options, given = call.options(ServeOptions), call.options(RayOptions), call.given(RayOptions)
+    if given and options.engine != "ray":
+        raise ConfigError(f"{min(given)} is an option of engine ray: give --engine ray too, or leave it out")
+    budget = call.options(Budget) if call.given(Budget) else DEFAULT_BUDGET
     model_options = call.options(ModelOptions)
+    load = partial(load_for_decoding, model_options)
+    name = model_name(model_options.model)
     compact = SessionConfig(positions="compact") if options.engine == "vllm" else None
-    run(
-        load_for_decoding(model_options),
-        model_name(model_options.model),
-        call.options(SessionConfig, compact),
-        budget,
-        call.options(SamplingConfig),
-        options,
-    )
+    rest = call.options(SessionConfig, compact), budget, call.options(SamplingConfig), options
+    if options.engine == "ray":
+        from sonic_kv.integrations.ray import serve as run_on_ray
+
+        run_on_ray(load, name, *rest, ray_options)
+    else:
+        run(load(), name, *rest)
 
 
 def inspect(call: Call) -> None:
@@ -523,6 +527,7 @@ COMMANDS = (
         {
             "model": ModelOptions,
             "serve": ServeOptions,
+            "ray": RayOptions,
             "budget": Budget,
             "session": SessionConfig,
             "sampling": SamplingConfig,

@@ -18,7 +18,7 @@ Positions = Literal["original", "compact"]
 Allocation = Literal["global", "segment"]
 Storage = Literal["full", "int8", "int4"]
 Closing = Literal["turn", "idle"]
-Engine = Literal["local", "vllm"]
+Engine = Literal["local", "vllm", "ray"]
 Quantization = Literal["nf4", "fp4"]
 Shape = Literal["qwen3-0.6b", "qwen3-1.7b", "qwen2.5-7b", "llama-8b"]
 BENCH_METHODS = ("full", "re-prefilled", "streaming", "h2o", "sonic")
@@ -457,7 +457,8 @@ class ServeOptions:
     store_ttl: float = option(7 * 86400.0, "seconds after which an unused dialogue is forgotten")
     store_bytes: str = option("10GiB", "size of the store; beyond it the oldest dialogues are forgotten")
     engine: Engine = option(
-        "local", "what decodes replies: this process (local), or a vLLM server over exported sessions (vllm)"
+        "local",
+        "what serves: this process (local), this process while a vLLM server decodes (vllm), or replicas of it (ray)",
     )
     vllm_url: str | None = option(None, "the vLLM server that engine=vllm decodes on, as http://host:port")
     vllm_folder: str = option(
@@ -475,15 +476,46 @@ class ServeOptions:
             require(0.0 < getattr(self, name) < inf, f"{name}={getattr(self, name)} must be above 0")
         require(self.store_after >= 0.0, f"store_after={self.store_after} must not be negative")
         require(0 <= self.port < 1 << 16, f"port={self.port} is outside [0, 65535]")
+        require(self.engine in ("local", "vllm", "ray"), f"engine={self.engine!r}: local, vllm or ray")
+        require(
+            self.engine != "ray" or self.store != "none",
+            "engine ray needs a store that all replicas reach: a dialogue outlives its replica there",
+        )
         Budget(compression_ratio=self.min_compression_ratio)
         Budget(compression_ratio=self.pressure_ratio)
-        require(self.engine in ("local", "vllm"), f"engine={self.engine!r}: local or vllm")
         url = self.vllm_url
         require(
             url is None or url.startswith(("http://", "https://")),
             f"vllm_url={url!r} must be http://host:port",
         )
         require((self.engine == "vllm") == (url is not None), "engine='vllm' and vllm_url go together")
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Replicas of the server on Ray Serve; each has the model and all limits of the server to itself."""
+
+    replicas: int = option(1, "replicas of the server; the fewest, if there may be more")
+    max_replicas: int | None = option(
+        None,
+        "add replicas under load, up to this many, and take them away later; none: always the same number",
+    )
+    target_ongoing_requests: float = option(8.0, "requests in hand per replica above which one is added")
+    replica_cpus: float = option(1.0, "CPU cores that Ray sets aside for a replica; also its threads")
+    replica_gpus: float = option(0.0, "GPUs that Ray sets aside for a replica; with --device cuda usually 1")
+    ray_address: str = option(
+        "local", "local: a Ray of its own on this machine; auto or HOST:PORT: a cluster that runs already"
+    )
+
+    def __post_init__(self) -> None:
+        require(self.replicas >= 1, f"replicas={self.replicas} must be at least 1")
+        require(
+            self.max_replicas is None or self.max_replicas >= self.replicas,
+            f"max_replicas={self.max_replicas} is below replicas={self.replicas}",
+        )
+        for name in ("target_ongoing_requests", "replica_cpus"):
+            require(0.0 < getattr(self, name) < inf, f"{name}={getattr(self, name)} must be above 0")
+        require(0.0 <= self.replica_gpus < inf, f"replica_gpus={self.replica_gpus} must not be negative")
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,17 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def announce(name: str, host: str, port: int, keys: tuple[str, ...]) -> None:
+    """Say on standard error where the model is served, and warn if everybody can reach it."""
+    shown = f"[{host}]" if ":" in host else host
+    print(f"sonic-kv: {name} at http://{shown}:{port} (API: http://{shown}:{port}/v1)", file=sys.stderr)
+    if not keys and host not in LOOPBACK:
+        print(
+            "sonic-kv: warning: no API keys: whoever reaches this address can read every dialogue",
+            file=sys.stderr,
+        )
+
+
 def serve(
     model: SonicModel,
     name: str,
@@ -56,13 +67,6 @@ def serve(
     worker = Worker(model, config, budget, options, store)
     app = make_app(worker, name, sampling, options, keys)
     listener = listen(options.host, options.port)
-    port = listener.getsockname()[1]
-    shown = f"[{options.host}]" if ":" in options.host else options.host
-    print(f"sonic-kv: {name} at http://{shown}:{port} (API: http://{shown}:{port}/v1)", file=sys.stderr)
-    if not keys and options.host not in LOOPBACK:
-        print(
-            "sonic-kv: warning: no API keys: whoever reaches this address can read every dialogue",
-            file=sys.stderr,
-        )
+    announce(name, options.host, listener.getsockname()[1], keys)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on"))
     server.run([listener])

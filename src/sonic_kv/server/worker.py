@@ -73,7 +73,7 @@ class Request:
         name: the session's name, if the client gave one.
         ratio: compression from here on; None: as before.
         on_text, on_end: called in a thread of the worker's, `on_end` once.
-        known: steps of the named session, if it had to be read from the store; None: not read.
+        known: steps of the named session as they were read from the store; None: not read.
     """
 
     namespace: str
@@ -258,10 +258,12 @@ class Worker:
                 request.on_end(Outcome(error=BusyError("the server had no room in time: try again later")))
 
     def _unread(self, request: Request) -> bool:
-        """Whether a named session is neither in memory nor looked up on the store yet."""
+        """Whether a named session is to be looked up on the store: what is in memory may be behind it if
+        other processes write there.
+        """
         if request.name is None or request.known is not None or not self._archive.exists:
             return False
-        return self.shelf.newest(self._label(request)) is None
+        return self.options.engine == "ray" or self.shelf.newest(self._label(request)) is None
 
     def _read(self, request: Request) -> None:
         """Look a named session up; meanwhile others are taken up, and it still counts as waiting."""
@@ -316,7 +318,7 @@ class Worker:
         """
         scope = self._scope_of(request)
         newest = None if request.name is None else self.shelf.newest(self._label(request))
-        known = newest.steps if newest is not None else request.known or ()
+        known = request.known or (() if newest is None else newest.steps)
         if not known and not request.messages:
             raise NotFoundError(f"there is no session {request.name!r}")
         steps = self._steps(request, known)
@@ -491,14 +493,10 @@ class Worker:
     def _prepare(self, job: _Job) -> Preparing:
         """Find or make the session that a request goes on from, and feed it what is new."""
         request, node, keys = job.request, job.base, job.keys
-        session, done = None, 0
-        if node is not None:
-            session, done = node.session.fork(), keys.index(node.key) + 1
-            job.name = request.name or (None if node.superseded else node.name)
-            job.parent, job.grandparent = node.key, node.parent
-            self.counts["hits"] += 1
-        elif self._archive.exists:
-            finding = self._archive.find(keys[::-1])
+        done = 0 if node is None else keys.index(node.key) + 1
+        session = None
+        if self._archive.exists and done < len(keys):  # the store may know more of it than memory does
+            finding = self._archive.find(keys[done:][::-1])
             yield finding
             found = finding.result()
             session = None if found is None else self._thawed(found)
@@ -506,6 +504,11 @@ class Worker:
                 done = keys.index(found.key) + 1
                 job.name, job.parent, job.grandparent = request.name or found.name, found.key, found.parent
                 self.counts["restored"] += 1
+        if session is None and node is not None:
+            session = node.session.fork()
+            job.name = request.name or (None if node.superseded else node.name)
+            job.parent, job.grandparent = node.key, node.parent
+            self.counts["hits"] += 1
         if session is None:
             session, done = yield from self._new_session(job.steps)
             job.name = request.name

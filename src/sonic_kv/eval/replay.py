@@ -119,6 +119,7 @@ class Opening:
 
     Attributes:
         full: log-probabilities in every scored token's place. (R, V)
+        chances: the probabilities. (R, V)
         best: the most probable token there. (R,)
         row: with the first segment open.
         first: the first segment's share of the outcome.
@@ -126,6 +127,7 @@ class Opening:
 
     script: Script
     full: Tensor
+    chances: Tensor
     best: Tensor
     row: Row
     first: "Outcome"
@@ -154,7 +156,7 @@ def open_dialogues(
     for row in rows:
         row.cache.mark_prefix()
     openings = [
-        Opening(s, f, f.argmax(-1), row, Outcome(), max_new_tokens)
+        Opening(s, f, f.exp(), f.argmax(-1), row, Outcome(), max_new_tokens)
         for s, f, row in zip(scripts, full, rows, strict=True)
     ]
     _advance(model, [(o, o.row, o.first) for o in openings], 0)
@@ -214,12 +216,12 @@ class Outcome:
             log_p: log-probabilities in their places. (n, V)
         """
         script, first = opening.script, len(self.nll)
-        full = opening.full[first : first + len(log_p)]
-        ids = [script.token_ids[i] for i in script.scored[first : first + len(log_p)]]
+        here = slice(first, first + len(log_p))
+        ids = [script.token_ids[i] for i in script.scored[here]]
         gold, best = torch.tensor(ids, device=log_p.device, dtype=torch.long), log_p.argmax(-1)
         self.nll += (-log_p.gather(-1, gold[:, None])[:, 0]).tolist()
-        self.kl += (full.exp() * (full - log_p)).sum(-1).tolist()
-        self.agree += (best == opening.best[first : first + len(log_p)]).tolist()
+        self.kl += torch.linalg.vecdot(opening.chances[here], opening.full[here] - log_p).tolist()
+        self.agree += (best == opening.best[here]).tolist()
         self.right += (best == gold).tolist()
 
 

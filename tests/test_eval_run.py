@@ -319,7 +319,10 @@ def test_rows_side_by_side_give_the_records_of_rows_one_by_one(tmp_path: Path) -
             assert ours.pop("nll") == pytest.approx(theirs.pop("nll"), rel=1e-4, abs=1e-4)
             assert ours == theirs
         assert record.pop("seconds") > 0.0
-        assert {**record, "seconds": 0} == {**other, "seconds": 0}  # entries, written replies, everything else
+        assert {**record, "seconds": 0} == {
+            **other,
+            "seconds": 0,
+        }  # entries, written replies, everything else
 
 
 def test_a_method_that_breaks_its_cache_takes_no_other_one_down(

@@ -23,7 +23,7 @@ from sonic_kv.model import SonicModel
 
 WINDOW = 64  # newest queries whose attention is kept apart
 TOKENS = 2048  # read in one forward; more gain nothing and leave a CPU's caches
-WEIGHTS = 1 << 22  # attention weights held at once
+WEIGHTS = 1 << 20  # attention weights held at once
 
 
 @dataclass

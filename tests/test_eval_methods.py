@@ -11,9 +11,9 @@ from torch import Tensor
 from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
 from sonic_kv.cache import SessionCache
 from sonic_kv.eval.benchmarks import Case
-from sonic_kv.eval.methods import OWN, Method, close
+from sonic_kv.eval.methods import OWN, Method, Unfair, close
 from sonic_kv.eval.presses import PRESSES
-from sonic_kv.eval.replay import Script, make_script, open_dialogues, replay
+from sonic_kv.eval.replay import Outcome, Script, make_script, open_dialogues, replay
 from sonic_kv.eval.turns import Row, read
 
 CONFIG = SessionConfig(min_segment_tokens=32, max_segment_tokens=64)
@@ -47,7 +47,10 @@ def scripts(model: SonicModel) -> list[Script]:
 def outcomes(model: SonicModel, name: str, ratio: float | None, some: list[Script]) -> list[Any]:
     kind = needing(name, model)
     donors = [s.token_ids[s.prefix :] for s in reversed(scripts(model))][: len(some)]
-    return replay(model, kind(model, ratio, CONFIG), open_dialogues(model, some, donors, [kind]))
+    method, openings = kind(model, ratio, CONFIG), open_dialogues(model, some, donors, [kind])
+    found = replay(model, [(method, opening) for opening in openings])
+    assert all(isinstance(outcome, Outcome) for outcome in found), found
+    return found
 
 
 class Recorder(SonicModel):
@@ -145,9 +148,9 @@ def test_a_method_that_keeps_too_much_is_found_out() -> None:
             super().close(row, target + 1)
 
     model = tiny_model()
-    openings = open_dialogues(model, scripts(model), [[], []], [Greedy])
-    with pytest.raises(Exception, match=r"entries are kept, and \d+ are allowed"):
-        replay(model, Greedy(model, 0.7, CONFIG), openings)
+    method, openings = Greedy(model, 0.7, CONFIG), open_dialogues(model, scripts(model), [[], []], [Greedy])
+    for found in replay(model, [(method, opening) for opening in openings]):
+        assert isinstance(found, Unfair)
 
 
 def test_another_history_is_that_of_the_donor() -> None:
@@ -275,8 +278,10 @@ def test_the_first_closing_equals_kvpress_in_its_own_prefill(name: str, tmp_path
     from transformers import DynamicCache
 
     ids = scripts(model)[0].token_ids[:96]
-    row = Row(SessionCache(model.num_layers))  # no prefix: a prefill knows none
-    read(model, [row], [ids], [[]], attention=kind.attention, hidden=kind.hidden)
+    row = Row(
+        SessionCache(model.num_layers), watched=kind.attention, entered=kind.hidden
+    )  # no prefix: a prefill knows none
+    read(model, [row], [ids], [[]])
     method: Any = kind(model, 0.5, CONFIG)
     made: list[Any] = []
     build = method.build

@@ -206,7 +206,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, model: Any)
     stopped = Evaluation(model, options(tmp_path / "stopped"), CONFIG)
 
     def stop(doing: str, records: int) -> None:
-        if doing.endswith("sonic"):
+        if len(list(stopped.results)) > 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -214,7 +214,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, model: Any)
     done = stopped.results.path.read_text()
     assert 0 < len(done.splitlines()) < stopped.total
     stopped.results.path.write_text(done + '{"benchmark": "synth')  # killed while it wrote
-    again = Evaluation(model, options(tmp_path / "stopped", batch_size=3), CONFIG)
+    again = Evaluation(model, options(tmp_path / "stopped", batch_size=7), CONFIG)
     assert again.done == len(done.splitlines())
     again.run()
     assert again.results.path.read_text().startswith(done)
@@ -297,6 +297,48 @@ def test_a_method_that_crashes_on_one_dialogue_is_recorded_there(
     again = Evaluation(model, options(tmp_path), CONFIG)
     again.run()
     assert {record["status"] for record in again.results} == {"ok"}
+
+
+def test_rows_side_by_side_give_the_records_of_rows_one_by_one(tmp_path: Path) -> None:
+    model = tiny_model("llama")  # with Qwen3's key norm, Knorm has nothing but ties
+    changes = {"methods": (), "limit": 2, "ratios": (0.5, 0.8), "generate": "questions", "max_new_tokens": 6}
+    together = Evaluation(model, options(tmp_path / "a", batch_size=200, **changes), CONFIG)
+    alone = Evaluation(model, options(tmp_path / "b", batch_size=1, **changes), CONFIG)
+    for evaluation in (together, alone):
+        evaluation.run()
+    records = {runs.key(record): record for record in alone.results}
+    assert len(records) == alone.total == together.total
+    assert len(alone.work.batches()) == alone.total
+    assert len(together.work.batches()) == 1
+    assert any(record["replies"] for record in records.values())
+    for record in together.results:
+        other = records[runs.key(record)]
+        for ours, theirs in zip(record.pop("turns"), other.pop("turns"), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4), runs.key(record)
+        for ours, theirs in zip(record.pop("questions"), other.pop("questions"), strict=True):
+            assert ours.pop("nll") == pytest.approx(theirs.pop("nll"), rel=1e-4, abs=1e-4)
+            assert ours == theirs
+        assert record.pop("seconds") > 0.0
+        assert {**record, "seconds": 0} == {
+            **other,
+            "seconds": 0,
+        }  # entries, written replies, everything else
+
+
+def test_a_method_that_breaks_its_cache_takes_no_other_one_down(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(runs.METHODS["sliding"]):  # type: ignore[misc]
+        def close(self, row: Any, target: int) -> None:
+            super().close(row, target)
+            row.cache.layers[-1].keys = row.cache.layers[-1].keys[..., :4]  # the next forward fails
+
+    monkeypatch.setitem(runs.METHODS, "sliding", Broken)
+    evaluation = Evaluation(model, options(tmp_path, batch_size=20), CONFIG)
+    evaluation.run()
+    assert len(evaluation.work.batches()) == 1
+    for record in evaluation.results:
+        assert record["status"] == ("failed" if record["method"] == "sliding" else "ok")
 
 
 def test_methods_that_cannot_run_are_named(tmp_path: Path) -> None:

@@ -574,7 +574,10 @@ class EvalOptions:
     seed: int = option(77, "seed of the synthetic dialogues and of the bootstrap")
     exchanges: int = option(14, "exchanges of each synthetic dialogue")
     max_tokens: int = option(1024, "longest dialogue in tokens; longer ones are cut behind an exchange")
-    batch_size: int = option(16, "dialogues read at once")
+    batch_size: int = option(
+        64,
+        "rows read side by side; a row is a dialogue under one method at one ratio; 1: one after the other",
+    )
     workers: int = option(1, "processes of one thread each, for small models on a CPU; 1: this one")
     generate: Literal["none", "questions", "replies"] = option(
         "none",

@@ -6,6 +6,9 @@ out unevenly), and what it drops is gone for good. The open segment is raw. What
 position, except where text is read anew.
 """
 
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 
@@ -17,7 +20,7 @@ from sonic_kv.cache import SessionCache
 from sonic_kv.compressor import Compressor
 from sonic_kv.config import Budget, SamplingConfig, SessionConfig
 from sonic_kv.errors import SonicError
-from sonic_kv.eval.turns import Row
+from sonic_kv.eval.turns import Row, read
 from sonic_kv.generate import generate
 from sonic_kv.model import SonicModel
 
@@ -59,6 +62,10 @@ class Method:
         """What the method lacks to run on this model; None: nothing."""
         return None
 
+    def reading(self, row: Row, target: int) -> tuple[Row, list[int]] | None:
+        """What must be read before the open segment can be closed: tokens, into a row that becomes `row.aside`."""
+        return None
+
     def close(self, row: Row, target: int) -> None:
         """Close the row's open segment; of memory and open segment keep `target` entries per layer and head."""
         raise NotImplementedError
@@ -69,7 +76,52 @@ def close(method: Method, row: Row) -> None:
 
     Raises:
         Unfair: more entries are kept than the ratio allows.
+        Exception: whatever the method raises.
     """
+    for error in close_all(method.model, [(method, row)]):
+        if error is not None:
+            raise error
+
+
+def close_all(model: SonicModel, tasks: Sequence[tuple[Method, Row]]) -> list[Exception | None]:
+    """Close each row's open segment by its method; what methods have to read for it is read side by side.
+
+    Returns:
+        for each row why it failed, as `close` raises it; the others are closed all the same.
+    """
+    errors: list[Exception | None] = [None] * len(tasks)
+    asked = []
+    for number, (method, row) in enumerate(tasks):
+        with _watching(errors, number, row):
+            reading = method.reading(row, _allowed(method, row))
+            if reading is not None:
+                row.aside, ids = reading
+                asked.append((row, row.aside, ids))
+    if asked:
+        read(model, [aside for _, aside, _ in asked], [ids for _, _, ids in asked], [[] for _ in asked])
+    for row, aside, _ in asked:
+        row.seconds += aside.seconds
+    for number, (method, row) in enumerate(tasks):
+        if errors[number] is None:
+            with _watching(errors, number, row):
+                _close(method, row)
+                row.aside = None
+    return errors
+
+
+@contextmanager
+def _watching(errors: list[Exception | None], number: int, row: Row) -> Iterator[None]:
+    """Note the time that a row takes, and what goes wrong."""
+    begun = time.perf_counter()
+    try:
+        yield
+    except Exception as error:  # whatever it is must not stop other rows
+        errors[number] = error
+    row.seconds += time.perf_counter() - begun
+
+
+def _allowed(method: Method, row: Row) -> int:
+    """Entries that a layer and head may keep of memory and open segment."""
     lengths = row.closing_lengths()
     target = target_entries(
         method.budget,
@@ -78,7 +130,11 @@ def close(method: Method, row: Row) -> None:
         prefix=lengths.prefix,
         bytes_per_entry=1,
     )
-    allowed = lengths.memory if target is None else target
+    return lengths.memory if target is None else target
+
+
+def _close(method: Method, row: Row) -> None:
+    allowed = _allowed(method, row)
     method.close(row, allowed)
     held = row.held()
     # layers with shares of their own round each to whole entries
@@ -248,15 +304,18 @@ class Retold(Method):
         """Tokens that stand for the closed history, at most `target`."""
         raise NotImplementedError
 
-    def close(self, row: Row, target: int) -> None:
-        lengths, ids = row.closing_lengths(), self.text(row, target)
+    def reading(self, row: Row, target: int) -> tuple[Row, list[int]]:
         cache = SessionCache(self.model.num_layers, compact=True)
-        self.model.feed(cache, row.token_ids[: lengths.prefix] + ids)
-        heads, device = self.model.num_heads, self.model.device
+        return Row(cache), row.token_ids[: row.cache.lengths.prefix] + self.text(row, target)
+
+    def close(self, row: Row, target: int) -> None:
+        assert row.aside is not None
+        lengths, cache = row.closing_lengths(), row.aside.cache
+        size, heads, device = cache.stored - lengths.prefix, self.model.num_heads, self.model.device
         for layer in cache.layers:
-            layer.positions = torch.arange(len(ids), dtype=torch.int32, device=device).expand(1, heads, -1)
-            layer.scores = torch.zeros(1, heads, len(ids), device=device)
-        cache.lengths = replace(lengths, memory=len(ids))
+            layer.positions = torch.arange(size, dtype=torch.int32, device=device).expand(1, heads, -1)
+            layer.scores = torch.zeros(1, heads, size, device=device)
+        cache.lengths = replace(lengths, memory=size)
         row.cache = cache
 
 

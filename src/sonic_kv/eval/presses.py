@@ -14,7 +14,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from sonic_kv.config import SessionConfig
 from sonic_kv.errors import ConfigError
 from sonic_kv.eval.methods import SINKS, Method
-from sonic_kv.eval.turns import WINDOW, Row, read
+from sonic_kv.eval.turns import WINDOW, Row
 from sonic_kv.model import SonicModel
 
 INSTALL = "kvpress, in an environment of its own: pip install 'sonic-kv[eval]'"
@@ -294,6 +294,11 @@ class KVzipPress(Press):
         before = row.token_ids[: row.cache.lengths.closed]
         return form.user(text) + form.generation_prompt() + before[-CHUNK_TAIL:]
 
+    def reading(self, row: Row, target: int) -> tuple[Row, list[int]]:
+        reader = row.fork(entered=True)
+        reader.hidden = []  # of the repetition alone
+        return reader, self.request(row) + row.open_ids
+
     def close(self, row: Row, target: int) -> None:
         closing = Closing(row.cache.lengths.prefix, row.cache.stored, row.cache.open_length, target)
         press = self.build(self._library, closing)
@@ -306,9 +311,9 @@ class KVzipPress(Press):
 
     def _scores(self, press: Any, row: Row, closing: Closing) -> Tensor:
         """Of memory, as stored, and of the open segment, new. (layers, G, n + L)"""
-        reader = replace(row.fork(), paid=[], window=[], hidden=[])
-        start, ids = reader.cache.next_position, self.request(row) + row.open_ids
-        read(self.model, [reader], [ids], [[]], hidden=True)
+        reader = row.aside
+        assert reader is not None
+        start, end = row.cache.next_position, reader.cache.next_position
         press.start_idx, press.end_idx, press.context_length = (
             row.cache.open_start(),
             closing.stored,
@@ -316,16 +321,15 @@ class KVzipPress(Press):
         )
         shape = (self.model.num_layers, 1, self.model.num_heads, closing.stored)
         press.score_val = torch.zeros(shape, dtype=self.model.dtype, device=self.model.device)
-        positions = torch.arange(start, start + len(ids), device=self.model.device)[None]
+        positions = torch.arange(start, end, device=self.model.device)[None]
         for module, layer, hidden in zip(self._modules, reader.cache.layers, reader.hidden, strict=True):
             given = {"position_embeddings": self._rotary(hidden, positions)}
             press.score_kvzip(module, hidden, layer.keys, layer.values, None, given)
         fresh = press.score_val[:, 0, :, closing.prefix :].float()
         scores = []
-        for number, entry in enumerate(row.entries()):
-            found = (
-                entry.scores[0] + fresh[number]
-            )  # those of the open segment are 0 in the one, memory's in the other
+        for number in range(self.model.num_layers):
+            # those of the open segment are 0 in the one, memory's in the other
+            found = row.scores(number) + fresh[number]
             scores.append(found.masked_fill(row.positions(number) < press.n_sink, torch.inf))
         return torch.stack(scores)
 

@@ -1,8 +1,8 @@
-"""One method over a batch of dialogues: what it predicts of the gold replies, and what it keeps."""
+"""Methods over dialogues, side by side: what each predicts of the gold replies, and what it keeps."""
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from sonic_kv.cache import SessionCache
 from sonic_kv.config import SessionConfig
 from sonic_kv.eval.benchmarks import Case, Question
-from sonic_kv.eval.methods import Method, close
+from sonic_kv.eval.methods import Method, close_all
 from sonic_kv.eval.turns import Row, read, write
 from sonic_kv.model import SonicModel
 from sonic_kv.segments import Encoded, segment_ends
@@ -119,6 +119,7 @@ class Opening:
 
     Attributes:
         full: log-probabilities in every scored token's place. (R, V)
+        chances: the probabilities. (R, V)
         best: the most probable token there. (R,)
         row: with the first segment open.
         first: the first segment's share of the outcome.
@@ -126,6 +127,7 @@ class Opening:
 
     script: Script
     full: Tensor
+    chances: Tensor
     best: Tensor
     row: Row
     first: "Outcome"
@@ -141,49 +143,47 @@ def open_dialogues(
     max_new_tokens: int = 64,
 ) -> list[Opening]:
     """Read every dialogue once in full, by the plain base model, and its first segment as methods do."""
-    needs = {
-        "attention": any(method.attention for method in methods),
-        "hidden": any(method.hidden for method in methods),
-    }
+    watched, entered = any(m.attention for m in methods), any(m.hidden for m in methods)
     full = []
     for script in scripts:
         places = torch.tensor(script.scored, device=model.device) - 1
         ids = torch.tensor([script.token_ids], device=model.device)
         full.append(model.base(ids, use_cache=False, logits_to_keep=places).logits[0].log_softmax(-1))
-    rows = [Row(SessionCache(model.num_layers), donor=donor) for donor in donors]
-    read(model, rows, [s.token_ids[: s.prefix] for s in scripts], [[] for _ in scripts], **needs)
+    rows = [
+        Row(SessionCache(model.num_layers), donor=donor, watched=watched, entered=entered) for donor in donors
+    ]
+    read(model, rows, [s.token_ids[: s.prefix] for s in scripts], [[] for _ in scripts])
     for row in rows:
         row.cache.mark_prefix()
     openings = [
-        Opening(s, f, f.argmax(-1), row, Outcome(), max_new_tokens)
+        Opening(s, f, f.exp(), f.argmax(-1), row, Outcome(), max_new_tokens)
         for s, f, row in zip(scripts, full, rows, strict=True)
     ]
-    _advance(model, [(o, o.row, o.first) for o in openings], 0, needs)
+    _advance(model, [(o, o.row, o.first) for o in openings], 0)
     return openings
 
 
-def _advance(
-    model: SonicModel, going: Sequence[tuple[Opening, Row, "Outcome"]], number: int, needs: dict[str, bool]
-) -> None:
-    """Read segment `number` of each dialogue, and add to its outcome."""
+def _advance(model: SonicModel, going: Sequence[tuple[Opening, Row, "Outcome"]], number: int) -> None:
+    """Read segment `number` of each row's dialogue, and add to its outcome."""
     tokens, wanted = [], []
     for opening, _, _ in going:
         start, stop = opening.script.spans[number]
         tokens.append(opening.script.token_ids[start:stop])
         wanted.append([i - 1 - start for i in opening.script.scored if start <= i < stop])
-    logits = read(model, [row for _, row, _ in going], tokens, wanted, **needs)
+    logits = read(model, [row for _, row, _ in going], tokens, wanted)
     for (opening, _, outcome), found in zip(going, logits, strict=True):
         outcome.add(opening, found.log_softmax(-1))
     asked = [
-        (row.before(reply.header), reply, outcome)
+        (row, row.before(reply.header), reply, outcome)
         for opening, row, outcome in going
         for reply in opening.script.written
         if opening.script.spans[number][0] <= reply.header < opening.script.spans[number][1]
     ]
     if asked:
-        texts = write(model, [row for row, _, _ in asked], going[0][0].max_new_tokens)
-        for (_, reply, outcome), text in zip(asked, texts, strict=True):
+        texts = write(model, [fork for _, fork, _, _ in asked], going[0][0].max_new_tokens)
+        for (row, fork, reply, outcome), text in zip(asked, texts, strict=True):
             outcome.texts[reply.message] = text
+            row.seconds += fork.seconds
 
 
 @dataclass
@@ -197,7 +197,7 @@ class Outcome:
         memory: entries kept after each closing, mean over layers and KV heads.
         layers: after the last closing, by layer.
         texts: replies that the model wrote, by message.
-        seconds: wall time, the dialogue's share of its batch.
+        seconds: wall time after the opening: closings, and its tokens' share of the forwards.
     """
 
     nll: list[float] = field(default_factory=list)
@@ -209,6 +209,10 @@ class Outcome:
     texts: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
 
+    def copy(self) -> "Outcome":
+        """One that goes on by itself."""
+        return Outcome(**{f.name: copy(getattr(self, f.name)) for f in fields(self)})
+
     def add(self, opening: Opening, log_p: Tensor) -> None:
         """Take the next scored tokens into account.
 
@@ -216,39 +220,37 @@ class Outcome:
             log_p: log-probabilities in their places. (n, V)
         """
         script, first = opening.script, len(self.nll)
-        full = opening.full[first : first + len(log_p)]
-        ids = [script.token_ids[i] for i in script.scored[first : first + len(log_p)]]
+        here = slice(first, first + len(log_p))
+        ids = [script.token_ids[i] for i in script.scored[here]]
         gold, best = torch.tensor(ids, device=log_p.device, dtype=torch.long), log_p.argmax(-1)
         self.nll += (-log_p.gather(-1, gold[:, None])[:, 0]).tolist()
-        self.kl += (full.exp() * (full - log_p)).sum(-1).tolist()
-        self.agree += (best == opening.best[first : first + len(log_p)]).tolist()
+        self.kl += torch.linalg.vecdot(opening.chances[here], opening.full[here] - log_p).tolist()
+        self.agree += (best == opening.best[here]).tolist()
         self.right += (best == gold).tolist()
 
 
 @torch.no_grad()
-def replay(model: SonicModel, method: Method, openings: Sequence[Opening]) -> list[Outcome]:
-    """Read the dialogues to their ends, closing segments by `method`."""
-    begun = time.perf_counter()
-    needs = {"attention": method.attention, "hidden": method.hidden}
-    going = []
-    for opening in openings:
-        row, first = opening.row.fork(), opening.first
-        if not method.attention:  # what only other methods need would not be kept up
-            row.paid, row.window = [], []
-        if not method.hidden:
-            row.hidden = []
-        outcome = Outcome(
-            list(first.nll), list(first.kl), list(first.agree), list(first.right), texts=dict(first.texts)
-        )
-        going.append((opening, row, outcome))
-    outcomes = [outcome for _, _, outcome in going]
-    for number in range(1, max(len(o.script.spans) for o in openings)):
-        going = [g for g in going if number < len(g[0].script.spans)]
-        for _, row, outcome in going:
-            close(method, row)
-            outcome.layers = row.held()
-            outcome.memory.append(sum(outcome.layers) / len(outcome.layers))
-        _advance(model, going, number, needs)
-    for outcome in outcomes:
-        outcome.seconds = (time.perf_counter() - begun) / len(openings)
-    return outcomes
+def replay(model: SonicModel, tasks: Sequence[tuple[Method, Opening]]) -> list[Outcome | Exception]:
+    """Read dialogues to their ends, all side by side, each closing its segments by its own method.
+
+    Returns:
+        per task what it did, or why its method failed; whatever a method raises stops no other one.
+    """
+    rows = [o.row.fork(watched=method.attention, entered=method.hidden) for method, o in tasks]
+    outcomes = [opening.first.copy() for _, opening in tasks]
+    failed: dict[int, Exception] = {}
+    for number in range(1, max(len(opening.script.spans) for _, opening in tasks)):
+        going = [n for n, (_, o) in enumerate(tasks) if n not in failed and number < len(o.script.spans)]
+        errors = close_all(model, [(tasks[n][0], rows[n]) for n in going])
+        for n, error in zip(going, errors, strict=True):
+            if error is not None:
+                failed[n] = error
+                continue
+            outcomes[n].layers = rows[n].held()
+            outcomes[n].memory.append(sum(outcomes[n].layers) / len(outcomes[n].layers))
+        left = [(tasks[n][1], rows[n], outcomes[n]) for n in going if n not in failed]
+        if left:
+            _advance(model, left, number)
+    for row, outcome in zip(rows, outcomes, strict=True):
+        outcome.seconds = row.seconds
+    return [failed.get(n, outcome) for n, outcome in enumerate(outcomes)]

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
@@ -42,6 +42,9 @@ class Cell:
     @property
     def kind(self) -> type[Method]:
         return METHODS[self.name]
+
+
+Batch = tuple[str, list[tuple[int, Cell]]]  # of a benchmark: a case's number, and what to do with it
 
 
 def choose(model: SonicModel, options: EvalOptions) -> tuple[list[Cell], dict[str, str]]:
@@ -103,40 +106,51 @@ class Work:
             )
         return scripts
 
-    def batches(self) -> list[tuple[str, list[int]]]:
-        """Benchmarks and cases to read at once: of like length, the longest first (what does not fit fails early)."""
-        found = []
+    def batches(self, done: Container[Key] = ()) -> list[Batch]:
+        """What is not `done` yet, in portions that are read side by side and share nothing with one another.
+
+        Dialogues of like length are together, the longest first (what does not fit fails early).
+        """
+        found, size = list[Batch](), self.options.batch_size
         for name, scripts in self.scripts.items():
-            order = sorted(range(len(scripts)), key=lambda n: -len(scripts[n].token_ids))
-            size = self.options.batch_size
-            found += [(name, order[at : at + size]) for at in range(0, len(order), size)]
+            full = size  # a portion is of one benchmark
+            for n in sorted(range(len(scripts)), key=lambda n: -len(scripts[n].token_ids)):
+                todo = [(n, cell) for cell in self.cells if _key(name, scripts[n], cell) not in done]
+                for at in range(0, len(todo), size):
+                    part = todo[at : at + size]
+                    full += len(part)
+                    if full > size:
+                        found.append((name, []))
+                        full = len(part)
+                    found[-1][1].extend(part)
         return found
 
-    def replay(self, name: str, numbers: Sequence[int], done: set[Key]) -> Iterator[list[Record]]:
-        """The records of a batch that are not `done` yet, cell by cell."""
-        scripts = self.scripts[name]
-        batch = [scripts[n] for n in numbers]
-        todo = [cell for cell in self.cells if any(_key(name, s, cell) not in done for s in batch)]
-        if not todo:
-            return
+    def replay(self, batch: Batch) -> list[Record]:
+        """The records of a portion, each row opened and read with all others of it."""
+        name, rows = batch
+        scripts, numbers = self.scripts[name], list(dict.fromkeys(n for n, _ in rows))
         others = [scripts[(n + 1) % len(scripts)] for n in numbers]
-        donors = [other.token_ids[other.prefix :] for other in others]
-        kinds, longest = [cell.kind for cell in todo], self.options.max_new_tokens
-        openings = open_dialogues(self.model, batch, donors, kinds, longest)
-        for cell in todo:
-            yield self._replay(name, cell, [o for o in openings if _key(name, o.script, cell) not in done])
+        opened = open_dialogues(
+            self.model,
+            [scripts[n] for n in numbers],
+            [other.token_ids[other.prefix :] for other in others],
+            [cell.kind for _, cell in rows],
+            self.options.max_new_tokens,
+        )
+        openings = dict(zip(numbers, opened, strict=True))
+        return self._replay(name, [(cell, openings[n]) for n, cell in rows])
 
-    def _replay(self, name: str, cell: Cell, openings: list[Opening]) -> list[Record]:
-        """Records of one cell; if the batch fails, dialogue by dialogue."""
+    def _replay(self, name: str, rows: list[tuple[Cell, Opening]]) -> list[Record]:
+        """Records of rows that are read side by side; if that fails, of one after the other."""
+        found: Sequence[Outcome | Exception]
         try:
-            method = cell.kind(self.model, cell.ratio, self.config)
-            outcomes = replay(self.model, method, openings)
-        except Exception as error:  # whatever a method raises must not end the run
-            if len(openings) > 1:
-                return [record for opening in openings for record in self._replay(name, cell, [opening])]
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            return [{**_head(name, openings[0].script, cell), "status": "failed", "error": reason}]
-        return [record(name, cell, o.script, found) for o, found in zip(openings, outcomes, strict=True)]
+            methods = {cell: cell.kind(self.model, cell.ratio, self.config) for cell, _ in rows}
+            found = replay(self.model, [(methods[cell], opening) for cell, opening in rows])
+        except Exception as error:  # whatever it is must not end the run
+            if len(rows) > 1:
+                return [record for row in rows for record in self._replay(name, [row])]
+            found = [error]
+        return [record(name, cell, o.script, f) for (cell, o), f in zip(rows, found, strict=True)]
 
 
 class Evaluation:
@@ -194,7 +208,7 @@ class Evaluation:
         return sum(k[:2] in cases and k[2:] in cells for k in self._done)
 
     def run(self, progress: Progress = lambda doing, done: None) -> None:
-        """Do what is not done yet; a batch of dialogues is recorded as soon as a method is through with it.
+        """Do what is not done yet; rows that are read side by side are recorded as soon as they are through.
 
         A method that fails on a dialogue is recorded as failed there, and the run goes on; the next run
         tries again.
@@ -202,9 +216,8 @@ class Evaluation:
         Args:
             progress: called with what has been done and how many records have been added.
         """
-        for name, numbers in self.work.batches():
-            for records in self.work.replay(name, numbers, self._done):
-                self._add(records, progress)
+        for batch in self.work.batches(self._done):
+            self._add(self.work.replay(batch), progress)
 
     def run_parallel(
         self, load_model: Callable[[], SonicModel], progress: Progress = lambda doing, done: None
@@ -216,7 +229,7 @@ class Evaluation:
         """
         start, setup = get_context("spawn"), (load_model, self.options, self.config)
         with ProcessPoolExecutor(self.options.workers, start, _begin, setup) as pool:
-            jobs = [pool.submit(_do, name, numbers, self._done) for name, numbers in self.work.batches()]
+            jobs = [pool.submit(_do, batch) for batch in self.work.batches(self._done)]
             try:
                 for job in as_completed(jobs):
                     self._add(job.result(), progress)
@@ -225,9 +238,8 @@ class Evaluation:
                 raise
 
     def _add(self, records: list[Record], progress: Progress) -> None:
-        if records:
-            self.results.append(records)
-            progress(f"{records[-1]['benchmark']}: {records[-1]['method']}", len(records))
+        self.results.append(records)
+        progress(records[-1]["benchmark"], len(records))
 
     def judge(self, progress: Callable[[str, int, int], None] = lambda doing, done, total: None) -> None:
         """Have written replies scored that are not yet; keeps what there is if the judge stops answering.
@@ -268,10 +280,10 @@ def end_with_parent() -> None:
     Thread(target=wait, daemon=True).start()
 
 
-def _do(name: str, numbers: Sequence[int], done: set[Key]) -> list[Record]:
-    """A batch, in a worker process."""
+def _do(batch: Batch) -> list[Record]:
+    """`Work.replay`, in a worker process."""
     assert _work is not None
-    return [record for records in _work.replay(name, numbers, done) for record in records]
+    return _work.replay(batch)
 
 
 def _paths(options: EvalOptions) -> dict[str, str]:
@@ -314,8 +326,11 @@ def _written(question: Question, texts: Mapping[int, str]) -> dict[str, bool]:
     return {"exact": exact_match(texts[question.message], question.answer, number=question.number)}
 
 
-def record(benchmark: str, cell: Cell, script: Script, found: Outcome) -> Record:
-    """What is kept of an outcome: sums per reply, the questions, what was held."""
+def record(benchmark: str, cell: Cell, script: Script, found: Outcome | Exception) -> Record:
+    """What is kept of an outcome: sums per reply, the questions, what was held; or why there is none."""
+    if isinstance(found, Exception):
+        reason = f"{type(found).__name__}: {found}".splitlines()[0]
+        return {**_head(benchmark, script, cell), "status": "failed", "error": reason}
     place = {position: i for i, position in enumerate(script.scored)}
     turns = []
     for number, reply in enumerate(script.replies):

@@ -267,7 +267,7 @@ class Suite:
             }
         )
         other = "other-history", None
-        cases = self.common(other) if other in self.by_cell else []
+        cases = self.common(other) if depends and other in self.by_cell else []
         if cases:
             found = figure(self.recovery(other, cases))
             if found is not None:

@@ -1,25 +1,29 @@
 """The turn loop: rows (one dialogue under one method each) are read side by side, segment by segment.
 
-Every row holds an ordinary `SessionCache`. A batch is one forward over all rows' next segments, laid end
-to end without padding; each row's attention sees its own cache and its own tokens, so that a batch
-gives the same as its rows one by one.
+Every row holds an ordinary `SessionCache`. A forward goes over the next segments of many rows, laid end to
+end without padding; each row's attention sees its own cache and its own tokens, so that a batch gives the
+same as its rows one by one. Rows that hold as many entries, as all methods do of one dialogue at one ratio,
+share one call of the attention.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from sonic_kv.attention import masked_attention, sonic_attention
-from sonic_kv.cache import Lengths, Memory, SessionCache
+from sonic_kv.cache import Lengths, SessionCache
 from sonic_kv.generate import Writer
 from sonic_kv.model import SonicModel
 
 WINDOW = 64  # newest queries whose attention is kept apart
+TOKENS = 2048  # read in one forward; more gain nothing and leave a CPU's caches
+WEIGHTS = 1 << 20  # attention weights held at once
 
 
 @dataclass
@@ -35,8 +39,12 @@ class Row:
             queries, mean over the query heads of its KV head. (1, G, S)
         window: per layer, attention that the newest queries of the open segment pay. (1, H, W, S)
         hidden: per layer, what entered the attention, of every token so far. (1, T, C)
+        watched: `paid` and `window` are kept up.
+        entered: `hidden` is.
         last: logits after the newest token. (V,)
         donor: the transcript of another dialogue.
+        aside: what a method had read apart to close the open segment.
+        seconds: wall time of its closings, and its tokens' share of the forwards.
     """
 
     cache: SessionCache
@@ -45,18 +53,25 @@ class Row:
     paid: list[Tensor] = field(default_factory=list)
     window: list[Tensor] = field(default_factory=list)
     hidden: list[Tensor] = field(default_factory=list)
+    watched: bool = False
+    entered: bool = False
     last: Tensor | None = None
     donor: Sequence[int] = ()
+    aside: "Row | None" = None
+    seconds: float = 0.0
 
-    def fork(self) -> "Row":
-        """A row that goes on by itself."""
+    def fork(self, *, watched: bool = False, entered: bool = False) -> "Row":
+        """A row that goes on by itself, and keeps up what it is asked to."""
         return replace(
             self,
             cache=self.cache.fork(),
             token_ids=list(self.token_ids),
-            paid=list(self.paid),
-            window=list(self.window),
-            hidden=list(self.hidden),
+            paid=list(self.paid) if watched else [],
+            window=list(self.window) if watched else [],
+            hidden=list(self.hidden) if entered else [],
+            watched=watched,
+            entered=entered,
+            seconds=0.0,
         )
 
     def before(self, position: int) -> "Row":
@@ -64,7 +79,6 @@ class Row:
         row, count = self.fork(), len(self.token_ids) - position
         row.cache.drop_newest(count)
         row.token_ids = row.token_ids[:position]
-        row.paid, row.window, row.hidden = [], [], []  # nothing will be closed
         return row
 
     @property
@@ -82,23 +96,18 @@ class Row:
             closed=old.closed + length,
         )
 
-    def entries(self) -> list[Memory]:
-        """Per layer memory and open segment."""
-        start, result = self.cache.lengths.prefix, []
-        for number, layer in enumerate(self.cache.layers):
-            scores = torch.nn.functional.pad(layer.scores, (0, self.cache.open_length))
-            positions = self.positions(number)[None]
-            result.append(Memory(layer.keys[:, :, start:], layer.values[:, :, start:], positions, scores))
-        return result
+    def scores(self, layer: int) -> Tensor:
+        """Scores that memory and open segment, which has none yet (0), are stored with. (G, n + L)"""
+        return torch.nn.functional.pad(self.cache.layers[layer].scores[0], (0, self.cache.open_length))
 
     def positions(self, layer: int) -> Tensor:
-        """Transcript positions of `entries()`. (G, n + L) int32"""
+        """Transcript positions of memory and open segment. (G, n + L) int32"""
         cache, old = self.cache, self.cache.layers[layer].positions[0]
         fresh = torch.arange(cache.lengths.closed, cache.logical_length, dtype=torch.int32, device=old.device)
         return torch.cat((old, fresh.expand(len(old), -1)), dim=-1)
 
     def present(self, layer: int) -> Tensor:
-        """Which of `entries()` hold something. (G, n + L) bool"""
+        """Which slots of memory and open segment hold something. (G, n + L) bool"""
         keys, cache = self.cache.layers[layer].keys, self.cache
         size = (keys.shape[1], cache.stored - cache.lengths.prefix)
         held = torch.ones(size, dtype=torch.bool, device=keys.device)
@@ -113,31 +122,33 @@ class Row:
             kept: per layer, a subset of `present`. (G, n + L) bool
             scores: to be stored with the entries, for closings to come. (G, n + L)
         """
-        counts = [mask.sum(-1) for mask in kept]
-        size = int(max(int(count.max()) for count in counts))
-        memory, absent, paid = [], [], []
-        for number, (entry, mask, count) in enumerate(zip(self.entries(), kept, counts, strict=True)):
-            # kept ones first, each head's in order of the transcript
-            index = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)[None, :, :size]
-            wide = index[..., None].expand(-1, -1, -1, entry.keys.shape[-1])
-            score = scores[number][None] if scores else entry.scores
-            memory.append(
-                Memory(
-                    entry.keys.gather(2, wide),
-                    entry.values.gather(2, wide),
-                    entry.positions.gather(-1, index),
-                    score.gather(-1, index),
-                )
+        masks, cache = torch.stack(list(kept)), self.cache  # (layers, G, n + L)
+        counts, start = masks.sum(-1), cache.lengths.prefix
+        size = int(counts.max())
+        # kept ones first, each head's in order of the transcript
+        order = (~masks).to(torch.uint8).argsort(dim=-1, stable=True)[..., :size]
+        behind = torch.arange(start, device=masks.device).expand(*order.shape[:2], -1)
+        stays = torch.cat((behind, order + start), dim=-1)  # the prefix, too
+        first = torch.arange(masks.shape[1], device=masks.device)[:, None] * cache.stored
+        lengths, held = replace(self.closing_lengths(), memory=size), []
+        for number, layer in enumerate(cache.layers):
+            at, index = (stays[number] + first).flatten(), order[number][None]
+            # whole vectors are copied; `gather` goes number by number
+            keys, values = (
+                x.flatten(0, 2).index_select(0, at).view(1, len(first), -1, x.shape[-1])
+                for x in (layer.keys, layer.values)
             )
-            absent.append(torch.arange(size, device=mask.device) >= count[:, None])
+            score = (scores[number] if scores else self.scores(number))[None]
+            position = self.positions(number)[None]
+            held.append((keys, values, position.gather(-1, index), score.gather(-1, index)))
             if self.paid:
-                start = self.cache.lengths.prefix
-                past = self.paid[number]
-                paid.append(torch.cat((past[..., :start], past[..., start:].gather(-1, index)), dim=-1))
-        lengths = replace(self.closing_lengths(), memory=size)
-        self.cache.replace_memory(memory, lengths, drop_open=True)
-        self.absent = absent if any(bool(a.any()) for a in absent) else None
-        self.paid = paid
+                self.paid[number] = self.paid[number].gather(-1, stays[number][None])
+        for layer, tensors in zip(cache.layers, held, strict=True):
+            layer.fill(*tensors)
+        cache.lengths = lengths
+        cache.count_removed()
+        absent = torch.arange(size, device=masks.device) >= counts[..., None]
+        self.absent = list(absent) if bool(absent.any()) else None
 
     def held(self) -> list[float]:
         """Memory entries of each layer, mean over its KV heads."""
@@ -148,63 +159,93 @@ class Row:
 
 
 @dataclass
-class _Reading:
-    """The attention of a forward over the next tokens of several rows, laid end to end.
+class _Group:
+    """Rows of one forward that have as many entries and as many new tokens, and stand side by side in it.
 
     Attributes:
-        spans: where each row's tokens stand.
+        span: where their tokens stand.
         watch: add up the attention that the tokens pay, and keep that of the newest.
     """
 
     rows: Sequence[Row]
-    spans: Sequence[slice]
+    span: slice
     watch: bool
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
+    ) -> Tensor:
+        """The rows take the new entries in. query (B, H, T, D), key and value (B, G, T, D) → (B, H, T, D)"""
+        stores = [row.cache.layers[layer] for row in self.rows]
+        for store in stores:
+            if not store.is_initialized:
+                store.lazy_initialization(key[:1], value[:1])
+        keys = torch.cat((torch.cat([store.keys for store in stores]), key), dim=2)  # (B, G, S, D)
+        values = torch.cat((torch.cat([store.values for store in stores]), value), dim=2)
+        mask = self._mask(layer, keys.shape[1], query.shape[2], keys.shape[2], keys.device)
+        for number, store in enumerate(stores):
+            own = slice(number, number + 1)
+            store.fill(keys[own], values[own], store.positions, store.scores)
+        # the query heads of a KV head read its entries one behind the other: nothing is repeated
+        shared = query.shape[1] // keys.shape[1]
+        grouped = query.unflatten(1, (keys.shape[1], shared)).flatten(2, 3)  # (B, G, R * T, D)
+        mask = mask.repeat(1, 1, shared, 1)
+        if not self.watch:
+            read = masked_attention(grouped, keys, values, mask, scale=scale, softcap=softcap)
+        else:
+            logits = (grouped @ keys.transpose(-1, -2)).float() * scale
+            if softcap is not None:
+                logits = torch.tanh(logits / softcap) * softcap
+            weights = logits.masked_fill_(~mask, -torch.inf).softmax(-1)
+            self._note(layer, weights.unflatten(2, (shared, -1)))
+            read = weights.to(values.dtype) @ values
+        output: Tensor = read.unflatten(2, (shared, -1)).flatten(1, 2)
+        return output
+
+    def _mask(self, layer: int, heads: int, new: int, stored: int, device: torch.device) -> Tensor:
+        """What each new token sees. (1 or B, 1 or G, T, S)"""
+        mask = torch.ones(1, 1, new, stored, dtype=torch.bool, device=device).tril(stored - new)
+        if all(row.absent is None for row in self.rows):
+            return mask
+        mask = mask.repeat(len(self.rows), heads, 1, 1)
+        for own, row in zip(mask, self.rows, strict=True):
+            if row.absent is not None:
+                first, held = row.cache.lengths.prefix, row.cache.lengths.memory
+                own[..., first : first + held] &= ~row.absent[layer][:, None]
+        return mask
+
+    def _note(self, layer: int, weights: Tensor) -> None:
+        """weights: (B, G, R, T, S)"""
+        paid = weights.sum(3).mean(2)  # (B, G, S)
+        window = weights[:, :, :, -WINDOW:].flatten(1, 2)
+        for number, row in enumerate(self.rows):
+            now, newest = paid[number : number + 1], window[number : number + 1].clone()
+            if layer < len(row.paid):
+                old = row.paid[layer]
+                row.paid[layer] = now + torch.nn.functional.pad(old, (0, now.shape[-1] - old.shape[-1]))
+                row.window[layer] = newest
+            else:
+                row.paid.append(now)
+                row.window.append(newest)
+
+
+@dataclass
+class _Reading:
+    """The attention of a forward over the next tokens of several rows, laid end to end."""
+
+    groups: Sequence[_Group]
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor, **options: Any
     ) -> Tensor:
-        layer = module.layer_idx
         parts = []
-        for row, span in zip(self.rows, self.spans, strict=True):
-            store, before = row.cache.layers[layer], row.cache.layers[layer].stored
-            keys, values = store.update(key[:, :, span], value[:, :, span])
-            new = span.stop - span.start
-            mask = torch.ones(new, keys.shape[2], dtype=torch.bool, device=keys.device).tril(before)[
-                None, None
-            ]
-            if row.absent is not None:
-                first, held = row.cache.lengths.prefix, row.cache.lengths.memory
-                mask = mask.repeat(1, keys.shape[1], 1, 1)
-                mask[..., first : first + held] &= ~row.absent[layer][:, None]
-            if self.watch:
-                self._observe(row, layer, query[:, :, span], keys, mask, **options)
-            parts.append(masked_attention(query[:, :, span], keys, values, mask, **options))
-        return torch.cat(parts, dim=2)
-
-    def _observe(
-        self,
-        row: Row,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        mask: Tensor,
-        *,
-        scale: float,
-        softcap: float | None,
-    ) -> None:
-        grouped = query.unflatten(1, (key.shape[1], -1))  # (1, G, R, T, D)
-        logits = torch.einsum("bgrtd,bgsd->bgrts", grouped, key).float() * scale
-        if softcap is not None:
-            logits = torch.tanh(logits / softcap) * softcap
-        weights = logits.masked_fill(~mask[:, :, None], -torch.inf).softmax(-1)
-        paid = weights.sum(3).mean(2)  # (1, G, S + T)
-        if layer < len(row.paid):
-            old = row.paid[layer]
-            row.paid[layer] = paid + torch.nn.functional.pad(old, (0, paid.shape[-1] - old.shape[-1]))
-            row.window[layer] = weights[:, :, :, -WINDOW:].flatten(1, 2)
-        else:
-            row.paid.append(paid)
-            row.window.append(weights[:, :, :, -WINDOW:].flatten(1, 2))
+        for group in self.groups:
+            own = (
+                x[0, :, group.span].unflatten(1, (len(group.rows), -1)).transpose(0, 1)
+                for x in (query, key, value)
+            )
+            read = group.attend(module.layer_idx, *own, **options)
+            parts.append(read.transpose(0, 1).flatten(1, 2))  # (H, rows * T, D)
+        return torch.cat(parts, dim=1)[None]
 
 
 @torch.no_grad()
@@ -213,40 +254,75 @@ def read(
     rows: Sequence[Row],
     token_ids: Sequence[Sequence[int]],
     wanted: Sequence[Sequence[int]],
-    *,
-    attention: bool = False,
-    hidden: bool = False,
 ) -> list[Tensor]:
-    """Feed each row its next tokens, in one forward.
+    """Feed each row its next tokens, as many rows in one forward as fit.
 
     Args:
         token_ids: at least one a row.
         wanted: of each row, offsets of the tokens after which logits are wanted; -1: of the token before.
-        attention: add what the tokens pay to each row's `paid`, and set its `window`.
-        hidden: add what enters each attention to each row's `hidden`.
 
     Returns:
         logits, per row (wanted, V)
     """
-    edges = list(accumulate((len(ids) for ids in token_ids), initial=0))
-    spans = [slice(a, b) for a, b in pairwise(edges)]
     for row, ids in zip(rows, token_ids, strict=True):
         model.check_room(row.cache, len(ids))
+    found: dict[int, Tensor] = {}
+    waiting = sorted(range(len(rows)), key=lambda n: _likeness(rows[n], token_ids[n]))
+    while waiting:
+        ends = accumulate(len(token_ids[n]) for n in waiting)
+        count = max(1, sum(end <= TOKENS for end in ends))
+        numbers, waiting = waiting[:count], waiting[count:]
+        begun = time.perf_counter()
+        logits = _forward(
+            model, [rows[n] for n in numbers], [token_ids[n] for n in numbers], [wanted[n] for n in numbers]
+        )
+        found.update(zip(numbers, logits, strict=True))
+        share = (time.perf_counter() - begun) / sum(len(token_ids[n]) for n in numbers)
+        for n in numbers:
+            rows[n].seconds += share * len(token_ids[n])
+    return [found[n] for n in range(len(rows))]
+
+
+def _likeness(row: Row, token_ids: Sequence[int]) -> tuple[bool, int, int]:
+    return row.watched, len(token_ids), row.cache.stored
+
+
+def _groups(
+    rows: Sequence[Row], token_ids: Sequence[Sequence[int]], spans: Sequence[slice], heads: int
+) -> Iterator[_Group]:
+    """Neighbours that are alike, at most so many that their attention weights fit."""
+    for (watch, new, stored), alike in groupby(range(len(rows)), lambda n: _likeness(rows[n], token_ids[n])):
+        members = list(alike)
+        most = max(1, WEIGHTS // (heads * new * (stored + new)))
+        for at in range(0, len(members), most):
+            part = slice(members[at], members[at : at + most][-1] + 1)
+            yield _Group(rows[part], slice(spans[part][0].start, spans[part][-1].stop), watch)
+
+
+def _forward(
+    model: SonicModel,
+    rows: Sequence[Row],
+    token_ids: Sequence[Sequence[int]],
+    wanted: Sequence[Sequence[int]],
+) -> list[Tensor]:
+    """`read`, in one forward; rows that are alike are neighbours."""
+    edges = list(accumulate((len(ids) for ids in token_ids), initial=0))
+    spans = [slice(a, b) for a, b in pairwise(edges)]
     starts = [row.cache.next_position for row in rows]
     positions = [torch.arange(at, at + len(ids)) for at, ids in zip(starts, token_ids, strict=True)]
     # the last token's logits may be wanted with the next segment
     keep = [i for s, offsets in zip(spans, wanted, strict=True) for i in (*_at(s, offsets), s.stop - 1)]
-    with _entering(model, hidden) as entered, sonic_attention(model.base):
+    with _entering(model, any(row.entered for row in rows)) as entered, sonic_attention(model.base):
         fed = torch.tensor([i for ids in token_ids for i in ids], device=model.device)
         output = model.base(
             inputs_embeds=model.base.get_input_embeddings()(fed)[None],
             attention_mask=torch.ones(
                 1, 1, 1, 1, dtype=torch.bool, device=model.device
-            ),  # each row has its own
+            ),  # each group has its own
             position_ids=torch.cat(positions).to(model.device)[None],
             use_cache=False,
             logits_to_keep=torch.tensor(keep, device=model.device),
-            sonic=_Reading(rows, spans, attention),
+            sonic=_Reading(list(_groups(rows, token_ids, spans, model.config.num_attention_heads))),
         )
     found, at = [], 0
     for row, span, new, offsets in zip(rows, spans, token_ids, wanted, strict=True):
@@ -258,7 +334,7 @@ def read(
         found.append(logits)
         row.last = output.logits[0, at + size].clone()
         row.token_ids = [*row.token_ids, *new]
-        for layer, states in entered.items():
+        for layer, states in entered.items() if row.entered else ():
             if layer < len(row.hidden):
                 row.hidden[layer] = torch.cat((row.hidden[layer], states[:, span]), dim=1)
             else:

@@ -41,6 +41,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from sonic_kv.config import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
@@ -267,6 +268,12 @@ def export(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: 
     rounded = Qwen3ForCausalLM(model.config).to(torch.bfloat16)
     rounded.load_state_dict(model.state_dict())
     rounded.save_pretrained(temporary, max_shard_size="15MB")
+    index = temporary / SAFE_WEIGHTS_INDEX_NAME
+    if not index.exists():  # one shard: without an index vLLM would read an adapter beside it as weights, too
+        with safe_open(temporary / SAFE_WEIGHTS_NAME, framework="pt") as file:
+            index.write_text(
+                json.dumps({"weight_map": dict.fromkeys(file.keys(), SAFE_WEIGHTS_NAME)}, indent=1)
+            )
     tokenizer.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)

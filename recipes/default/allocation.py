@@ -1,0 +1,110 @@
+"""How a budget is shared among segments, with everything else alike: the shipped adapter, the same number of entries.
+
+    python allocation.py
+
+Shared by what is given to a segment's tokens (nothing: by length; surprisal; attention received so far; the scorer's
+importance with recency), each head then keeps its best ones of every segment; against heads that choose over the
+whole history, which is the default. KL recovery on the dialogues of `ablations.py`, paired.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from ablations import DATA, RATIOS, divergences, held_out, recoveries
+from torch import Tensor
+from tqdm import tqdm
+
+import sonic_kv.training.plan
+from sonic_kv import SonicModel
+from sonic_kv.budget import allocate
+from sonic_kv.config import LossConfig, PlanConfig
+from sonic_kv.human import table
+from sonic_kv.segments import Encoded
+from sonic_kv.selection import Scored, Selection
+from sonic_kv.training.objectives import Objective
+from sonic_kv.training.teacher import Teacher, run_teacher
+
+Weigh = Callable[[int], Tensor]  # tokens' weights at a closing, from its transcript position. (T,)
+
+
+class Shared(Selection):
+    """Shares entries among segments by their tokens' weights."""
+
+    def __init__(self, weigh: Weigh, recency: Callable[[int, Tensor], Tensor], by_segment: bool) -> None:
+        super().__init__(recency, by_segment)
+        self._weigh = weigh
+
+    def counts(self, entries: Sequence[Scored], starts: Sequence[int], end: int, total: int) -> list[int]:
+        token = self._weigh(end)
+        owner = self.ranked(0, entries[0], starts, end)[1][0]
+        held = torch.bincount(owner, minlength=len(starts)).tolist()
+        return allocate([float(token[a:b].sum()) for a, b in pairwise([*starts, end])], held, total)
+
+
+def surprisal(ids: Tensor, teacher: Teacher) -> Tensor:
+    """−log p of each token in the full-context base. (T,)"""
+    chances = teacher.logits[:-1].log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
+    return torch.cat((chances.new_zeros(1), -chances))
+
+
+def received(teacher: Teacher, end: int) -> Tensor:
+    """Attention that each token got from the queries before `end`, over all layers and heads. (T,)"""
+    return torch.stack([paid[:, :, :end].sum((0, 1, 2)) for paid in teacher.paid]).sum(0)
+
+
+def rules(model: SonicModel, encoded: Encoded) -> dict[str, Callable[..., Selection]]:
+    """What takes `Selection`'s place, by name."""
+    ids = torch.tensor(encoded.token_ids)
+    with torch.no_grad():
+        (teacher,) = run_teacher(model, [ids], [torch.arange(len(ids))])
+    given: dict[str, Weigh] = {
+        "by length": lambda end: torch.ones(len(ids)),
+        "by surprisal": lambda end: surprisal(ids, teacher),
+        "by attention received": lambda end: received(teacher, end),
+    }
+    return {
+        "heads choose over the whole history": Selection,
+        "by the scorer's importance": by_importance,
+        **{name: partial(Shared, weigh) for name, weigh in given.items()},
+    }
+
+
+def by_importance(recency: Callable[[int, Tensor], Tensor], by_segment: bool) -> Selection:
+    return Selection(recency, True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--held-out", type=Path, default=DATA, help="folder of the real sources")
+    parser.add_argument("--dialogues", type=int, default=32, help="held-out dialogues of each kind")
+    arguments = parser.parse_args()
+    model = SonicModel.from_pretrained()
+    assert model.adapter is not None
+    objective = Objective(model, model.adapter, LossConfig(importance_need=0.0), PlanConfig())
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for suite, dialogues in held_out(model, arguments.held_out, arguments.dialogues).items():
+        for encoded in tqdm(dialogues, desc=suite):
+            for name, selection in rules(model, encoded).items():
+                sonic_kv.training.plan.Selection = selection  # type: ignore[assignment,misc]
+                found.setdefault(name, {}).setdefault(suite, []).append(divergences(objective, encoded))
+    rows = []
+    base = {suite: torch.tensor(of) for suite, of in next(iter(found.values())).items()}
+    for name, suites in found.items():
+        row = [name]
+        for suite, of in suites.items():
+            ours = torch.tensor(of)
+            drawn = torch.randint(len(ours), (1000, len(ours)), generator=torch.Generator().manual_seed(0))
+            gaps = torch.stack([recoveries(ours[d]) - recoveries(base[suite][d]) for d in drawn])
+            low, high = gaps.quantile(torch.tensor([0.025, 0.975]), dim=0)
+            row += [
+                f"{value:.3f} ({a:+.3f} to {b:+.3f})"
+                for value, a, b in zip(recoveries(ours), low, high, strict=True)
+            ]
+        rows.append(row)
+    print(table(["shared", *(f"{suite} {ratio:.0%}" for suite in base for ratio in RATIOS)], rows))

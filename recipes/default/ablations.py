@@ -32,9 +32,8 @@ from sonic_kv.human import table
 from sonic_kv.layout import Layout, own_segment
 from sonic_kv.segments import Encoded
 from sonic_kv.training.engine import Trainer
-from sonic_kv.training.objectives import Objective, raw_rows
-from sonic_kv.training.plan import draw_plan
-from sonic_kv.training.validation import RATIOS, session_plan
+from sonic_kv.training.objectives import Objective
+from sonic_kv.training.validation import RATIOS, history_logits
 
 MAX_TOKENS = 768
 
@@ -144,28 +143,11 @@ def train(variant: Variant, seed: int, arguments: argparse.Namespace, name: str)
     return trainer.objective
 
 
-@torch.no_grad()
 def divergences(objective: Objective, encoded: Encoded) -> list[float]:
     """KL to full context after the first closing: without history, then compressed at `RATIOS`. Nats, summed."""
-    model, adapter = objective.model, objective.adapter
-    plans = [session_plan(ratio, adapter.reencodes) for ratio in RATIOS]
-    reader = Objective(model, adapter, objective.config, plans[0], always_alone=True)
-    (lesson,) = reader.read([encoded], [random.Random(0)])
-    assert lesson.alone is not None
-    first, teacher = lesson.first, lesson.teacher.logits.log_softmax(-1)
-
-    def distance(logits: Tensor) -> float:
-        return float(losses.kl(teacher[first:], logits.log_softmax(-1)).sum())
-
-    found = [distance(lesson.alone[first:])]
-    for config in plans:
-        plan = draw_plan(
-            adapter, reader.scores(lesson.teacher), encoded, lesson.ends, config, random.Random(0)
-        )
-        rows = raw_rows(plan.layout, torch.arange(first, len(lesson.ids)))
-        with adapter.attached(plan.layout.nexus):
-            found.append(distance(model.one_pass(lesson.ids[None], plan.layout, plan.lifetime, rows=rows)[0]))
-    return found
+    _, (alone, whole, *compressed) = history_logits(objective, encoded)
+    teacher = whole.log_softmax(-1)
+    return [float(losses.kl(teacher, x.log_softmax(-1)).sum()) for x in (alone, *compressed)]
 
 
 def held_out(model: SonicModel, folder: Path, count: int) -> dict[str, list[Encoded]]:
@@ -190,6 +172,21 @@ def recoveries(found: Tensor) -> Tensor:
     return 1 - sums[1:] / sums[0]
 
 
+def compare(ours: Tensor, base: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Recovery, its difference from `base`, and the 95 % bootstrap interval of that over dialogues, paired.
+
+    Args:
+        ours, base: divergences of the same dialogues. (D, 1 + ratios)
+
+    Returns:
+        four times (ratios,)
+    """
+    drawn = torch.randint(len(ours), (1000, len(ours)), generator=torch.Generator().manual_seed(0))
+    gaps = torch.stack([recoveries(ours[d]) - recoveries(base[d]) for d in drawn])
+    low, high = gaps.quantile(torch.tensor([0.025, 0.975], dtype=gaps.dtype), dim=0)
+    return recoveries(ours), recoveries(ours) - recoveries(base), low, high
+
+
 def report(records: list[dict[str, Any]]) -> str:
     """Recovery, and its difference from the recipe: mean over seeds, 95 % bootstrap interval over dialogues."""
     by = {(r["variant"], r["seed"]): r for r in records}
@@ -204,20 +201,9 @@ def report(records: list[dict[str, Any]]) -> str:
                 torch.tensor([by[name, seed]["divergences"][suite] for seed in seeds], dtype=torch.float64)
                 for name in (variant, "recipe")
             )  # (seeds, D, 1 + ratios)
-            drawn = torch.randint(
-                ours.shape[1], (1000, ours.shape[1]), generator=torch.Generator().manual_seed(0)
-            )
-            mean = recoveries(ours.mean(0))
-            gaps = torch.stack(
-                [recoveries(ours[:, d].mean(0)) - recoveries(base[:, d].mean(0)) for d in drawn]
-            )
-            gap = mean - recoveries(base.mean(0))
-            low, high = gaps.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
-            for r in range(len(RATIOS)):
-                difference = (
-                    "" if variant == "recipe" else f" ({gap[r]:+.3f}, {low[r]:+.3f} to {high[r]:+.3f})"
-                )
-                row.append(f"{mean[r]:.3f}{difference}")
+            for mean, gap, low, high in zip(*compare(ours.mean(0), base.mean(0)), strict=True):
+                difference = "" if variant == "recipe" else f" ({gap:+.3f}, {low:+.3f} to {high:+.3f})"
+                row.append(f"{mean:.3f}{difference}")
         rows.append(row)
     names = [f"{suite} {ratio:.0%}" for suite in records[0]["divergences"] for ratio in RATIOS]
     return table(["variant", "seeds", *names], rows)

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from ablations import DATA, RATIOS, divergences, held_out, recoveries
+from ablations import DATA, RATIOS, compare, divergences, held_out
 from torch import Tensor
 from tqdm import tqdm
 
@@ -98,13 +98,9 @@ if __name__ == "__main__":
     for name, suites in found.items():
         row = [name]
         for suite, of in suites.items():
-            ours = torch.tensor(of)
-            drawn = torch.randint(len(ours), (1000, len(ours)), generator=torch.Generator().manual_seed(0))
-            gaps = torch.stack([recoveries(ours[d]) - recoveries(base[suite][d]) for d in drawn])
-            low, high = gaps.quantile(torch.tensor([0.025, 0.975]), dim=0)
             row += [
-                f"{value:.3f} ({a:+.3f} to {b:+.3f})"
-                for value, a, b in zip(recoveries(ours), low, high, strict=True)
+                f"{mean:.3f} ({low:+.3f} to {high:+.3f})"
+                for mean, _, low, high in zip(*compare(torch.tensor(of), base[suite]), strict=True)
             ]
         rows.append(row)
     print(table(["shared", *(f"{suite} {ratio:.0%}" for suite in base for ratio in RATIOS)], rows))

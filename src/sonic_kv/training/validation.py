@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sonic_kv.config import PlanConfig, SessionConfig
 from sonic_kv.segments import Encoded
-from sonic_kv.training.objectives import Objective, raw_rows
+from sonic_kv.training.objectives import Lesson, Objective, raw_rows
 from sonic_kv.training.plan import draw_plan
 
 RATIOS = (0.5, 0.8, 0.9)
@@ -33,35 +33,41 @@ def session_plan(ratio: float, reencode: bool) -> PlanConfig:
 
 
 @torch.no_grad()
+def history_logits(objective: Objective, encoded: Encoded) -> tuple[Lesson, list[Tensor]]:
+    """A dialogue, and logits from its first closing on: history dropped, whole, compressed at `RATIOS`. Each (T', V)"""
+    model, adapter = objective.model, objective.adapter
+    plans = [session_plan(ratio, adapter.reencodes) for ratio in RATIOS]
+    reader = Objective(model, adapter, objective.config, plans[0], always_alone=True)
+    (lesson,) = reader.read([encoded], [random.Random(0)])
+    assert lesson.alone is not None
+    found = [lesson.alone[lesson.first :], lesson.teacher.logits[lesson.first :]]
+    for config in plans:
+        plan = draw_plan(
+            adapter, reader.scores(lesson.teacher), encoded, lesson.ends, config, random.Random(0)
+        )
+        layout = plan.layout.to(model.device)
+        rows = raw_rows(plan.layout, torch.arange(lesson.first, len(lesson.ids))).to(model.device)
+        with adapter.attached(layout.nexus):
+            lifetime = [life.to(model.device) for life in plan.lifetime]
+            found.append(model.one_pass(lesson.ids[None], layout, lifetime, rows=rows)[0])
+    return lesson, found
+
+
 def history_losses(objective: Objective, dialogues: Sequence[Encoded]) -> Tensor:
     """Summed loss on every token after the first segment: history dropped, whole, compressed at `RATIOS`.
 
     Returns:
         (2 + len(RATIOS),) float64, in nats
     """
-    model, adapter = objective.model, objective.adapter
-    plans = [session_plan(ratio, adapter.reencodes) for ratio in RATIOS]
     sums = torch.zeros(2 + len(RATIOS), dtype=torch.float64)
-    reader = Objective(model, adapter, objective.config, plans[0], always_alone=True)
     for encoded in dialogues:
-        (lesson,) = reader.read([encoded], [random.Random(0)])
-        targets, first = lesson.ids[lesson.first + 1 :], lesson.first
-
-        def loss(logits: Tensor, targets: Tensor = targets) -> float:
-            return float(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum"))
-
-        assert lesson.alone is not None
-        found = [loss(lesson.alone[first:-1]), loss(lesson.teacher.logits[first:-1])]
-        for config in plans:
-            plan = draw_plan(
-                adapter, reader.scores(lesson.teacher), encoded, lesson.ends, config, random.Random(0)
-            )
-            layout = plan.layout.to(model.device)
-            rows = raw_rows(plan.layout, torch.arange(first, len(lesson.ids) - 1)).to(model.device)
-            with adapter.attached(layout.nexus):
-                lifetime = [life.to(model.device) for life in plan.lifetime]
-                found.append(loss(model.one_pass(lesson.ids[None], layout, lifetime, rows=rows)[0]))
-        sums += torch.tensor(found, dtype=torch.float64)
+        lesson, found = history_logits(objective, encoded)
+        targets = lesson.ids[lesson.first + 1 :]
+        losses = [
+            float(torch.nn.functional.cross_entropy(logits[:-1].float(), targets, reduction="sum"))
+            for logits in found
+        ]
+        sums += torch.tensor(losses, dtype=torch.float64)
     return sums
 
 

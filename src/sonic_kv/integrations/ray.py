@@ -17,12 +17,11 @@ from typing import Any
 from fastapi import FastAPI
 
 from sonic_kv import errors
-from sonic_kv.config import Budget, RayOptions, SamplingConfig, ServeOptions, SessionConfig, parse_bytes
+from sonic_kv.config import Budget, RayOptions, SamplingConfig, ServeOptions, SessionConfig
 from sonic_kv.model import SonicModel
 from sonic_kv.server.access import read_keys
 from sonic_kv.server.app import make_app
-from sonic_kv.server.run import announce, listen
-from sonic_kv.server.store import open_store
+from sonic_kv.server.run import announce, listen, store_of
 from sonic_kv.server.worker import Worker
 
 try:
@@ -54,7 +53,7 @@ class Replica:
         options: ServeOptions,
         keys: tuple[str, ...],
     ) -> None:
-        store = open_store(options.store, options.store_ttl, parse_bytes(options.store_bytes))
+        store = store_of(options)  # before the model: it may be refused
         self._worker = Worker(load(), config, budget, options, store)
         self._app = make_app(self._worker, name, sampling, options, keys)
 
@@ -85,7 +84,7 @@ def serve(
         SonicError: what a replica raised when it was made, or the options are no good.
     """
     keys = read_keys(options.api_keys)
-    open_store(options.store, options.store_ttl, parse_bytes(options.store_bytes))  # fails here and not there
+    store_of(options)  # fails here and not there
     with listen(options.host, options.port) as listener:
         port = listener.getsockname()[1]
     scaling: dict[str, Any] = {"num_replicas": ray_options.replicas}

@@ -11,7 +11,7 @@ from sonic_kv.errors import ConfigError
 from sonic_kv.model import SonicModel
 from sonic_kv.server.access import read_keys
 from sonic_kv.server.app import LOOPBACK, make_app
-from sonic_kv.server.store import open_store
+from sonic_kv.server.store import Store, open_store
 from sonic_kv.server.worker import Worker
 
 
@@ -42,6 +42,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def store_of(options: ServeOptions) -> Store | None:
+    """The store that the options name."""
+    return open_store(options.store, options.store_ttl, parse_bytes(options.store_bytes))
+
+
 def announce(name: str, host: str, port: int, keys: tuple[str, ...]) -> None:
     """Say on standard error where the model is served, and warn if everybody can reach it."""
     shown = f"[{host}]" if ":" in host else host
@@ -63,8 +68,7 @@ def serve(
 ) -> None:
     """Serve until interrupted."""
     keys = read_keys(options.api_keys)
-    store = open_store(options.store, options.store_ttl, parse_bytes(options.store_bytes))
-    worker = Worker(model, config, budget, options, store)
+    worker = Worker(model, config, budget, options, store_of(options))
     app = make_app(worker, name, sampling, options, keys)
     listener = listen(options.host, options.port)
     announce(name, options.host, listener.getsockname()[1], keys)

@@ -1,7 +1,6 @@
 """A session that remembers what it did, and the one-pass forward of the same thing."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from tiny import tiny_tokenizer
@@ -11,6 +10,7 @@ from sonic_kv import layout as lay
 from sonic_kv.cache import SessionCache
 from sonic_kv.config import Budget, SessionConfig
 from sonic_kv.model import SonicModel
+from sonic_kv.reread import Reread
 from sonic_kv.session import ChatSession
 
 
@@ -23,10 +23,12 @@ class RecordingModel(SonicModel):
         self.nexus: dict[int, Tensor] = {}  # segment number → transcript positions of its Nexus tokens
         self.ends: list[int] = []  # transcript positions at which segments were closed
 
-    def reread(self, cache: SessionCache, token_ids: Any, offsets: Tensor, **options: Any) -> Any:
-        if options.get("encode"):
-            self.nexus[cache.lengths.segments + 1] = cache.lengths.closed + offsets
-        return super().reread(cache, token_ids, offsets, **options)
+    def reread(self, requests: Sequence[Reread]) -> None:
+        for request in requests:
+            if request.encode:
+                lengths = request.cache.lengths
+                self.nexus[lengths.segments + 1] = lengths.closed + request.offsets
+        super().reread(requests)
 
     def feed(self, cache: SessionCache, token_ids: Sequence[int], *, all_logits: bool = False) -> Tensor:
         number = cache.lengths.segments + 1

@@ -32,6 +32,7 @@ LEVELS: dict[str, int] = {
     "batch": 2,
     "compiled": 2,
     "attention": 2,
+    "reread": 2,
     "losses": 2,
     "model": 3,
     "importance": 3,

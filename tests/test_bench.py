@@ -46,7 +46,7 @@ def test_bench_options_are_checked() -> None:
 # --- whole dialogues ----------------------------------------------------------------------------
 
 SHORT = BenchDialogueOptions(
-    lengths=(24, 96), user_tokens=8, reply_tokens=16, ratios=(0.5, 0.8), repetitions=2
+    lengths=(24, 96), user_tokens=(8,), reply_tokens=(16,), ratios=(0.5, 0.8), repetitions=2
 )
 NAMES = ["full", "re-prefilled", *(f"{k} {r}" for k in ("streaming", "h2o", "sonic") for r in (0.5, 0.8))]
 
@@ -62,9 +62,9 @@ def test_a_ratio_of_sums_has_an_interval_that_holds_it() -> None:
 @pytest.mark.parametrize("size", [1, 3])
 def test_every_method_lives_through_the_same_dialogue(size: int) -> None:
     model = tiny_model()
-    result = dialogue.measure(model, "tiny", replace(SHORT, batch=size))
+    (result,) = dialogue.measure(model, "tiny", replace(SHORT, batch=size))
     assert list(result.turns) == NAMES
-    found = {(row.method, row.length): row for row in dialogue.rows(result, model.bytes_per_token)}
+    found = {(row.method, row.length): row for row in dialogue.rows(result)}
     for name, turns in result.turns.items():
         assert [len(times) for times in turns.total()] == [2] * 4
         assert all(t > 0 for times in turns.first_token + turns.decode for t in times)
@@ -86,7 +86,7 @@ def test_every_method_lives_through_the_same_dialogue(size: int) -> None:
 def test_packed_memory_is_live_in_few_bits_and_works_in_many() -> None:
     model = tiny_model()
     options = replace(SHORT, methods=("full", "sonic"), storages=("full", "int4"), ratios=(0.5,))
-    turns = dialogue.measure(model, "tiny", options).turns
+    turns = dialogue.measure(model, "tiny", options)[0].turns
     assert list(turns) == ["full", "sonic 0.5", "sonic int4 0.5"]
     full, packed = turns["sonic 0.5"], turns["sonic int4 0.5"]
     assert packed.entries == full.entries
@@ -107,15 +107,20 @@ def test_the_bound_counts_every_weight_and_entry_once() -> None:
 def test_figures_are_written_to_a_folder(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     model = tiny_model()
-    result = dialogue.measure(model, "tiny", replace(SHORT, methods=("full", "sonic"), repetitions=1))
-    found = dialogue.rows(result, model.bytes_per_token)
-    dialogue.write(result, found, tmp_path / "out")
+    options = replace(
+        SHORT, user_tokens=(8, 2), reply_tokens=(16, 4), methods=("full", "sonic"), repetitions=1
+    )
+    results = dialogue.measure(model, "tiny", options)
+    dialogue.write(results, tmp_path / "out")
     read = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert read["rows"][0]["method"] == "full"
-    assert read["turns"]["sonic 0.8"]["live_bytes"] == result.turns["sonic 0.8"].live_bytes
+    assert [dialogue_of["turn"] for dialogue_of in read] == [[8, 16], [2, 4]]
+    assert read[0]["rows"][0]["method"] == "full"
+    assert read[0]["turns"]["sonic 0.8"]["live_bytes"] == results[0].turns["sonic 0.8"].live_bytes
+    assert [len(result.turns["full"].decode) for result in results] == [4, 16]
     page = (tmp_path / "out" / "report.md").read_text()
-    assert page == dialogue.report(result, found)
-    assert page.count("| sonic 0.5 |") == 2
+    assert page == dialogue.report(results)
+    assert page.count("| sonic 0.5 |") == 4
+    assert "## 96 tokens, turns of 2 user and 4 reply tokens" in page
     assert "re-prefilled" not in page.split("## 24")[1].replace("/ re-prefilled", "")
     assert b"<svg" in (tmp_path / "out" / "plot.svg").read_bytes()
 
@@ -135,7 +140,7 @@ def test_a_shape_is_a_model_with_random_weights(monkeypatch: pytest.MonkeyPatch)
         model = random_model(shape, "cpu", torch.float32, tiny_tokenizer(), seed=0)
         assert model.num_heads == config["num_key_value_heads"]
         options = replace(SHORT, lengths=(24,), methods=("sonic",), ratios=(0.5,), repetitions=1)
-        assert dialogue.measure(model, shape, options).turns["sonic 0.5"].entries == [dialogue.PREFIX + 23]
+        assert dialogue.measure(model, shape, options)[0].turns["sonic 0.5"].entries == [dialogue.PREFIX + 23]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +150,8 @@ def test_a_shape_is_a_model_with_random_weights(monkeypatch: pytest.MonkeyPatch)
         ({"methods": ()}, "at least one"),
         ({"lengths": ()}, "a turn"),
         ({"lengths": (100,)}, r"a turn \(256 tokens\)"),
-        ({"reply_tokens": 1}, "at least 2"),
+        ({"reply_tokens": (1,)}, "at least 2"),
+        ({"user_tokens": (64, 256)}, "as many of each"),
         ({"batch": 0}, "at least 1"),
     ],
 )

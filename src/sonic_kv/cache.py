@@ -379,30 +379,3 @@ class SessionCache(Cache):
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             mine.__dict__.update(theirs.__dict__)
         self.lengths = replace(other.lengths)
-
-
-class _ReadLayer(DynamicLayer):
-    """Shows a layer's entries to new rows, which do not see each other, and keeps the rows' own apart."""
-
-    def __init__(self, source: SessionLayer) -> None:
-        super().__init__()
-        self._source = source
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
-        self.keys, self.values, self.is_initialized = key_states, value_states, True
-        return self._source.keys, self._source.values
-
-    def get_seq_length(self, *_: object) -> int:
-        return self._source.stored
-
-
-class ReadCache(Cache):
-    """A view of a session cache for rows that read it without joining it.
-
-    After the forward `layers[i].keys` and `.values` hold the rows' own (1, G, N, D).
-    """
-
-    def __init__(self, source: SessionCache) -> None:
-        super().__init__(layers=[_ReadLayer(layer) for layer in source.layers])

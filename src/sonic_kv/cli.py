@@ -218,20 +218,19 @@ def bench_closing(call: Call) -> None:
 def bench_dialogue(call: Call) -> None:
     """Whole dialogues on every method; the report on standard output, files into a folder."""
     options, decoding = call.options(BenchDialogueOptions), call.options(DecodeOptions)
-    if decoding.compile and (options.batch > 1 or options.shape is not None):
-        raise ConfigError("--compile is for one dialogue on a model: leave --batch and --shape out")
+    if decoding.compile and options.batch > 1:
+        raise ConfigError("--compile is for one dialogue at a time: leave --batch out")
     model, name = _model_or_shape(options, call.options(ModelOptions), decoding)
 
     from sonic_kv.bench import dialogue
 
     if options.out is not None:
         dialogue.check_plot()  # before the work, not after it
-    result = dialogue.measure(model, name, options)
-    found = dialogue.rows(result, model.bytes_per_token)
+    results = dialogue.measure(model, name, options)
     if options.out is not None:
-        dialogue.write(result, found, options.out)
+        dialogue.write(results, options.out)
         print(f"sonic-kv: wrote {options.out}", file=sys.stderr)
-    print(json.dumps(dialogue.as_json(result, found)) if call.json else dialogue.report(result, found))
+    print(json.dumps(dialogue.as_json(results)) if call.json else dialogue.report(results))
 
 
 def bench_batch(call: Call) -> None:
@@ -298,8 +297,8 @@ def _model_or_shape(
     decoding: DecodeOptions | None = None,
 ) -> tuple["SonicModel", str]:
     """The model to time, and what to call it."""
+    compiled = ", compiled decode step" if decoding is not None and decoding.compile else ""
     if options.shape is None:
-        compiled = ", compiled decode step" if decoding is not None and decoding.compile else ""
         return load_for_decoding(named, decoding), (named.model or "default model") + compiled
     if named.model is not None or named.adapter is not None:
         raise ConfigError("--shape makes a model of its own: leave --model and --adapter out")
@@ -311,7 +310,9 @@ def _model_or_shape(
     tokenizer = load_model(ModelOptions()).tokenizer
     dtype = getattr(torch, named.dtype or ("float32" if named.device == "cpu" else "bfloat16"))
     model = random_model(options.shape, named.device, dtype, tokenizer, options.seed)
-    return model, f"{options.shape}, random weights"
+    if compiled:
+        model.compile()
+    return model, f"{options.shape}, random weights{compiled}"
 
 
 def evaluate(call: Call) -> None:

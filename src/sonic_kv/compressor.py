@@ -2,17 +2,19 @@
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from sonic_kv.budget import target_entries
-from sonic_kv.cache import Lengths, Memory, ReadCache, SessionCache
+from sonic_kv.cache import Lengths, Memory, SessionCache
 from sonic_kv.config import Budget, SessionConfig
 from sonic_kv.errors import ModelError
 from sonic_kv.importance import Importance, LearnedImportance, WindowImportance
 from sonic_kv.model import SonicModel
 from sonic_kv.quantize import vector_bytes
+from sonic_kv.reread import Reread
 from sonic_kv.selection import Selection, candidates, in_elastic_order
 
 # Every segment keeps an entry while there are not more than this; then the oldest count as one.
@@ -59,13 +61,29 @@ class Compressor:
         Raises:
             BudgetError: the budget cannot hold the prefix.
         """
-        for _ in self.closing(cache, token_ids, budget):
-            pass
+        self.close_all([(cache, token_ids)], budget)
+
+    def close_all(self, open_segments: Sequence[tuple[SessionCache, Sequence[int]]], budget: Budget) -> None:
+        """`close` several caches; what is re-encoded of them is in one model run."""
+        going = [self.steps(cache, token_ids, budget) for cache, token_ids in open_segments]
+        while wanted := {steps: request for steps in going for request in islice(steps, 1)}:
+            self.model.reread(list(wanted.values()))
+            going = list(wanted)
 
     def closing(
         self, cache: SessionCache, token_ids: Sequence[int], budget: Budget
     ) -> Generator[None, None, None]:
         """`close` that pauses between its steps, of which each takes a while; left there, it is called off."""
+        yield
+        for request in self.steps(cache, token_ids, budget):
+            yield
+            self.model.reread([request])
+            yield
+
+    def steps(
+        self, cache: SessionCache, token_ids: Sequence[int], budget: Budget
+    ) -> Generator[Reread, None, None]:
+        """`close`, but the caller has the model read again what it yields: of several caches at once, say."""
         length = len(token_ids)
         assert length == cache.open_length > 0
         old = cache.lengths
@@ -80,8 +98,10 @@ class Compressor:
         total = self._target(lengths, budget)
         if total is not None:
             lengths = lengths.merge_oldest(max(MIN_GROUPS, total // ENTRIES_PER_GROUP))
-        yield
-        scores = self.importance.scores(cache, token_ids)
+        request = self.importance.reading(cache, token_ids)
+        if request is not None:
+            yield request
+        scores = self.importance.scores(cache, request)
         everything = [self._with_open(cache, layer, scores[layer]) for layer in range(self.model.num_layers)]
         if total is None or total >= lengths.memory:
             cache.replace_memory(everything, lengths, drop_open=True)
@@ -90,16 +110,15 @@ class Compressor:
         if self.learned_form:
             everything = [replace(e, scores=in_elastic_order(e.scores, old.memory)) for e in everything]
         kept, share = self._select(everything, lengths, total)
-        yield
         if self.reencode:
             if self.learned_form:
                 rows = torch.arange(length - share, length, device=self.model.device)
             else:
                 rows = candidates(everything, kept, old.memory, self.config.candidates)
             for part in rows.split(MOST_ROWS):
-                encoded = self.model.reread(cache, token_ids, part, encode=True, segment=lengths.segments)
-                everything = _replace_rows(everything, old.memory + part, encoded)
-                yield
+                request = Reread(cache, token_ids, part, encode=True, segment=lengths.segments)
+                yield request
+                everything = _replace_rows(everything, old.memory + part, request)
         self._store(cache, everything, kept, lengths, drop_open=True)
         self._rebase(cache)
 
@@ -224,13 +243,12 @@ def _gather(entry: Memory, index: Tensor) -> Memory:
     return Memory(keys, values, entry.positions.gather(-1, index[None]), entry.scores.gather(-1, index[None]))
 
 
-def _replace_rows(entries: list[Memory], rows: Tensor, encoded: ReadCache) -> list[Memory]:
+def _replace_rows(entries: list[Memory], rows: Tensor, encoded: Reread) -> list[Memory]:
     """The entries with those at `rows` (N,) re-encoded."""
     result = []
-    for entry, layer in zip(entries, encoded.layers, strict=True):
+    for entry, pair in zip(entries, encoded.entries, strict=True):
         keys, values = (
-            old.index_copy(2, rows, new)
-            for old, new in ((entry.keys, layer.keys), (entry.values, layer.values))
+            old.index_copy(2, rows, new) for old, new in zip((entry.keys, entry.values), pair, strict=True)
         )
         result.append(replace(entry, keys=keys, values=values))
     return result

@@ -8,7 +8,7 @@ import dataclasses
 import re
 from dataclasses import dataclass, fields
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sonic_kv.errors import BudgetError, ConfigError
 
@@ -518,6 +518,16 @@ class RayOptions:
         require(0.0 <= self.replica_gpus < inf, f"replica_gpus={self.replica_gpus} must not be negative")
 
 
+class TurnTokens(NamedTuple):
+    """Tokens of a turn."""
+
+    user: int
+    reply: int
+
+    def __str__(self) -> str:
+        return f"{self.user} user and {self.reply} reply tokens"
+
+
 @dataclass(frozen=True)
 class BenchDialogueOptions:
     """The dialogue that every method lives through."""
@@ -526,8 +536,10 @@ class BenchDialogueOptions:
         None, "random weights of this shape instead of a model: the same speed, nothing to download"
     )
     lengths: tuple[int, ...] = option((1024, 4096, 8192), "logical tokens at which figures are taken")
-    user_tokens: int = option(64, "tokens of each user message")
-    reply_tokens: int = option(192, "tokens of each reply")
+    user_tokens: tuple[int, ...] = option(
+        (64,), "tokens of each user message; several: a dialogue of each kind, with as many reply lengths"
+    )
+    reply_tokens: tuple[int, ...] = option((192,), "tokens of each reply")
     methods: tuple[str, ...] = option(
         BENCH_METHODS,
         "full: kept cache; re-prefilled: the whole transcript again at every turn; streaming: sink and newest "
@@ -551,14 +563,24 @@ class BenchDialogueOptions:
             Budget(compression_ratio=ratio)
         for storage in self.storages:
             SessionConfig(storage=storage)  # type: ignore[arg-type]
-        require(self.reply_tokens >= 2, f"reply_tokens={self.reply_tokens} must be at least 2")
-        for name in ("user_tokens", "batch", "repetitions"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        turn = self.user_tokens + self.reply_tokens
         require(
-            bool(self.lengths) and min(self.lengths, default=0) >= turn,
-            f"lengths must be at least a turn ({turn} tokens)",
+            len(self.user_tokens) == len(self.reply_tokens) > 0,
+            f"{len(self.user_tokens)} user_tokens and {len(self.reply_tokens)} reply_tokens: give as many of each",
         )
+        for user, reply in self.turns:
+            require(user >= 1, f"user_tokens={user} must be at least 1")
+            require(reply >= 2, f"reply_tokens={reply} must be at least 2")
+            require(
+                bool(self.lengths) and min(self.lengths, default=0) >= user + reply,
+                f"lengths must be at least a turn ({user + reply} tokens)",
+            )
+        for name in ("batch", "repetitions"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+
+    @property
+    def turns(self) -> list[TurnTokens]:
+        """The kinds of dialogue."""
+        return [TurnTokens(*pair) for pair in zip(self.user_tokens, self.reply_tokens, strict=True)]
 
 
 @dataclass(frozen=True)

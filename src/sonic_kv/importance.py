@@ -14,16 +14,24 @@ from sonic_kv.adapter import Adapter
 from sonic_kv.attention import Probe
 from sonic_kv.cache import SessionCache
 from sonic_kv.model import SonicModel
+from sonic_kv.reread import Reread
 
 
 class Importance(Protocol):
     """Scores entries when a segment is closed."""
 
-    def scores(self, cache: SessionCache, token_ids: Sequence[int]) -> list[Tensor]:
-        """Importance of memory and open segment, recency apart.
+    def reading(self, cache: SessionCache, token_ids: Sequence[int]) -> Reread | None:
+        """What the model must read again before `scores`, if anything.
 
         Args:
             token_ids: of the open segment.
+        """
+
+    def scores(self, cache: SessionCache, read: Reread | None) -> list[Tensor]:
+        """Importance of memory and open segment, recency apart.
+
+        Args:
+            read: what `reading` asked for, when it has been read.
 
         Returns:
             per layer (1, G, n + L) float32
@@ -39,10 +47,13 @@ class LearnedImportance:
     def __init__(self, model: SonicModel, adapter: Adapter) -> None:
         self._model, self._adapter = model, adapter
 
+    def reading(self, cache: SessionCache, token_ids: Sequence[int]) -> None:
+        return None
+
     @torch.no_grad()
-    def scores(self, cache: SessionCache, token_ids: Sequence[int]) -> list[Tensor]:
+    def scores(self, cache: SessionCache, read: Reread | None) -> list[Tensor]:
         end = cache.next_position
-        back = -torch.arange(end - len(token_ids), end, device=self._model.device)
+        back = -torch.arange(end - cache.open_length, end, device=self._model.device)
         result = []
         for number, layer in enumerate(cache.layers):
             keys = self._model.rope.rotate(number, layer.keys[:, :, cache.open_start() :], back)
@@ -65,16 +76,19 @@ class WindowImportance:
     def __init__(self, model: SonicModel, window: int) -> None:
         self._model, self._window = model, window
 
-    def scores(self, cache: SessionCache, token_ids: Sequence[int]) -> list[Tensor]:
+    def reading(self, cache: SessionCache, token_ids: Sequence[int]) -> Reread:
         length = len(token_ids)
         offsets = torch.arange(max(length - self._window, 0), length, device=self._model.device)
         probe = Probe(rows=torch.arange(len(offsets), device=self._model.device)[None])
-        self._model.reread(cache, token_ids, offsets, probe=probe)
+        return Reread(cache, token_ids, offsets, probe=probe)
+
+    def scores(self, cache: SessionCache, read: Reread | None) -> list[Tensor]:
+        assert read is not None
+        assert read.probe is not None
         start, result = cache.lengths.prefix, []
-        columns = torch.arange(start, cache.stored, device=self._model.device)
-        watchers = (columns <= cache.open_start() + offsets[:, None]).sum(0)  # queries that could see it
+        watchers = read.seen(whole_segment=False)[0, 0, :, start:].sum(0)  # queries that could see it
         for number, layer in enumerate(cache.layers):
-            paid = probe.seen[number][..., start : cache.stored].sum((2, 3)) / watchers  # (1, G, n + L)
+            paid = read.probe.seen[number][..., start : cache.stored].sum((2, 3)) / watchers  # (1, G, n + L)
             now = paid.clamp_min(1e-9).log()
             memory = layer.scores.shape[-1]
             if memory:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint
-from sonic_kv.attention import Observed, OnePass, Probe, Rope, respect_softcap, sonic_attention, verify
-from sonic_kv.cache import ReadCache, SessionCache
+from sonic_kv.attention import OnePass, Probe, Rope, respect_softcap, sonic_attention, verify
+from sonic_kv.cache import SessionCache
 from sonic_kv.compiled import CompiledStep
 from sonic_kv.config import Quantization
 from sonic_kv.errors import ConfigError, ContextLengthError, FileError, ModelError, UnsupportedModelError
 from sonic_kv.files import from_hub
 from sonic_kv.fingerprint import head_dim, kv_heads
 from sonic_kv.layout import Layout, own_segment
+from sonic_kv.reread import Reread, Rereading
 from sonic_kv.segments import ChatFormat
 
+REREAD_ROWS = 2048  # in one forward; more gain nothing and leave a CPU's caches
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "default"
 
 
@@ -191,54 +194,34 @@ class SonicModel:
         return logits if all_logits else logits[-1]
 
     @torch.no_grad()
-    def reread(
-        self,
-        cache: SessionCache,
-        token_ids: Sequence[int],
-        offsets: Tensor,
-        *,
-        encode: bool = False,
-        segment: int = 1,
-        probe: Probe | None = None,
-    ) -> ReadCache:
-        """Run rows over tokens of the open segment again, without adding them to the cache.
+    def reread(self, requests: Sequence[Reread]) -> None:
+        """Read again what is asked for, as much of it in one forward as fits."""
+        for encode in (False, True):
+            waiting = [request for request in requests if request.encode == encode]
+            while waiting:
+                ends = accumulate(len(request.offsets) for request in waiting)
+                count = max(1, sum(end <= REREAD_ROWS for end in ends))
+                self._reread(waiting[:count], encode)
+                waiting = waiting[count:]
 
-        Each row sees the prefix, the memory, and the open segment up to its own token (or all of
-        it, by the adapter's form and scope), but no other row.
-
-        Args:
-            token_ids: of the whole open segment. (L,)
-            offsets: which of them, ascending. (N,)
-            encode: with the adapter: the rows are Nexus tokens.
-            segment: number of the open segment, from 1.
-            probe: records what the rows attend to; the columns are the cache's.
-
-        Returns:
-            a cache whose layers hold the rows' own keys and values. (1, G, N, D)
-        """
-        whole = encode and self.whole_segment
-        ids = torch.tensor(list(token_ids), device=self.device)[offsets][None]  # (1, N)
-        embeddings = self.base.get_input_embeddings()(ids)
-        first = cache.open_start()
-        columns = torch.arange(cache.stored, device=self.device)
-        seen = columns < cache.stored if whole else columns <= first + offsets[:, None]
-        mask = seen.expand(len(offsets), -1)[None, None]  # (1, 1, N, S)
-        if probe is None:  # as SDPA adds it, made once instead of in every layer
-            mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill_(~mask, -torch.inf)
-        reader = ReadCache(cache)
-        call = {
-            "attention_mask": mask,
-            "position_ids": (cache.next_position - cache.open_length + offsets)[None],
-            "past_key_values": reader,
-            "use_cache": True,
-            "sonic": None if probe is None else Observed(probe),
-        }
+    def _reread(self, requests: Sequence[Reread], encode: bool) -> None:
+        ids = [
+            torch.tensor(list(request.token_ids), device=self.device)[request.offsets] for request in requests
+        ]
+        embeddings = self.base.get_input_embeddings()(torch.cat(ids)[None])  # (1, N, C)
         if encode:
             assert self.adapter is not None
-            embeddings = self.adapter.embed(embeddings, torch.full_like(ids, segment))
+            segments = [torch.full_like(of, r.segment) for of, r in zip(ids, requests, strict=True)]
+            embeddings = self.adapter.embed(embeddings, torch.cat(segments)[None])
+        seen = [request.seen(encode and self.whole_segment) for request in requests]
         with self.adapter.attached() if self.adapter and encode else sonic_attention(self.base):
-            self.base.get_decoder()(inputs_embeds=embeddings, **call)
-        return reader
+            self.base.get_decoder()(
+                inputs_embeds=embeddings,
+                attention_mask=embeddings.new_ones(1, 1, 1, 1, dtype=torch.bool),  # each reading has its own
+                position_ids=torch.cat([request.positions() for request in requests])[None],
+                use_cache=False,
+                sonic=Rereading(requests, seen, self.dtype),
+            )
 
     @property
     def whole_segment(self) -> bool:

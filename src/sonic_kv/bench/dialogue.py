@@ -25,13 +25,14 @@ from sonic_kv import __version__
 from sonic_kv.bench.timing import Machine, Ratio, decode_bound, measure_machine, ratio_of_sums, seconds
 from sonic_kv.cache import SessionCache
 from sonic_kv.compressor import Compressor
-from sonic_kv.config import BenchDialogueOptions, Budget, SamplingConfig, SessionConfig, Storage
+from sonic_kv.config import BenchDialogueOptions, Budget, SamplingConfig, SessionConfig, Storage, TurnTokens
 from sonic_kv.errors import ConfigError
 from sonic_kv.files import write_atomic
 from sonic_kv.generate import generate_step
 from sonic_kv.human import bytes_text
 from sonic_kv.importance import Importance, WindowImportance
 from sonic_kv.model import SonicModel
+from sonic_kv.reread import Reread
 
 PREFIX = 4  # tokens that are never compressed
 FULL, REPREFILLED = "full", "re-prefilled"
@@ -44,7 +45,10 @@ class Newest:
     def __init__(self, model: SonicModel) -> None:
         self._model = model
 
-    def scores(self, cache: SessionCache, token_ids: Sequence[int]) -> list[Tensor]:
+    def reading(self, cache: SessionCache, token_ids: Sequence[int]) -> None:
+        return None
+
+    def scores(self, cache: SessionCache, read: Reread | None) -> list[Tensor]:
         kept = cache.stored - cache.lengths.prefix
         return [torch.zeros(1, self._model.num_heads, kept, device=self._model.device) for _ in cache.layers]
 
@@ -139,10 +143,12 @@ class _Run:
     def _close(self) -> None:
         if self.method.compressor is None:
             return
-        for cache, ids in zip(self.caches, self.transcripts, strict=True):
-            # in the transcript, but not in the cache: the reply's last token
-            segment = ids[cache.lengths.closed : cache.logical_length]
-            self.method.compressor.close(cache, segment, Budget(compression_ratio=self.method.ratio))
+        open_segments = [  # in the transcript, but not in the cache: the reply's last token
+            (cache, ids[cache.lengths.closed : cache.logical_length])
+            for cache, ids in zip(self.caches, self.transcripts, strict=True)
+        ]
+        self.method.compressor.close_all(open_segments, Budget(compression_ratio=self.method.ratio))
+        for cache in self.caches:
             cache.pack()
 
     def bytes(self) -> int:
@@ -151,22 +157,20 @@ class _Run:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything that was measured, and on what."""
+    """Everything that was measured of one kind of dialogue, and on what."""
 
     model: str
     machine: Machine
     options: BenchDialogueOptions
+    bytes_per_token: int
+    turn: TurnTokens
     turns: dict[str, Turns]
     bounds: dict[str, dict[int, float]]  # by method and length: seconds of a decode step there, at best
     version: str = __version__
 
-    @property
-    def turn_tokens(self) -> int:
-        return self.options.user_tokens + self.options.reply_tokens
-
     def upto(self, length: int) -> slice:
         """The turns of the first `length` logical tokens."""
-        return slice(0, max(length // self.turn_tokens, 1))
+        return slice(0, max(length // sum(self.turn), 1))
 
     def ending(self, length: int) -> slice:
         """The last eighth of these turns."""
@@ -175,19 +179,25 @@ class Result:
 
 
 @torch.no_grad()
-def measure(model: SonicModel, name: str, options: BenchDialogueOptions) -> Result:
-    """Live through the dialogue `repetitions` times (and once before, to warm up, for two turns)."""
-    chosen = methods(model, options)
+def measure(model: SonicModel, name: str, options: BenchDialogueOptions) -> list[Result]:
+    """Live through each kind of dialogue `repetitions` times (and once before, to warm up, for two turns)."""
     machine = measure_machine(model)
+    return [_measure(model, name, options, machine, turn) for turn in options.turns]
+
+
+def _measure(
+    model: SonicModel, name: str, options: BenchDialogueOptions, machine: Machine, turn: TurnTokens
+) -> Result:
+    chosen = methods(model, options)
     turns = {method.name: Turns() for method in chosen}
-    length = max(options.lengths)
-    count = max(length // (options.user_tokens + options.reply_tokens), 1)
-    _lockstep(model, chosen, options, min(count, 2))
+    count = max(max(options.lengths) // sum(turn), 1)
+    for _ in _lockstep(model, chosen, options, turn, min(count, 2)):
+        pass
     with tqdm(
         total=options.repetitions * count, unit="turn", file=sys.stderr, disable=None, leave=False
     ) as bar:
         for repetition in range(options.repetitions):
-            for number, measured in enumerate(_lockstep(model, chosen, options, count, repetition)):
+            for number, measured in enumerate(_lockstep(model, chosen, options, turn, count, repetition)):
                 for method, (first, decode, close, peak, live, entries) in measured.items():
                     mine = turns[method]
                     if not repetition:
@@ -200,13 +210,13 @@ def measure(model: SonicModel, name: str, options: BenchDialogueOptions) -> Resu
                     mine.decode[number].append(decode)
                     mine.closing[number].append(close)
                 bar.update()
-    result = Result(name, machine, options, turns, {})
+    result = Result(name, machine, options, model.bytes_per_token, turn, turns, {})
     for method, mine in turns.items():
         result.bounds[method] = {
             length: decode_bound(
                 model,
                 machine,
-                statistics.mean(mine.entries[result.ending(length)]) - options.reply_tokens / 2,
+                statistics.mean(mine.entries[result.ending(length)]) - turn.reply / 2,
                 options.batch,
             )
             for length in options.lengths
@@ -218,7 +228,12 @@ Measured = dict[str, tuple[float, float, float, int, int, int]]
 
 
 def _lockstep(
-    model: SonicModel, chosen: list[Method], options: BenchDialogueOptions, count: int, repetition: int = 0
+    model: SonicModel,
+    chosen: list[Method],
+    options: BenchDialogueOptions,
+    turn: TurnTokens,
+    count: int,
+    repetition: int = 0,
 ) -> Iterator[Measured]:
     generator = torch.Generator().manual_seed(options.seed)
 
@@ -230,11 +245,11 @@ def _lockstep(
     prefixes = tokens(PREFIX)
     runs = [_Run(model, method, prefixes) for method in chosen]
     for number in range(count):
-        messages = tokens(options.user_tokens)
+        messages = tokens(turn.user)
         measured: Measured = {}
         for offset in range(len(runs)):
             run = runs[(offset + number + repetition) % len(runs)]
-            first, decode, close, peak, entries = run.turn(messages, options.reply_tokens)
+            first, decode, close, peak, entries = run.turn(messages, turn.reply)
             measured[run.method.name] = (first, decode, close, peak, run.bytes(), entries)
         yield measured
 
@@ -260,25 +275,21 @@ class Row:
     live_share: float  # of the bytes of every token's keys and values
 
 
-def rows(result: Result, bytes_per_token: int) -> list[Row]:
+def rows(result: Result) -> list[Row]:
     """Every method at every length."""
-    return [
-        _row(result, name, length, bytes_per_token)
-        for length in result.options.lengths
-        for name in result.turns
-    ]
+    return [_row(result, name, length) for length in result.options.lengths for name in result.turns]
 
 
-def _row(result: Result, name: str, length: int, bytes_per_token: int) -> Row:
+def _row(result: Result, name: str, length: int) -> Row:
     mine, whole, end = result.turns[name], result.upto(length), result.ending(length)
 
     def against(other: str, times: Callable[[Turns], list[list[float]]]) -> Ratio | None:
         return ratio_of_sums(times(mine), times(result.turns[other])) if other in result.turns else None
 
-    total, steps = mine.total(whole), result.options.reply_tokens - 1
+    total, steps = mine.total(whole), result.turn.reply - 1
     step = statistics.median(t / steps for turn in mine.decode[end] for t in turn)
     live = mine.live_bytes[whole.stop - 1]
-    logical = result.options.batch * (PREFIX + whole.stop * result.turn_tokens)
+    logical = result.options.batch * (PREFIX + whole.stop * sum(result.turn))
     return Row(
         method=name,
         length=length,
@@ -294,7 +305,7 @@ def _row(result: Result, name: str, length: int, bytes_per_token: int) -> Row:
         closing_share=sum(map(sum, mine.closing[whole])) / sum(map(sum, total)),
         live_bytes=live,
         peak_bytes=max(mine.peak_bytes[whole]),
-        live_share=live / (logical * bytes_per_token),
+        live_share=live / (logical * result.bytes_per_token),
     )
 
 
@@ -304,25 +315,26 @@ HEAD = (
 )  # fmt: skip
 
 
-def report(result: Result, found: Sequence[Row]) -> str:
+def report(results: Sequence[Result]) -> str:
     """The figures as a Markdown page."""
-    options, machine = result.options, result.machine
+    first = results[0]
+    options, machine = first.options, first.machine
     lines = [
-        f"# Whole dialogues: {result.model}",
+        f"# Whole dialogues: {first.model}",
         "",
-        f"sonic-kv {result.version}; {machine.device}, {machine.threads} threads, {machine.dtype}; reads "
+        f"sonic-kv {first.version}; {machine.device}, {machine.threads} threads, {machine.dtype}; reads "
         f"{bytes_text(machine.bytes_per_second)}/s, multiplies {machine.operations_per_second / 1e9:.0f} G "
         "operations/s.",
-        f"Turns of {options.user_tokens} user and {options.reply_tokens} reply tokens, batch {options.batch}, "
-        f"{options.repetitions} repetitions, seed {options.seed}. Ratios: sums of paired times, 95 % bootstrap "
-        "interval. First token and step: the last eighth of the turns. Bound: weights and cache read once a step "
-        "at the rate above, or the arithmetic, whichever takes longer.",
+        f"Batch {options.batch}, {options.repetitions} repetitions, seed {options.seed}. Ratios: sums of paired "
+        "times, 95 % bootstrap interval. First token and step: the last eighth of the turns. Bound: weights and "
+        "cache read once a step at the rate above, or the arithmetic, whichever takes longer.",
     ]
-    for length in options.lengths:
-        lines += ["", f"## {length} tokens", "", "| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
-        for row in found:
-            if row.length == length:
-                lines.append("| " + " | ".join(_cells(row)) + " |")
+    for result in results:
+        found = rows(result)
+        for length in options.lengths:
+            lines += ["", f"## {length} tokens, turns of {result.turn}", ""]
+            lines += ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
+            lines += ["| " + " | ".join(_cells(row)) + " |" for row in found if row.length == length]
     return "\n".join(lines) + "\n"
 
 
@@ -339,9 +351,9 @@ def _cells(row: Row) -> list[str]:
     ]  # fmt: skip
 
 
-def as_json(result: Result, found: Sequence[Row]) -> dict[str, Any]:
-    """Options, machine, the rows of the report, and every time behind them."""
-    return {**asdict(result), "rows": [asdict(row) for row in found]}
+def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Of every kind of dialogue options, machine, the rows of the report, and every time behind them."""
+    return [{**asdict(result), "rows": [asdict(row) for row in rows(result)]} for result in results]
 
 
 def check_plot() -> None:
@@ -350,35 +362,37 @@ def check_plot() -> None:
         raise ConfigError("the plot needs matplotlib: pip install 'sonic-kv[bench]'; or leave --out away")
 
 
-def plot(result: Result) -> bytes:
+def plot(results: Sequence[Result]) -> bytes:
     """Time so far, decode step and bytes over the dialogue's length, as an SVG."""
     from matplotlib.figure import Figure
 
-    steps = result.options.reply_tokens - 1
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for name, mine in result.turns.items():
-        length = [PREFIX + (n + 1) * result.turn_tokens for n in range(len(mine.decode))]
-        times = list(accumulate(map(statistics.mean, mine.total())))
-        decode = [1e3 * statistics.median(turn) / steps for turn in mine.decode]
-        for panel, values in zip(panels, (times, decode, [b / 1e6 for b in mine.live_bytes]), strict=True):
-            panel.plot(length, values, label=name)
-    for panel, title in zip(panels, ("time so far, s", "decode step, ms", "live cache, MB"), strict=True):
-        panel.set(xlabel="logical tokens", title=title)
-        panel.set_ylim(bottom=0)
-        panel.grid(alpha=0.3)
-    panels[0].legend()
+    figure = Figure(figsize=(15, 4.5 * len(results)), layout="constrained")
+    for result, panels in zip(results, figure.subplots(len(results), 3, squeeze=False), strict=True):
+        steps = result.turn.reply - 1
+        for name, mine in result.turns.items():
+            length = [PREFIX + (n + 1) * sum(result.turn) for n in range(len(mine.decode))]
+            times = list(accumulate(map(statistics.mean, mine.total())))
+            decode = [1e3 * statistics.median(turn) / steps for turn in mine.decode]
+            for panel, values in zip(
+                panels, (times, decode, [b / 1e6 for b in mine.live_bytes]), strict=True
+            ):
+                panel.plot(length, values, label=name)
+        for panel, title in zip(panels, ("time so far, s", "decode step, ms", "live cache, MB"), strict=True):
+            panel.set(xlabel=f"logical tokens, turns of {result.turn}", title=title)
+            panel.set_ylim(bottom=0)
+            panel.grid(alpha=0.3)
+        panels[0].legend()
     drawn = io.BytesIO()
     figure.savefig(drawn, format="svg")
     return drawn.getvalue()
 
 
-def write(result: Result, found: Sequence[Row], folder: str | Path) -> None:
+def write(results: Sequence[Result], folder: str | Path) -> None:
     """`result.json`, `report.md` and `plot.svg`."""
     files = {
-        "result.json": json.dumps(as_json(result, found), indent=1).encode(),
-        "report.md": report(result, found).encode(),
-        "plot.svg": plot(result),
+        "result.json": json.dumps(as_json(results), indent=1).encode(),
+        "report.md": report(results).encode(),
+        "plot.svg": plot(results),
     }
     for name, data in files.items():
         write_atomic(Path(folder) / name, data)

@@ -7,10 +7,11 @@ position, except where text is read anew.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from sonic_kv.errors import SonicError
 from sonic_kv.eval.turns import Row, read
 from sonic_kv.generate import generate
 from sonic_kv.model import SonicModel
+from sonic_kv.reread import Reread
 
 SINKS = 4  # first tokens that StreamingLLM keeps, the prefix included
 SUMMARY_TOKENS = 64  # longest summary: writing one takes a decoding step a token
@@ -70,6 +72,11 @@ class Method:
         """Close the row's open segment; of memory and open segment keep `target` entries per layer and head."""
         raise NotImplementedError
 
+    def steps(self, row: Row, target: int) -> Generator[Reread, None, None]:
+        """`close`, but the caller has the model read again what it yields."""
+        self.close(row, target)
+        yield from ()
+
 
 def close(method: Method, row: Row) -> None:
     """Close the row's open segment by `method`.
@@ -101,11 +108,18 @@ def close_all(model: SonicModel, tasks: Sequence[tuple[Method, Row]]) -> list[Ex
         read(model, [aside for _, aside, _ in asked], [ids for _, _, ids in asked], [[] for _ in asked])
     for row, aside, _ in asked:
         row.seconds += aside.seconds
-    for number, (method, row) in enumerate(tasks):
-        if errors[number] is None:
-            with _watching(errors, number, row):
-                _close(method, row)
-                row.aside = None
+    going = {n: _steps(*task) for n, task in enumerate(tasks) if errors[n] is None}
+    while going:
+        wanted: dict[int, Reread] = {}
+        for number, steps in going.items():
+            with _watching(errors, number, tasks[number][1]):
+                wanted.update((number, request) for request in islice(steps, 1))
+        begun = time.perf_counter()
+        model.reread(list(wanted.values()))
+        share = (time.perf_counter() - begun) / max(sum(len(r.offsets) for r in wanted.values()), 1)
+        for number, request in wanted.items():
+            tasks[number][1].seconds += share * len(request.offsets)
+        going = {number: going[number] for number in wanted}
     return errors
 
 
@@ -133,10 +147,11 @@ def _allowed(method: Method, row: Row) -> int:
     return lengths.memory if target is None else target
 
 
-def _close(method: Method, row: Row) -> None:
+def _steps(method: Method, row: Row) -> Generator[Reread, None, None]:
+    """The method's steps, and a look at what it kept."""
     allowed = _allowed(method, row)
-    method.close(row, allowed)
-    held = row.held()
+    yield from method.steps(row, allowed)
+    row.aside, held = None, row.held()
     # layers with shares of their own round each to whole entries
     if method.reference is None and sum(held) > len(held) * (allowed + 0.5):
         raise Unfair(f"{sum(held) / len(held):.1f} entries are kept, and {allowed} are allowed")
@@ -266,9 +281,9 @@ class Sonic(Method):
             return "an adapter"
         return None if model.adapter.reencodes else "an adapter with a LoRA"
 
-    def close(self, row: Row, target: int) -> None:
+    def steps(self, row: Row, target: int) -> Generator[Reread, None, None]:
         row.cache.bits = self.config.bits
-        self._compressor.close(row.cache, row.open_ids, self.budget)
+        yield from self._compressor.steps(row.cache, row.open_ids, self.budget)
 
 
 class Selection(Sonic):

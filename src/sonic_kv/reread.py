@@ -1,0 +1,76 @@
+"""Rows that run over tokens of an open segment again: they read the cache and do not join it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sonic_kv.attention import Probe, masked_attention
+from sonic_kv.cache import SessionCache
+
+
+@dataclass
+class Reread:
+    """What is to be read again, and what came of it.
+
+    Each row sees the prefix, the memory, and the open segment up to its own token (or all of it, by the
+    adapter's form and scope), but no other row.
+
+    Attributes:
+        token_ids: of the whole open segment. (L,)
+        offsets: which of them, ascending. (N,)
+        encode: with the adapter: the rows are Nexus tokens.
+        segment: number of the open segment, from 1.
+        probe: records what the rows attend to; the columns are the cache's.
+        entries: keys and values of the rows, per layer, when they have been read. Each (1, G, N, D)
+    """
+
+    cache: SessionCache
+    token_ids: Sequence[int]
+    offsets: Tensor
+    encode: bool = False
+    segment: int = 1
+    probe: Probe | None = None
+    entries: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def positions(self) -> Tensor:
+        """RoPE positions of the rows. (N,)"""
+        return self.cache.next_position - self.cache.open_length + self.offsets
+
+    def seen(self, whole_segment: bool) -> Tensor:
+        """Which entries each row sees. (1, 1, N, S) bool"""
+        columns = torch.arange(self.cache.stored, device=self.offsets.device)
+        last = self.cache.open_start() + self.offsets[:, None]
+        seen = columns < self.cache.stored if whole_segment else columns <= last
+        return seen.expand(len(self.offsets), -1)[None, None]
+
+
+class Rereading:
+    """The attention of a forward over the rows of several readings, laid end to end.
+
+    Args:
+        seen: of each reading.
+    """
+
+    def __init__(self, requests: Sequence[Reread], seen: Sequence[Tensor], dtype: torch.dtype) -> None:
+        edges = accumulate((len(request.offsets) for request in requests), initial=0)
+        # as SDPA adds it, made once instead of in every layer
+        masks = [torch.zeros_like(s, dtype=dtype).masked_fill_(~s, -torch.inf) for s in seen]
+        self._parts = list(
+            zip(requests, map(slice, *zip(*pairwise(edges), strict=True)), seen, masks, strict=True)
+        )
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor, **options: Any
+    ) -> Tensor:
+        outputs, layer = [], module.layer_idx
+        for request, span, seen, mask in self._parts:
+            own, held = query[:, :, span], request.cache.layers[layer]
+            request.entries.append((key[:, :, span], value[:, :, span]))
+            if request.probe is not None:
+                request.probe.observe(layer, own, held.keys, held.values, seen, **options)
+            outputs.append(masked_attention(own, held.keys, held.values, mask, **options))
+        return torch.cat(outputs, dim=2)

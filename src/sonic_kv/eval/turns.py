@@ -170,6 +170,7 @@ class _Group:
     rows: Sequence[Row]
     span: slice
     watch: bool
+    _same: Tensor | None = None  # the mask, if it is the same in all layers
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
@@ -181,36 +182,42 @@ class _Group:
                 store.lazy_initialization(key[:1], value[:1])
         keys = torch.cat((torch.cat([store.keys for store in stores]), key), dim=2)  # (B, G, S, D)
         values = torch.cat((torch.cat([store.values for store in stores]), value), dim=2)
-        mask = self._mask(layer, keys.shape[1], query.shape[2], keys.shape[2], keys.device)
+        shared = query.shape[1] // keys.shape[1]
+        mask = self._mask(layer, keys, query.shape[2], shared)
         for number, store in enumerate(stores):
             own = slice(number, number + 1)
             store.fill(keys[own], values[own], store.positions, store.scores)
         # the query heads of a KV head read its entries one behind the other: nothing is repeated
-        shared = query.shape[1] // keys.shape[1]
         grouped = query.unflatten(1, (keys.shape[1], shared)).flatten(2, 3)  # (B, G, R * T, D)
-        mask = mask.repeat(1, 1, shared, 1)
         if not self.watch:
             read = masked_attention(grouped, keys, values, mask, scale=scale, softcap=softcap)
         else:
             logits = (grouped @ keys.transpose(-1, -2)).float() * scale
             if softcap is not None:
                 logits = torch.tanh(logits / softcap) * softcap
-            weights = logits.masked_fill_(~mask, -torch.inf).softmax(-1)
+            weights = logits.add_(mask).softmax(-1)
             self._note(layer, weights.unflatten(2, (shared, -1)))
             read = weights.to(values.dtype) @ values
         output: Tensor = read.unflatten(2, (shared, -1)).flatten(1, 2)
         return output
 
-    def _mask(self, layer: int, heads: int, new: int, stored: int, device: torch.device) -> Tensor:
-        """What each new token sees. (1 or B, 1 or G, T, S)"""
-        mask = torch.ones(1, 1, new, stored, dtype=torch.bool, device=device).tril(stored - new)
-        if all(row.absent is None for row in self.rows):
-            return mask
-        mask = mask.repeat(len(self.rows), heads, 1, 1)
-        for own, row in zip(mask, self.rows, strict=True):
-            if row.absent is not None:
-                first, held = row.cache.lengths.prefix, row.cache.lengths.memory
-                own[..., first : first + held] &= ~row.absent[layer][:, None]
+    def _mask(self, layer: int, keys: Tensor, new: int, shared: int) -> Tensor:
+        """What is added to the logits of each new token, for `shared` query heads. (1 or B, 1 or G, R * T, S)"""
+        if self._same is not None:
+            return self._same
+        _, heads, stored, _ = keys.shape
+        seen = torch.ones(1, 1, new, stored, dtype=torch.bool, device=keys.device).tril(stored - new)
+        everywhere = all(row.absent is None for row in self.rows)
+        if not everywhere:
+            seen = seen.repeat(len(self.rows), heads, 1, 1)
+            for own, row in zip(seen, self.rows, strict=True):
+                if row.absent is not None:
+                    first, held = row.cache.lengths.prefix, row.cache.lengths.memory
+                    own[..., first : first + held] &= ~row.absent[layer][:, None]
+        mask = (
+            torch.zeros_like(seen, dtype=keys.dtype).masked_fill_(~seen, -torch.inf).repeat(1, 1, shared, 1)
+        )
+        self._same = mask if everywhere else None
         return mask
 
     def _note(self, layer: int, weights: Tensor) -> None:

@@ -64,7 +64,8 @@ class Compressor:
         self.close_all([(cache, token_ids)], budget)
 
     def close_all(self, open_segments: Sequence[tuple[SessionCache, Sequence[int]]], budget: Budget) -> None:
-        """`close` several caches; what is re-encoded of them is in one model run."""
+        """`close` several caches; what is re-encoded of them is in one model run. If it fails, each cache is as it
+        was or closed."""
         going = [self.steps(cache, token_ids, budget) for cache, token_ids in open_segments]
         while wanted := {steps: request for steps in going for request in islice(steps, 1)}:
             self.model.reread(list(wanted.values()))

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ from sonic_kv.errors import ConfigError, ContextLengthError, FileError, ModelErr
 from sonic_kv.files import from_hub
 from sonic_kv.fingerprint import head_dim, kv_heads
 from sonic_kv.layout import Layout, own_segment
-from sonic_kv.reread import Reread, Rereading
+from sonic_kv.reread import Reread, Rereading, portions
 from sonic_kv.segments import ChatFormat
 
-REREAD_ROWS = 2048  # in one forward; more gain nothing and leave a CPU's caches
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "default"
 
 
@@ -197,12 +195,9 @@ class SonicModel:
     def reread(self, requests: Sequence[Reread]) -> None:
         """Read again what is asked for, as much of it in one forward as fits."""
         for encode in (False, True):
-            waiting = [request for request in requests if request.encode == encode]
-            while waiting:
-                ends = accumulate(len(request.offsets) for request in waiting)
-                count = max(1, sum(end <= REREAD_ROWS for end in ends))
-                self._reread(waiting[:count], encode)
-                waiting = waiting[count:]
+            asked = [request for request in requests if request.encode == encode]
+            for part in portions(asked, lambda request: len(request.offsets)):
+                self._reread(part, encode)
 
     def _reread(self, requests: Sequence[Reread], encode: bool) -> None:
         ids = [

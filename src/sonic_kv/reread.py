@@ -1,15 +1,18 @@
 """Rows that run over tokens of an open segment again: they read the cache and do not join it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from sonic_kv.attention import Probe, masked_attention
 from sonic_kv.cache import SessionCache
+
+ROWS = 2048  # read in one forward; more gain nothing and leave a CPU's caches
+T = TypeVar("T")
 
 
 @dataclass
@@ -48,6 +51,16 @@ class Reread:
         return seen.expand(len(self.offsets), -1)[None, None]
 
 
+def portions(items: Sequence[T], rows: Callable[[T], int]) -> Iterator[list[T]]:
+    """The items in order, as many at a time as fit into one forward; at least one."""
+    waiting = list(items)
+    while waiting:
+        ends = accumulate(map(rows, waiting))
+        count = max(1, sum(end <= ROWS for end in ends))
+        yield waiting[:count]
+        waiting = waiting[count:]
+
+
 class Rereading:
     """The attention of a forward over the rows of several readings, laid end to end.
 
@@ -57,11 +70,10 @@ class Rereading:
 
     def __init__(self, requests: Sequence[Reread], seen: Sequence[Tensor], dtype: torch.dtype) -> None:
         edges = accumulate((len(request.offsets) for request in requests), initial=0)
+        spans = [slice(a, b) for a, b in pairwise(edges)]
         # as SDPA adds it, made once instead of in every layer
         masks = [torch.zeros_like(s, dtype=dtype).masked_fill_(~s, -torch.inf) for s in seen]
-        self._parts = list(
-            zip(requests, map(slice, *zip(*pairwise(edges), strict=True)), seen, masks, strict=True)
-        )
+        self._parts = list(zip(requests, spans, seen, masks, strict=True))
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor, **options: Any

@@ -20,9 +20,9 @@ from sonic_kv.attention import masked_attention, sonic_attention
 from sonic_kv.cache import Lengths, SessionCache
 from sonic_kv.generate import Writer
 from sonic_kv.model import SonicModel
+from sonic_kv.reread import portions
 
 WINDOW = 64  # newest queries whose attention is kept apart
-TOKENS = 2048  # read in one forward; more gain nothing and leave a CPU's caches
 WEIGHTS = 1 << 20  # attention weights held at once
 
 
@@ -275,10 +275,7 @@ def read(
         model.check_room(row.cache, len(ids))
     found: dict[int, Tensor] = {}
     waiting = sorted(range(len(rows)), key=lambda n: _likeness(rows[n], token_ids[n]))
-    while waiting:
-        ends = accumulate(len(token_ids[n]) for n in waiting)
-        count = max(1, sum(end <= TOKENS for end in ends))
-        numbers, waiting = waiting[:count], waiting[count:]
+    for numbers in portions(waiting, lambda n: len(token_ids[n])):
         begun = time.perf_counter()
         logits = _forward(
             model, [rows[n] for n in numbers], [token_ids[n] for n in numbers], [wanted[n] for n in numbers]

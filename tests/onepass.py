@@ -19,7 +19,7 @@ class RecordingModel(SonicModel):
 
     def start(self) -> None:
         self.logits: list[Tensor] = []
-        self.kept: dict[int, list[Tensor]] = {}  # open segment number → per layer (G, n)
+        self.kept: dict[int, list[list[Tensor]]] = {}  # open segment number → per layer and head (n,)
         self.nexus: dict[int, Tensor] = {}  # segment number → transcript positions of its Nexus tokens
         self.ends: list[int] = []  # transcript positions at which segments were closed
 
@@ -35,7 +35,9 @@ class RecordingModel(SonicModel):
         if number > 1:
             if number > len(self.ends) + 1:
                 self.ends.append(cache.lengths.closed)
-            self.kept[number] = [layer.positions[0].long().clone() for layer in cache.layers]
+            self.kept[number] = [
+                [head[head >= 0].long() for head in layer.positions[0]] for layer in cache.layers
+            ]
         logits = super().feed(cache, token_ids, all_logits=True)
         self.logits.append(logits)
         return logits if all_logits else logits[-1]
@@ -66,7 +68,7 @@ def plan(session: ChatSession) -> tuple[lay.Layout, list[Tensor]]:
     ends = [*model.ends, *[lengths.closed][len(model.ends) == lengths.segments :]]
     segments = len(ends)
     nexus = [model.nexus.get(number, torch.empty(0, dtype=torch.long)) for number in range(1, segments + 1)]
-    counts = [0] + [model.kept[n][0].shape[-1] if n in model.kept else 0 for n in range(2, segments + 2)]
+    counts = [0] + [len(model.kept[n][0][0]) if n in model.kept else 0 for n in range(2, segments + 2)]
     layout = lay.interleave(
         len(session.token_ids),
         lengths.prefix,

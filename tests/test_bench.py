@@ -172,14 +172,14 @@ def test_batches_grow_until_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None
     ]
     assert all(s.ms > 0 and s.tokens_per_second == pytest.approx(1e3 * s.batch / s.ms) for s in result.steps)
     assert result.too_large == {0.0: None, 0.8: None}
-    join = batch.BatchCache.join
+    step = batch.batch_step
 
-    def full(self: Any, cache: Any) -> int:
-        if len(self) == 2:
+    def full(base: Any, caches: Any, *arguments: Any) -> Any:
+        if len(caches) > 2:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
-        return join(self, cache)
+        return step(base, caches, *arguments)
 
-    monkeypatch.setattr(batch.BatchCache, "join", full)
+    monkeypatch.setattr(batch, "batch_step", full)
     result = batch.measure(model, "tiny", options)
     assert result.too_large == {0.0: 4, 0.8: 4}
     assert "0.8 removed: 2 rows fit, 4 do not" in batch.report(result)

@@ -74,13 +74,14 @@ def test_rebased_keys_are_those_of_nearer_positions() -> None:
     rebased, prefix = chat.cache.lengths.rebased, chat.cache.lengths.prefix
     assert far.cache.lengths.rebased == 0
     assert chat.cache.next_position == far.cache.next_position - rebased
-    memory = slice(prefix, chat.cache.open_start())
-    for number, (mine, theirs) in enumerate(zip(chat.cache.layers, far.cache.layers, strict=True)):
-        assert torch.equal(mine.positions, theirs.positions)
-        torch.testing.assert_close(mine.values, theirs.values)
-        there = (theirs.positions - rebased).clamp_min(prefix)
-        moved = model.rope.rotate(number, theirs.keys[:, :, memory], there - theirs.positions)
-        torch.testing.assert_close(mine.keys[:, :, memory], moved, atol=1e-5, rtol=0)
+    for number, (mine, theirs) in enumerate(zip(chat.cache.memory(), far.cache.memory(), strict=True)):
+        for head, positions in enumerate(theirs.positions):
+            assert torch.equal(mine.positions[head], positions)
+            torch.testing.assert_close(mine.values[head], theirs.values[head])
+            there = (positions - rebased).clamp_min(prefix)
+            moved = model.rope.rotate(number, theirs.keys[head], there - positions)
+            torch.testing.assert_close(mine.keys[head], moved, atol=1e-5, rtol=0)
+        there = (torch.cat(list(theirs.positions)) - rebased).clamp_min(prefix)
         assert bool((there == prefix).any())  # the oldest are as far away as can be
         assert bool((there > prefix).any())
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sonic_kv.budget import allocate, select_by_segment, select_global, target_entries
+from sonic_kv.budget import allocate, select_by_segment, select_global, select_pooled, target_entries
 from sonic_kv.config import AdapterConfig, Budget, SamplingConfig, SessionConfig
 from sonic_kv.errors import BudgetError, ConfigError
 
@@ -189,9 +189,9 @@ def scored(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
 def test_global_selection_keeps_one_of_every_segment_then_the_best(case: tuple[Tensor, Tensor, int]) -> None:
     scores, segments, total = case
     kept = select_global(scores, segments, total)
-    assert kept.shape == (scores.shape[0], total)
-    for score, segment, rows in zip(scores.tolist(), segments.tolist(), kept.tolist(), strict=True):
-        assert rows == sorted(set(rows))
+    assert kept.sum(-1).tolist() == [total] * len(scores)
+    chosen_rows = [mask.nonzero()[:, 0].tolist() for mask in kept]
+    for score, segment, rows in zip(scores.tolist(), segments.tolist(), chosen_rows, strict=True):
         first = _first_of_each(score, segment)
         assert {segment[i] for i in rows} == set(segment) or len(set(segment)) > total
         if len(first) <= total:
@@ -217,10 +217,24 @@ def test_smaller_global_selection_is_a_subset(case: tuple[Tensor, Tensor, int], 
     scores, segments, total = case
     many = select_global(scores, segments, total)
     less = max(total - fewer, 0)
-    again = select_global(scores.gather(-1, many), segments.gather(-1, many), less)
-    assert torch.equal(
-        scores.gather(-1, many.gather(-1, again)), scores.gather(-1, select_global(scores, segments, less))
-    )
+    again = select_global(scores.masked_fill(~many, -torch.inf), segments, less)
+    assert torch.equal(again, select_global(scores, segments, less))
+
+
+@given(scored(), st.integers(0, 20))
+def test_pooled_selection_takes_the_best_of_all_heads(case: tuple[Tensor, Tensor, int], fewer: int) -> None:
+    scores, _, total = case
+    layers = [scores, scores.flip(0)[:, : scores.shape[1] // 2 + 1] + 1.0]
+    kept = select_pooled(layers, total)
+    size = total * sum(len(layer) for layer in layers)
+    everything = torch.cat([layer.flatten() for layer in layers])
+    chosen = torch.cat([layer[mask] for layer, mask in zip(layers, kept, strict=True)])
+    assert len(chosen) == min(size, len(everything))
+    assert torch.equal(chosen.sort().values, everything.sort().values[len(everything) - len(chosen) :])
+    less = max(total - fewer, 0)
+    left = [layer.masked_fill(~mask, -torch.inf) for layer, mask in zip(layers, kept, strict=True)]
+    for again, once in zip(select_pooled(left, less), select_pooled(layers, less), strict=True):
+        assert torch.equal(again, once)
 
 
 @given(scored(), st.data())
@@ -232,9 +246,8 @@ def test_selection_by_segment_keeps_the_best_of_each(
     held = torch.bincount(segments[0]).tolist()
     counts = [data.draw(st.integers(0, n)) for n in held]
     kept = select_by_segment(scores, segments, counts)
-    assert kept.shape == (scores.shape[0], sum(counts))
-    for score, rows in zip(scores, kept, strict=True):
-        assert rows.tolist() == sorted(set(rows.tolist()))
+    for score, mask in zip(scores, kept, strict=True):
+        rows = mask.nonzero()[:, 0]
         for number, count in enumerate(counts):
             mine = rows[segments[0, rows] == number]
             inside = score[segments[0] == number]

@@ -7,7 +7,7 @@ import torch
 from tiny import DIALOGUE, FAMILIES, tiny_model
 from torch import Tensor
 
-from sonic_kv.batch import COLUMNS, BatchCache
+from sonic_kv import engine as engine_module
 from sonic_kv.cache import SessionCache
 from sonic_kv.config import Budget, SamplingConfig, SessionConfig
 from sonic_kv.engine import Engine, Preparing, Turn
@@ -38,7 +38,7 @@ def turn(model: SonicModel, number: int, length: int = 24, **options: Any) -> Tu
 
 
 def tensors(cache: SessionCache) -> list[Tensor]:
-    return [tensor for layer in cache.layers for tensor in layer.tensors()]
+    return [tensor for layer in cache.layers for tensor in layer.state().values()]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -115,7 +115,7 @@ def test_a_cancelled_turn_leaves_and_the_others_go_on() -> None:
     for number in (1, 2):
         alone = new_session(model, number).send(QUESTIONS[number], SamplingConfig(max_new_tokens=24))
         assert turns[number].text == alone.text
-    assert engine.batch.nbytes == 0
+    assert engine.nbytes == 0
 
 
 def test_a_turn_cancelled_while_it_is_prepared_undoes_its_session() -> None:
@@ -134,15 +134,15 @@ def test_a_turn_cancelled_while_it_is_prepared_undoes_its_session() -> None:
 def test_a_row_without_finite_logits_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     engine, turns = Engine(model, slice_tokens=16), [turn(model, number) for number in range(2)]
-    step = BatchCache.step
+    step = engine_module.batch_step
 
-    def poisoned(self: BatchCache, *arguments: Any) -> Tensor:
-        logits = step(self, *arguments)
-        if len(self) == 2:
+    def poisoned(base: Any, caches: list[SessionCache], *arguments: Any) -> Tensor:
+        logits = step(base, caches, *arguments)
+        if len(caches) == 2:
             logits[0] = float("nan")
         return logits
 
-    monkeypatch.setattr(BatchCache, "step", poisoned)
+    monkeypatch.setattr(engine_module, "batch_step", poisoned)
     for one in turns:
         engine.start(one)
     engine.run()
@@ -198,30 +198,3 @@ def test_only_preparing_ends_without_a_reply() -> None:
     engine.run()
     assert one.session is chat
     assert one.finish_reason is None
-
-
-def test_batch_buffers_grow_shrink_and_go() -> None:
-    model = tiny_model(max_position_embeddings=2048)
-    caches = []
-    for length in (10, COLUMNS - 1, 3 * COLUMNS):
-        cache = SessionCache(model.num_layers)
-        model.feed(cache, [1] * length)
-        caches.append(cache)
-    batch = BatchCache(model.num_layers)
-    for cache in caches:
-        batch.join(cache)
-    assert batch.nbytes == 4 * 4 * COLUMNS * model.bytes_per_token
-    batch.leave(2)
-    batch.leave(0)
-    batch.join(caches[0])
-    assert batch.nbytes == 4 * COLUMNS * model.bytes_per_token
-    lengths = dict(zip(batch.lengths, batch.positions, strict=True))
-    assert lengths == {COLUMNS - 1: COLUMNS - 1, 10: 10}
-    order = [caches[1], caches[0]]
-    for _ in range(3):  # over the edge of the buffers
-        logits = batch.step(model.base, [5, 5])
-        for row, cache in enumerate(order):
-            torch.testing.assert_close(logits[row], model.feed(cache, [5]), atol=1e-5, rtol=0)
-    batch.leave(0)
-    batch.leave(0)
-    assert batch.nbytes == 0

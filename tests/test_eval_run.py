@@ -331,7 +331,10 @@ def test_a_method_that_breaks_its_cache_takes_no_other_one_down(
     class Broken(runs.METHODS["sliding"]):  # type: ignore[misc]
         def close(self, row: Any, target: int) -> None:
             super().close(row, target)
-            row.cache.layers[-1].keys = row.cache.layers[-1].keys[..., :4]  # the next forward fails
+            layer = row.cache.layers[-1]
+            layer.fill(
+                layer.keys[..., :4], layer.values, layer.positions, layer.scores
+            )  # the next forward fails
 
     monkeypatch.setitem(runs.METHODS, "sliding", Broken)
     evaluation = Evaluation(model, options(tmp_path, batch_size=20), CONFIG)

@@ -26,6 +26,7 @@ SHORT: dict[str, dict[str, Any]] = {  # 20 steps on short dialogues in float32
         "max_tokens": 200,
         "max_steps": 20,
         "importance_steps": 5,
+        "calibration_rounds": 1,
         "warmup_steps": 1,
         "validate_every": 10,
         "validation_dialogues": 2,

@@ -91,7 +91,7 @@ def test_rest_changes_nothing() -> None:
     for message in DIALOGUE[2:]:
         stepwise.extend([message])
     for one, other in zip(at_once.cache.layers, stepwise.cache.layers, strict=True):
-        for a, b in zip(one.tensors(), other.tensors(), strict=True):
+        for a, b in zip(one.state().values(), other.state().values(), strict=True):
             assert torch.equal(a, b)
     assert at_once.send("where?").text == stepwise.send("where?").text
 
@@ -113,18 +113,18 @@ def test_a_packed_session_is_saved_packed_and_goes_on(storage: Storage, tmp_path
     assert loaded.stats == chat.stats
     assert loaded.send("where?").text == chat.send("where?").text
     for one, other in zip(loaded.cache.layers, chat.cache.layers, strict=True):
-        for a, b in zip(one.tensors(), other.tensors(), strict=True):
+        for a, b in zip(one.state().values(), other.state().values(), strict=True):
             assert torch.equal(a, b)
 
 
 def test_a_failed_call_leaves_packed_memory_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     chat = talk("int4")
-    before = [tensor.clone() for layer in chat.cache.layers for tensor in layer.tensors()]
+    before = [tensor.clone() for layer in chat.cache.layers for tensor in layer.state().values()]
     with monkeypatch.context() as patches:
         patches.setattr(chat._compressor, "_store", None)
         with pytest.raises(TypeError):
             chat.extend([{"role": "user", "content": "x" * 60}, {"role": "assistant", "content": "ok"}])
-    after = [tensor for layer in chat.cache.layers for tensor in layer.tensors()]
+    after = [tensor for layer in chat.cache.layers for tensor in layer.state().values()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     fork = chat.fork()
     fork.send("where?")

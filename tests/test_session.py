@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import DynamicCache
 
 from sonic_kv.adapter import Adapter
-from sonic_kv.cache import SPARE_ENTRIES, SPARE_SHARE, SessionCache
+from sonic_kv.cache import SessionCache
 from sonic_kv.config import AdapterConfig, Budget, SamplingConfig, SessionConfig
 from sonic_kv.errors import (
     AdapterError,
@@ -25,10 +25,12 @@ from sonic_kv.errors import (
     ContextLengthError,
     FileError,
     MessageError,
+    ModelError,
     NumericalError,
     SonicError,
 )
 from sonic_kv.generate import generate
+from sonic_kv.layers import SPARE_ENTRIES, SPARE_SHARE
 from sonic_kv.model import SonicModel
 from sonic_kv.segments import segment_ends
 from sonic_kv.session import ChatSession
@@ -56,7 +58,7 @@ def talk(
 
 
 def tensors(cache: SessionCache) -> list[Tensor]:
-    return [tensor for layer in cache.layers for tensor in layer.tensors()]
+    return [tensor for layer in cache.layers for tensor in layer.state().values()]
 
 
 def state(chat: ChatSession) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def state(chat: ChatSession) -> dict[str, Any]:
         "budget": chat.budget,
         "last_reply": chat.last_reply,
         "lengths": chat.cache.lengths,
-        "removed": [layer.removed for layer in chat.cache.layers],
+        "passed": [layer.passed for layer in chat.cache.layers],
         "tensors": [tensor.clone() for tensor in tensors(chat.cache)],
     }
 
@@ -166,11 +168,10 @@ def test_untrained_nexus_is_its_anchors_raw_entry(family: str) -> None:
     raw = DynamicCache(config=base.config)
     with torch.no_grad():
         base(torch.tensor([chat.token_ids]), past_key_values=raw)
-    span = slice(chat.cache.lengths.prefix, chat.cache.open_start())
-    for layer, full in zip(chat.cache.layers, raw.layers, strict=True):
-        at = layer.positions.long()[..., None].expand(-1, -1, -1, full.keys.shape[-1])
-        torch.testing.assert_close(layer.keys[:, :, span], full.keys.gather(2, at), atol=1e-5, rtol=0)
-        torch.testing.assert_close(layer.values[:, :, span], full.values.gather(2, at), atol=1e-5, rtol=0)
+    for memory, full in zip(chat.cache.memory(), raw.layers, strict=True):
+        for head, at in enumerate(memory.positions):
+            torch.testing.assert_close(memory.keys[head], full.keys[0, head, at], atol=1e-5, rtol=0)
+            torch.testing.assert_close(memory.values[head], full.values[0, head, at], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
@@ -190,7 +191,9 @@ def test_untrained_reencoding_is_plain_selection_over_a_whole_dialogue(positions
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_generate_continues_as_the_session(family: str) -> None:
     model = tiny_model(family)
-    chat = talk(model, Budget(compression_ratio=0.7), exchanges=4)
+    chat = talk(
+        model, Budget(compression_ratio=0.7), config=SessionConfig(16, 40, allocation="global"), exchanges=4
+    )
     prompt = model.format.user("and the code?") + model.format.generation_prompt()
     (mine,) = generate(model, [prompt], [chat.cache.fork()], SamplingConfig(max_new_tokens=8))
     transcript = torch.tensor([chat.token_ids + prompt])
@@ -203,6 +206,17 @@ def test_transformers_generate_continues_as_the_session(family: str) -> None:
     )
     assert theirs[0, transcript.shape[1] :].tolist() == mine.token_ids
     assert chat.cache.logical_length == len(chat.token_ids)
+
+
+def test_the_models_own_attention_is_not_let_near_uneven_heads() -> None:
+    model = tiny_model()
+    chat = talk(model, Budget(compression_ratio=0.7), exchanges=4)
+    assert not chat.cache.even
+    with pytest.raises(ModelError, match="allocation='global'") as caught:
+        model.base(torch.tensor([[65]]), past_key_values=chat.cache.fork())
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match="allocation='global'"):
+        _ = chat.cache.layers[0].keys
 
 
 # --- save, load, fork ---------------------------------------------------------------------------
@@ -317,17 +331,22 @@ def test_fork_continues_as_the_parent_would() -> None:
     assert continued(chat.fork()) == continued(chat)
 
 
+def place(cache: SessionCache) -> int:
+    keys, _ = cache.layers[0].heads()[0]
+    return keys.data_ptr()
+
+
 def test_a_token_is_appended_in_place_and_a_fork_that_was_overtaken_goes_its_own_way() -> None:
     model = tiny_model()
     chat = talk(model)
     model.feed(chat.cache, [65])
-    where = chat.cache.layers[0].keys.data_ptr()
+    where = place(chat.cache)
     fork = chat.cache.fork()
     model.feed(chat.cache, [66, 67])
-    assert chat.cache.layers[0].keys.data_ptr() == where
+    assert place(chat.cache) == where
     ours = [tensor.clone() for tensor in tensors(chat.cache)]
     model.feed(fork, [68])
-    assert fork.layers[0].keys.data_ptr() != where
+    assert place(fork) != where
     assert all(torch.equal(x, y) for x, y in zip(ours, tensors(chat.cache), strict=True))
     expected = chat.cache.fork()
     expected.drop_newest(2)
@@ -455,17 +474,18 @@ def storages(cache: SessionCache) -> list[StorageWeakRef]:
 
 def assert_little_slack(cache: SessionCache) -> None:
     """The storages are what is reported, and a sixteenth or 32 entries larger than the tensors at most."""
-    held = tensors(cache)
+    held = [tensor for layer in cache.layers for tensor in layer.tensors()]
     assert cache.nbytes == sum(tensor.untyped_storage().nbytes() for tensor in held)
     for layer in cache.layers:
         for tensor in layer.tensors()[:2]:
-            capacity = tensor.untyped_storage().nbytes() // (tensor[0, :, 0].numel() * tensor.element_size())
-            assert capacity - layer.stored <= max(SPARE_ENTRIES, layer.stored // SPARE_SHARE)
+            spare = (len(tensor) - sum(layer.sizes)) / len(layer.sizes)
+            assert spare <= max(SPARE_ENTRIES, layer.longest // SPARE_SHARE)
 
 
 def assert_no_slack(cache: SessionCache) -> None:
     """Every tensor's storage is as large as the tensor, and the sum is what is reported."""
-    held = tensors(cache)
+    held = [tensor for layer in cache.layers for tensor in layer.tensors()]
+    assert all(len(layer.tensors()[0]) == sum(layer.sizes) for layer in cache.layers)
     assert all(tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() for tensor in held)
     assert cache.nbytes == sum(tensor.numel() * tensor.element_size() for tensor in held)
 
@@ -518,7 +538,9 @@ def test_stats_add_up(kind: str) -> None:
         chat.extend([message])
         stats = chat.stats
         assert stats.logical_tokens == len(chat.token_ids) == chat.cache.get_seq_length()
-        assert stats.entries == stats.prefix + stats.memory + stats.open == chat.cache.layers[0].keys.shape[2]
+        assert stats.entries == stats.prefix + stats.memory + stats.open
+        sizes = [len(key) for layer in chat.cache.layers for key, _ in layer.heads()]
+        assert stats.entries == sum(sizes) / len(sizes)
         assert stats.bytes == chat.cache.nbytes
         assert stats.logical_tokens == stats.prefix + stats.open + sum(s.tokens for s in stats.segments)
         assert stats.memory == pytest.approx(sum(s.entries for s in stats.segments), abs=1e-4)
@@ -796,7 +818,7 @@ def test_a_saved_session_continues_in_the_dtype_of_the_model_that_loads_it(
     chat.extend(DIALOGUE)
     chat.save(tmp_path / "chat.safetensors")
     again = ChatSession.load(model(loaded), tmp_path / "chat.safetensors")
-    assert all(layer.keys.dtype == loaded for layer in again.cache.layers)
+    assert all(key.dtype == loaded for layer in again.cache.layers for key, _ in layer.heads())
     again.send("and now?", SamplingConfig(max_new_tokens=3))
     assert again.stats.segments[: len(chat.stats.segments)][0].tokens == chat.stats.segments[0].tokens
 

@@ -31,14 +31,17 @@ from sonic_kv.config import (
 from sonic_kv.errors import ConfigError, DataError, FileError, NumericalError
 from sonic_kv.model import SonicModel
 from sonic_kv.session import ChatSession
+from sonic_kv.training.calibration import divergence
 from sonic_kv.training.engine import Trainer
 from sonic_kv.training.objectives import Objective
 from sonic_kv.training.plan import draw_plan
+from sonic_kv.training.validation import session_plan
 
 QUICK: dict[str, Any] = {
     "data_share": 0.0,
     "max_steps": 6,
     "importance_steps": 2,
+    "calibration_rounds": 0,
     "batch_size": 2,
     "max_tokens": 200,
     "log_every": 1,
@@ -168,8 +171,10 @@ def test_what_is_kept_whole_is_the_base() -> None:
                 assert float(value.detach()) == pytest.approx(0.0, abs=1e-5), name
 
 
-@pytest.mark.parametrize("shares", [{}, {"random_share": 1.0, "segment_share": 0.0}, {"segment_share": 1.0}])
-def test_every_head_keeps_exactly_the_drawn_number_of_entries(shares: dict[str, float]) -> None:
+@pytest.mark.parametrize("kind", ["random", "segment", "global", "pooled"])
+def test_exactly_the_drawn_number_of_entries_is_kept(kind: str) -> None:
+    shares = {"random_share": 0.0, "segment_share": 0.0, "pooled_share": 0.0}
+    shares |= {f"{kind}_share": 1.0} if kind != "global" else {}
     plan = PlanConfig(ratio_min=0.8, ratio_max=0.8, **SIZES, **shares)
     objective, lesson = lesson_of(LossConfig(), plan)
     prefix = lesson.encoded.prefix_length
@@ -182,11 +187,12 @@ def test_every_head_keeps_exactly_the_drawn_number_of_entries(shares: dict[str, 
             plan,
             random.Random(seed),
         )
-        for lifetime in drawn.lifetime:
-            for number, end in enumerate(lesson.ends, start=2):
-                alive = (drawn.layout.segment < number)[:, None] & (lifetime >= number)
-                alive &= (drawn.layout.segment > 0)[:, None]
-                assert (alive.sum(-1) == max(round(0.2 * (end - prefix)), number - 1)).all()
+        for number, end in enumerate(lesson.ends, start=2):
+            closed = ((drawn.layout.segment < number) & (drawn.layout.segment > 0))[:, None]
+            held = torch.stack([(closed & (life >= number)).sum(-1) for life in drawn.lifetime])
+            expected = max(round(0.2 * (end - prefix)), number - 1)
+            assert held.sum() == expected * held.numel()
+            assert bool((held == expected).all()) is (kind != "pooled")
 
 
 def test_a_lowered_budget_stays_low() -> None:
@@ -308,3 +314,25 @@ def test_log_has_one_line_a_step(tmp_path: Path) -> None:
     assert [record["step"] for record in records] == list(range(1, 7))
     assert all(0 < record["seconds"] < time.perf_counter() - start for record in records)
     assert all("distillation" not in record for record in records[:2])
+
+
+def test_calibration_makes_heads_comparable_once_and_for_all(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=4, importance_steps=2, calibration_rounds=2, save_every=1)
+    lessons = [run.objective.read([run.data.dialogue(9, n)], [random.Random(n)])[0] for n in range(4)]
+    reader = Objective(run.model, run.adapter, LossConfig(), session_plan(0.8, reencode=False))
+
+    def kl() -> float:
+        with torch.no_grad():
+            return divergence(reader, lessons, [reader.scores(lesson.teacher) for lesson in lessons])
+
+    with torch.no_grad():
+        for layer in run.adapter.scorer.down:
+            layer.bias[0] += 50.0  # the first head of a layer would take everything
+    before = kl()
+    run.run()
+    assert kl() < before
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [record["round"] for record in log if "round" in record] == [1, 2]
+    once = {n: p.clone() for n, p in run.adapter.named_parameters() if n.startswith("scorer")}
+    again = trainer(tmp_path, max_steps=4, importance_steps=2, calibration_rounds=2, save_every=1)
+    assert all(torch.equal(p, dict(again.adapter.named_parameters())[n]) for n, p in once.items())

@@ -120,7 +120,7 @@ def talk(model: SonicModel, entries: int, dialogue: list[dict[str, str]] = DIALO
     chat = ChatSession(model, Budget(max_entries=entries), system="be brief", config=CONFIG)
     chat.extend(dialogue)
     assert chat.close_pending()
-    assert chat.cache.open_start() == entries
+    assert chat.stats.prefix + chat.stats.memory == entries
     chat.extend([{"role": "user", "content": "hm"}, {"role": "assistant", "content": "yes?"}])
     return chat
 

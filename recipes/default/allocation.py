@@ -1,10 +1,12 @@
-"""How a budget is shared among segments, with everything else alike: the shipped adapter, the same number of entries.
+"""How a budget is shared among layers, heads and segments, with everything else alike: the shipped adapter, the same
+number of entries.
 
     python allocation.py
 
 Shared by what is given to a segment's tokens (nothing: by length; surprisal; attention received so far; the scorer's
-importance with recency), each head then keeps its best ones of every segment; against heads that choose over the
-whole history, which is the default. KL recovery on the dialogues of `ablations.py`, paired.
+importance with recency), each head then keeps its best ones of every segment; or each head chooses over the whole
+history; or all layers and heads share one total, which is the default. KL recovery on the dialogues of
+`ablations.py`, paired.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from tqdm import tqdm
 import sonic_kv.training.plan
 from sonic_kv import SonicModel
 from sonic_kv.budget import allocate
-from sonic_kv.config import LossConfig, PlanConfig
+from sonic_kv.config import Allocation, LossConfig, PlanConfig
 from sonic_kv.human import table
 from sonic_kv.segments import Encoded
 from sonic_kv.selection import Scored, Selection
@@ -34,13 +36,13 @@ Weigh = Callable[[int], Tensor]  # tokens' weights at a closing, from its transc
 class Shared(Selection):
     """Shares entries among segments by their tokens' weights."""
 
-    def __init__(self, weigh: Weigh, recency: Callable[[int, Tensor], Tensor], by_segment: bool) -> None:
-        super().__init__(recency, by_segment)
+    def __init__(self, weigh: Weigh, recency: Callable[[int, Tensor], Tensor], _: Allocation) -> None:
+        super().__init__(recency, "segment")
         self._weigh = weigh
 
     def counts(self, entries: Sequence[Scored], starts: Sequence[int], end: int, total: int) -> list[int]:
         token = self._weigh(end)
-        owner = self.ranked(0, entries[0], starts, end)[1][0]
+        owner = self.ranked(0, entries[0], starts, end)[1][0][entries[0].scores[0, 0] > -torch.inf]
         held = torch.bincount(owner, minlength=len(starts)).tolist()
         return allocate([float(token[a:b].sum()) for a, b in pairwise([*starts, end])], held, total)
 
@@ -67,14 +69,15 @@ def rules(model: SonicModel, encoded: Encoded) -> dict[str, Callable[..., Select
         "by attention received": lambda end: received(teacher, end),
     }
     return {
-        "heads choose over the whole history": Selection,
-        "by the scorer's importance": by_importance,
+        "layers and heads share one total": Selection,
+        "heads choose over the whole history": partial(fixed, "global"),
+        "by the scorer's importance": partial(fixed, "segment"),
         **{name: partial(Shared, weigh) for name, weigh in given.items()},
     }
 
 
-def by_importance(recency: Callable[[int, Tensor], Tensor], by_segment: bool) -> Selection:
-    return Selection(recency, True)
+def fixed(allocation: Allocation, recency: Callable[[int, Tensor], Tensor], _: Allocation) -> Selection:
+    return Selection(recency, allocation)
 
 
 if __name__ == "__main__":

@@ -195,14 +195,21 @@ class _Witness:
 
 
 def masked_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float, softcap: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None,
 ) -> Tensor:
     """Grouped-query attention under a mask.
 
     Args:
         query: (B, H, Q, D)
         key, value: (B, G, S, D)
-        mask: True = seen, or what is added to the logits; every row sees something. (B, 1 or G, Q, S)
+        mask: True = seen, or what is added to the logits; every row sees something. None: all is seen.
+            (B, 1 or G, Q, S)
 
     Returns:
         (B, H, Q, D)
@@ -210,14 +217,49 @@ def masked_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        if mask.shape[1] > 1:
+        if mask is not None and mask.shape[1] > 1:
             mask = mask.repeat_interleave(groups, 1)
     if softcap is None:
         return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     logits = torch.tanh(query @ key.transpose(-1, -2) * (scale / softcap)) * softcap
-    logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
     weights = logits.softmax(-1, dtype=torch.float32)
     return weights.to(query.dtype) @ value
+
+
+def attend_heads(
+    query: Tensor,
+    heads: Sequence[tuple[Tensor, Tensor]],
+    mask: Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """`masked_attention` over KV heads that hold different numbers of entries, without padding or copies.
+
+    Args:
+        query: (1, H, Q, D)
+        heads: keys and values of each KV head. (n, D)
+        mask: added to the logits of a head with most entries; others take its last columns. None: all is
+            seen. (1, 1, Q, ≥ n)
+
+    Returns:
+        (1, H, Q, D)
+    """
+    outputs = []
+    for own, (key, value) in zip(query.unflatten(1, (len(heads), -1)).unbind(1), heads, strict=True):
+        key, value = key[None, None], value[None, None]
+        if mask is None:  # the query heads of a KV head read its entries as rows of one head
+            read = masked_attention(
+                own.flatten(1, 2)[:, None], key, value, None, scale=scale, softcap=softcap
+            ).view_as(own)
+        else:
+            key, value = (entries.expand(-1, own.shape[1], -1, -1) for entries in (key, value))
+            allowed = mask[..., mask.shape[-1] - key.shape[2] :]
+            read = masked_attention(own, key, value, allowed, scale=scale, softcap=softcap)
+        outputs.append(read)
+    return torch.cat(outputs, dim=1)
 
 
 def block_attention(

@@ -85,47 +85,64 @@ def allocate(weights: Sequence[float], capacity: Sequence[int], total: int, floo
     return counts
 
 
+def select_pooled(scores: Sequence[Tensor], total: int) -> list[Tensor]:
+    """The best entries of all layers and heads together, `total` a head in the mean.
+
+    Args:
+        scores: importance, comparable across layers and heads; -inf: no entry. Per layer (G, N)
+
+    Returns:
+        kept entries. Per layer (G, N) bool
+    """
+    together = torch.cat([layer.flatten() for layer in scores])
+    held, heads = int((together > -torch.inf).sum()), sum(len(layer) for layer in scores)
+    best = together.argsort(descending=True, stable=True)[: min(total * heads, held)]
+    kept = torch.zeros_like(together, dtype=torch.bool)
+    kept[best] = True
+    parts = kept.split([layer.numel() for layer in scores])
+    return [part.view_as(layer) for part, layer in zip(parts, scores, strict=True)]
+
+
 def select_global(scores: Tensor, segments: Tensor, total: int) -> Tensor:
     """Each head's best `total` entries over the whole history, one of every segment first.
 
     Equal scores are taken in order, so that a smaller selection is part of a larger one.
 
     Args:
-        scores: importance. (G, N)
+        scores: importance; -inf: no entry. (G, N)
         segments: segment of each entry. (G, N)
-        total: entries to keep, at most N.
+        total: entries to keep, at most as many as a head has.
 
     Returns:
-        kept indices, ascending. (G, total)
+        kept entries. (G, N) bool
     """
     if not total:
-        return segments.new_zeros((scores.shape[0], 0), dtype=torch.long)
+        return torch.zeros_like(scores, dtype=torch.bool)
     order = scores.argsort(dim=-1, descending=True, stable=True)  # best first
     owner, rank = segments.gather(-1, order), torch.arange(scores.shape[-1], device=scores.device)
+    present = scores.gather(-1, order) > -torch.inf
+    place = torch.where(present, rank, scores.shape[-1])
     best = owner.new_full((scores.shape[0], int(segments.max()) + 1), scores.shape[-1])
-    best = best.scatter_reduce(-1, owner, rank.expand_as(owner), "amin")  # rank of a segment's best entry
-    first = best.gather(-1, owner) == rank
+    best = best.scatter_reduce(-1, owner, place, "amin")  # rank of a segment's best entry
+    first = present & (best.gather(-1, owner) == rank)
     leaders = first.cumsum(-1)  # they go before all others
     place = torch.where(first, leaders, leaders[:, -1:] + rank + 1 - leaders)  # from 1
-    kept = torch.zeros_like(first).scatter(-1, order, place <= total)
-    return kept.nonzero()[:, 1].view(scores.shape[0], total)
+    return torch.zeros_like(first).scatter(-1, order, place <= total)
 
 
 def select_by_segment(scores: Tensor, segments: Tensor, counts: Sequence[int]) -> Tensor:
     """Each head's best `counts[s]` entries of every segment s.
 
     Args:
-        scores: importance. (G, N)
+        scores: importance; -inf: no entry. (G, N)
         segments: segment of each entry; every head has at least `counts[s]` of segment s. (G, N)
 
     Returns:
-        kept indices, ascending. (G, sum(counts))
+        kept entries. (G, N) bool
     """
-    kept = []
+    kept = torch.zeros_like(scores, dtype=torch.bool)
     for segment, count in enumerate(counts):
         if count:
             inside = torch.where(segments == segment, scores, -torch.inf)
-            kept.append(inside.argsort(dim=-1, descending=True, stable=True)[:, :count])
-    if not kept:
-        return segments.new_zeros((segments.shape[0], 0), dtype=torch.long)
-    return torch.cat(kept, dim=-1).sort(-1).values
+            kept.scatter_(-1, inside.argsort(dim=-1, descending=True, stable=True)[:, :count], True)
+    return kept

@@ -188,7 +188,7 @@ def train(call: Call) -> None:
 
     trainer = Trainer(load_model(options), shape, synth, config, loss, plan)
     last: dict[str, Any] = {}
-    shown = ("importance", "distillation", "recovery")
+    shown = ("importance", "round", "kl", "distillation", "recovery")
     quiet = None if trainer.processes.is_main_process else True
     with tqdm(
         initial=trainer.step, total=config.max_steps, unit="step", file=sys.stderr, disable=quiet
@@ -196,9 +196,11 @@ def train(call: Call) -> None:
 
         def show(record: dict[str, Any]) -> None:
             last.update(record)
-            figures = {name: f"{last[name]:.3f}" for name in shown if name in last}
-            bar.set_postfix({**figures, "tokens/s": round(record["tokens_per_second"])})
-            bar.update()
+            figures: dict[str, Any] = {name: f"{last[name]:.3f}" for name in shown if name in last}
+            if "tokens_per_second" in record:
+                figures["tokens/s"] = round(record["tokens_per_second"])
+            bar.set_postfix(figures)
+            bar.update(record["step"] - bar.n)
 
         path = trainer.run(show)
     if trainer.processes.is_main_process:

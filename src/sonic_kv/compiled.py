@@ -11,8 +11,7 @@ from torch import Tensor, fx, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from sonic_kv.attention import sonic_attention
-from sonic_kv.batch import ONE_TOKEN
+from sonic_kv.attention import masked_attention, sonic_attention
 from sonic_kv.cache import SessionCache
 from sonic_kv.errors import ConfigError
 
@@ -42,7 +41,10 @@ class CompiledStep:
         device, position = self._base.device, cache.next_position
         ids = torch.tensor([[token_id]], device=device)
         positions = torch.tensor([[position]], device=device)
-        buffers = [layer.extend(1) for layer in cache.layers]
+        buffers = []
+        for layer in cache.layers:
+            buffer = layer.extend(1)
+            buffers.append((layer.stacked(buffer.keys), layer.stacked(buffer.values)))
         with torch.no_grad(), sonic_attention(self._base):
             try:
                 logits: Tensor = self._run(ids, positions, buffers, cache.stored)
@@ -62,10 +64,10 @@ class CompiledStep:
         output = self._base(
             input_ids=ids,
             position_ids=positions,
-            attention_mask=ids.new_ones(1, 1, 1, 1, dtype=torch.bool).expand(1, 1, 1, end),
+            attention_mask=ids.new_ones(1, 1, 1, 1, dtype=torch.bool),  # it sees everything
             past_key_values=cache,
             use_cache=True,
-            sonic=ONE_TOKEN,
+            sonic=_OneToken(),
         )
         logits: Tensor = output.logits[0, -1]
         return logits
@@ -85,6 +87,16 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     matrix product of the BLAS does."""
     product = (rows.unsqueeze(-2) * weight).sum(-1)
     return product if bias is None else product + bias
+
+
+class _OneToken:
+    """Attention of one new token: the query heads of a KV head read its entries as rows of one head."""
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
+    ) -> Tensor:
+        grouped = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # (1, G, R, D)
+        return masked_attention(grouped, key, value, None, **options).view_as(query)
 
 
 class _StepLayer(DynamicLayer):

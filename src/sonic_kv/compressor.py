@@ -1,17 +1,18 @@
 """Closing a segment: score, choose, re-encode, keep each head's share, free the raw entries."""
 
 from collections.abc import Generator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from sonic_kv.budget import target_entries
-from sonic_kv.cache import Lengths, Memory, SessionCache
+from sonic_kv.cache import Lengths, SessionCache
 from sonic_kv.config import Budget, SessionConfig
 from sonic_kv.errors import ModelError
 from sonic_kv.importance import Importance, LearnedImportance, WindowImportance
+from sonic_kv.layers import Memory
 from sonic_kv.model import SonicModel
 from sonic_kv.quantize import vector_bytes
 from sonic_kv.reread import Reread
@@ -20,6 +21,14 @@ from sonic_kv.selection import Selection, candidates, in_elastic_order
 # Every segment keeps an entry while there are not more than this; then the oldest count as one.
 MIN_GROUPS, ENTRIES_PER_GROUP = 16, 4
 MOST_ROWS = 256  # re-encoded in one model run: they do not see each other
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Entries of one layer as the selection sees them: positions (-1) and scores (-inf) of absent ones, too."""
+
+    positions: Tensor  # (1, G, N) int32
+    scores: Tensor  # (1, G, N) float32
 
 
 class Compressor:
@@ -47,8 +56,12 @@ class Compressor:
                 else LearnedImportance(model, adapter)
             )
         self.importance = importance
-        by_segment = self.learned_form or config.allocation == "segment"
-        self.selection = Selection(self.importance.recency, by_segment)
+        allocation = config.allocation
+        if self.learned_form:
+            allocation = "segment"
+        elif allocation == "pooled" and config.positions == "compact":
+            allocation = "global"
+        self.selection = Selection(self.importance.recency, allocation)
 
     def close(self, cache: SessionCache, token_ids: Sequence[int], budget: Budget) -> None:
         """Replace the open segment by its Nexus tokens, and let older segments make room.
@@ -103,24 +116,29 @@ class Compressor:
         if request is not None:
             yield request
         scores = self.importance.scores(cache, request)
-        everything = [self._with_open(cache, layer, scores[layer]) for layer in range(self.model.num_layers)]
+        entries = [self._with_open(cache, layer, scores[layer]) for layer in range(self.model.num_layers)]
         if total is None or total >= lengths.memory:
-            cache.replace_memory(everything, lengths, drop_open=True)
+            everything = [entry.scores[0] > -torch.inf for entry in entries]
+            self._store(cache, entries, everything, lengths, [])
             self._rebase(cache)
             return
         if self.learned_form:
-            everything = [replace(e, scores=in_elastic_order(e.scores, old.memory)) for e in everything]
-        kept, share = self._select(everything, lengths, total)
+            entries = [replace(e, scores=in_elastic_order(e.scores, old.memory)) for e in entries]
+        kept, share = self._select(entries, lengths, total)
+        encoded: list[Reread] = []
         if self.reencode:
             if self.learned_form:
                 rows = torch.arange(length - share, length, device=self.model.device)
             else:
-                rows = candidates(everything, kept, old.memory, self.config.candidates)
+                rows = candidates(
+                    [mask[:, -length:] for mask in kept],
+                    [entry.scores[0, :, -length:] for entry in entries],
+                    self.config.candidates,
+                )
             for part in rows.split(MOST_ROWS):
-                request = Reread(cache, token_ids, part, encode=True, segment=lengths.segments)
-                yield request
-                everything = _replace_rows(everything, old.memory + part, request)
-        self._store(cache, everything, kept, lengths, drop_open=True)
+                encoded.append(Reread(cache, token_ids, part, encode=True, segment=lengths.segments))
+                yield encoded[-1]
+        self._store(cache, entries, kept, replace(lengths, memory=total), encoded)
         self._rebase(cache)
 
     def shrink(self, cache: SessionCache, budget: Budget) -> None:
@@ -131,9 +149,9 @@ class Compressor:
         """
         total = self._target(cache.lengths, budget)
         if total is not None and total < cache.lengths.memory:
-            memory = cache.memory()
-            kept, _ = self._select(memory, cache.lengths, total)
-            self._store(cache, memory, kept, cache.lengths, drop_open=False)
+            entries = [Entries(layer.positions, layer.scores) for layer in cache.layers]
+            kept, _ = self._select(entries, cache.lengths, total)
+            self._store(cache, entries, kept, replace(cache.lengths, memory=total), None)
 
     def bytes_per_entry(self) -> int:
         """Bytes of one memory entry over all layers and KV heads, bookkeeping included."""
@@ -160,19 +178,16 @@ class Compressor:
             other_bytes=other,
         )
 
-    def _with_open(self, cache: SessionCache, layer: int, scores: Tensor) -> Memory:
+    def _with_open(self, cache: SessionCache, layer: int, scores: Tensor) -> Entries:
         """Memory and open segment of a layer, as candidates for keeping."""
-        store, start = cache.layers[layer], cache.lengths.prefix
+        old = cache.layers[layer].positions
         fresh = torch.arange(
             cache.lengths.closed, cache.logical_length, dtype=torch.int32, device=self.model.device
         )
-        fresh = fresh.expand(1, self.model.num_heads, -1)
-        positions = torch.cat((store.positions, fresh), dim=-1)
-        return Memory(store.keys[:, :, start:], store.values[:, :, start:], positions, scores)
+        return Entries(torch.cat((old, fresh.expand(1, self.model.num_heads, -1)), dim=-1), scores)
 
-    def _select(self, entries: list[Memory], lengths: Lengths, total: int) -> tuple[list[Tensor], int]:
-        """Kept entries of each layer and head (G, total), and the newest segment's share of them (0: each
-        head's own)."""
+    def _select(self, entries: Sequence[Entries], lengths: Lengths, total: int) -> tuple[list[Tensor], int]:
+        """Kept entries of each layer (G, N), and the newest segment's share of them (0: each head's own)."""
         counts = self.selection.counts(entries, lengths.segment_starts, lengths.closed, total)
         kept = self.selection.keep(entries, lengths.segment_starts, lengths.closed, total, counts)
         return kept, counts[-1] if counts else 0
@@ -180,24 +195,30 @@ class Compressor:
     def _store(
         self,
         cache: SessionCache,
-        entries: list[Memory],
-        selected: list[Tensor],
+        entries: Sequence[Entries],
+        kept: Sequence[Tensor],
         lengths: Lengths,
-        drop_open: bool,
+        encoded: Sequence[Reread] | None,
     ) -> None:
-        """Put each head's selection into the cache; in compact mode at consecutive positions."""
-        kept = [_gather(entry, index) for entry, index in zip(entries, selected, strict=True)]
-        total = selected[0].shape[-1]
+        """Put each head's selection into the cache; in compact mode at consecutive positions.
+
+        Args:
+            entries: the memory's, and the open segment's if that is closed.
+            kept: of each layer. (G, N) bool
+            encoded: what of the open segment was re-encoded; None: it stays open.
+        """
+        selected = [
+            _gather(cache, n, *pair, encoded) for n, pair in enumerate(zip(entries, kept, strict=True))
+        ]
         if cache.compact:
-            kept = [
-                self._move(cache, layer, entry, kept[layer], selected[layer])
-                for layer, entry in enumerate(entries)
+            selected = [
+                self._move(cache, layer, memory, kept[layer]) for layer, memory in enumerate(selected)
             ]
-        cache.replace_memory(kept, replace(lengths, memory=total), drop_open)
-        if cache.compact and not drop_open:
-            shift = torch.tensor(total - lengths.memory)
+        shift = torch.tensor(lengths.memory - cache.lengths.memory)
+        cache.replace_memory(selected, lengths, drop_open=encoded is not None)
+        if cache.compact and encoded is None and cache.open_length:
             for number, layer in enumerate(cache.layers):
-                start = cache.open_start()
+                start = lengths.prefix + lengths.memory
                 tail = self.model.rope.rotate(number, layer.keys[:, :, start:], shift)
                 keys = torch.cat((layer.keys[:, :, :start], tail), dim=2)
                 layer.fill(keys, layer.values, layer.positions, layer.scores)
@@ -215,41 +236,50 @@ class Compressor:
             return
         rebased = cache.logical_length - (lengths.prefix + (high - lengths.prefix) * 2 // 3)
         moved = []
-        for number, entry in enumerate(cache.memory()):
-            here, there = (
-                (entry.positions - offset).clamp_min(lengths.prefix) for offset in (lengths.rebased, rebased)
-            )
-            moved.append(replace(entry, keys=self.model.rope.rotate(number, entry.keys, there - here)))
+        for number, memory in enumerate(cache.memory()):
+            shifts = [
+                (at - rebased).clamp_min(lengths.prefix) - (at - lengths.rebased).clamp_min(lengths.prefix)
+                for at in memory.positions
+            ]
+            keys = [
+                self.model.rope.rotate(number, head, shift)
+                for head, shift in zip(memory.keys, shifts, strict=True)
+            ]
+            moved.append(replace(memory, keys=keys))
         cache.replace_memory(moved, replace(lengths, rebased=rebased), drop_open=False)
 
-    def _move(self, cache: SessionCache, layer: int, entry: Memory, kept: Memory, index: Tensor) -> Memory:
+    def _move(self, cache: SessionCache, layer: int, memory: Memory, kept: Tensor) -> Memory:
         """Rotate kept keys from where they were encoded to consecutive positions behind the prefix."""
-        old, start = cache.lengths.memory, cache.lengths.prefix
-        memory = torch.arange(start, start + old, device=index.device).expand_as(entry.positions[..., :old])
-        fresh = cache.open_start() + entry.positions[..., old:] - cache.lengths.closed
-        encoded_at = torch.cat((memory, fresh), dim=-1).gather(-1, index[None])
-        here = torch.arange(start, start + index.shape[-1], device=index.device)
-        return replace(kept, keys=self.model.rope.rotate(layer, kept.keys, here - encoded_at))
+        keys = []
+        for head, mask in zip(memory.keys, kept, strict=True):  # entries stood side by side, one a column
+            encoded_at = mask.nonzero()[:, 0]
+            here = torch.arange(len(head), device=head.device)
+            keys.append(self.model.rope.rotate(layer, head, here - encoded_at))
+        return replace(memory, keys=keys)
 
 
-def _gather(entry: Memory, index: Tensor) -> Memory:
-    """The entries at `index`, per head. (G, n)"""
+def _gather(
+    cache: SessionCache, layer: int, entries: Entries, kept: Tensor, encoded: Sequence[Reread] | None
+) -> Memory:
+    """The kept entries of each head, from memory and open segment; re-encoded ones instead of raw ones.
 
-    def rows(vectors: Tensor) -> Tensor:  # whole vectors are copied; `gather` goes number by number
-        return torch.stack([head.index_select(0, at) for head, at in zip(vectors[0], index, strict=True)])[
-            None
-        ]
-
-    keys, values = rows(entry.keys), rows(entry.values)
-    return Memory(keys, values, entry.positions.gather(-1, index[None]), entry.scores.gather(-1, index[None]))
-
-
-def _replace_rows(entries: list[Memory], rows: Tensor, encoded: Reread) -> list[Memory]:
-    """The entries with those at `rows` (N,) re-encoded."""
-    result = []
-    for entry, pair in zip(entries, encoded.entries, strict=True):
-        keys, values = (
-            old.index_copy(2, rows, new) for old, new in zip((entry.keys, entry.values), pair, strict=True)
-        )
-        result.append(replace(entry, keys=keys, values=values))
-    return result
+    Args:
+        kept: (G, N) bool
+    """
+    layer_cache, prefix = cache.layers[layer], cache.lengths.prefix
+    behind = kept.shape[-1] - (0 if encoded is None else cache.open_length)  # columns of the memory
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
+    positions, scores = [], []
+    for head, (pair, count) in enumerate(zip(layer_cache.heads(), layer_cache.counts, strict=True)):
+        mask = kept[head]
+        old, fresh = mask[behind - count : behind].nonzero()[:, 0], mask[behind:].nonzero()[:, 0]
+        for held, vectors, of in zip((keys, values), pair, (0, 1), strict=True):
+            opened = vectors[prefix + count :]
+            for request in encoded or ():
+                opened = opened.index_copy(0, request.offsets, request.entries[layer][of][0, head])
+            memory = vectors[prefix : prefix + count]
+            held.append(torch.cat((memory.index_select(0, old), opened.index_select(0, fresh))))
+        positions.append(entries.positions[0, head][mask])
+        scores.append(entries.scores[0, head][mask])
+    return Memory(keys, values, positions, scores)

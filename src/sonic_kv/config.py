@@ -15,7 +15,7 @@ from sonic_kv.errors import BudgetError, ConfigError
 Form = Literal["anchored", "learned"]
 Scope = Literal["causal", "segment"]
 Positions = Literal["original", "compact"]
-Allocation = Literal["global", "segment"]
+Allocation = Literal["pooled", "global", "segment"]
 Storage = Literal["full", "int8", "int4"]
 Closing = Literal["turn", "idle"]
 Engine = Literal["local", "vllm", "ray"]
@@ -83,8 +83,9 @@ class SessionConfig:
         "original", "key positions of kept entries: the transcript's (original) or consecutive (compact)"
     )
     allocation: Allocation = option(
-        "global",
-        "share the budget over all entries of each head (global), or first over the segments (segment)",
+        "pooled",
+        "all layers and heads share one total (pooled; with compact positions or learned Nexus tokens: global), or "
+        "each has as many entries, chosen over the whole history (global) or over each segment's share (segment)",
     )
     reencode: bool = option(
         True, "re-encode kept entries with the adapter; off: plain selection, no extra forward"
@@ -114,7 +115,8 @@ class SessionConfig:
             self.positions in ("original", "compact"), f"positions={self.positions!r}: original or compact"
         )
         require(
-            self.allocation in ("global", "segment"), f"allocation={self.allocation!r}: global or segment"
+            self.allocation in ("pooled", "global", "segment"),
+            f"allocation={self.allocation!r}: pooled, global or segment",
         )
         require(self.storage in ("full", "int8", "int4"), f"storage={self.storage!r}: full, int8 or int4")
         require(
@@ -202,6 +204,10 @@ class TrainConfig:
     batch_size: int = option(4, "dialogues per step, over all processes together")
     max_tokens: int = option(768, "longest dialogue in tokens; longer ones are cut")
     pack_tokens: int = option(0, "pack dialogues into one forward of up to this many tokens; 0: one by one")
+    calibration_rounds: int = option(
+        10,
+        "rounds in which heads' constants are tried out after importance_steps; the scorer then stays as it is",
+    )
     importance_steps: int = option(200, "first steps, on the scorer alone (no student forward)")
     lr: float = option(3e-4, "peak learning rate of LoRA and embeddings")
     scorer_lr: float = option(2e-3, "peak learning rate of the importance scorer")
@@ -241,7 +247,14 @@ class TrainConfig:
             )
         for name in ("max_steps", "batch_size", "log_every", "save_every", "validation_dialogues"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("importance_steps", "warmup_steps", "validate_every", "pack_tokens", "seed"):
+        for name in (
+            "importance_steps",
+            "calibration_rounds",
+            "warmup_steps",
+            "validate_every",
+            "pack_tokens",
+            "seed",
+        ):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         require(self.max_tokens >= 4, f"max_tokens={self.max_tokens} must be at least 4")
 
@@ -296,8 +309,9 @@ class PlanConfig:
     shrink_share: float = option(0.0, "share of dialogues whose budget is lowered for good at some closing")
     random_share: float = option(0.0, "share of dialogues whose budget is shared among segments at random")
     segment_share: float = option(
-        0.3, "share of dialogues whose budget is shared by the segments' importance"
+        0.1, "share of dialogues whose budget is shared by the segments' importance"
     )
+    pooled_share: float = option(0.7, "share of dialogues whose budget all layers and heads share")
     raw_share: float = option(0.1, "share of closed segments whose kept entries are not re-encoded")
     candidates: tuple[float, ...] = option(
         (1.0, 2.0, 4.0), "tokens re-encoded per kept entry, one drawn a segment"
@@ -310,9 +324,19 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         require(0.0 <= self.ratio_min <= self.ratio_max < 1.0, "ratios need 0 <= ratio_min <= ratio_max < 1")
-        for name in ("ratio_jitter", "shrink_share", "random_share", "segment_share", "raw_share"):
+        for name in (
+            "ratio_jitter",
+            "shrink_share",
+            "random_share",
+            "segment_share",
+            "pooled_share",
+            "raw_share",
+        ):
             require(0.0 <= getattr(self, name) <= 1.0, f"{name}={getattr(self, name)} is outside [0, 1]")
-        require(self.random_share + self.segment_share <= 1.0, "random_share + segment_share must not pass 1")
+        require(
+            self.random_share + self.segment_share + self.pooled_share <= 1.0,
+            "random_share + segment_share + pooled_share must not pass 1",
+        )
         for name in ("candidates", "noise", "group_tokens", "split_tokens"):
             require(len(getattr(self, name)) > 0, f"{name} is empty: give at least one number")
         require(all(1.0 <= c < inf for c in self.candidates), "candidates must be at least 1, and finite")
@@ -728,7 +752,8 @@ class DecodeOptions:
 
     compile: bool = option(
         False,
-        "compile the decode step: small models decode faster, after up to a minute or more; needs a C++ compiler",
+        "compile the decode step, used while all heads hold as many entries (allocation global): small models decode "
+        "faster, after up to a minute or more; needs a C++ compiler",
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sonic_kv.batch import BatchCache
+from sonic_kv.batch import batch_step
 from sonic_kv.config import SamplingConfig
 from sonic_kv.errors import ContextLengthError, NumericalError
 from sonic_kv.generate import NAN_LOGITS, Piece, Writer, new_generator, sample
@@ -86,7 +86,6 @@ class Engine:
 
     def __init__(self, model: SonicModel, slice_tokens: int) -> None:
         self.model, self._slice = model, slice_tokens
-        self.batch = BatchCache(model.num_layers)
         self._rows: list[_Row] = []
         self._work: deque[tuple[Turn, Work]] = deque()
         self._parked: list[tuple[Future[Any], Turn, Work]] = []  # until a future is done
@@ -122,12 +121,16 @@ class Engine:
         """Rows of the batch."""
         return len(self._rows)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the caches that are decoded on."""
+        return sum(row.draft.cache.nbytes for row in list(self._rows))
+
     def close(self) -> None:
         """Let go of what the engine holds beside the model."""
 
     def caches(self) -> Iterator[object]:
         """What holds keys and values for turns that are under way, beside their sessions."""
-        yield self.batch
         for row in self._rows:
             yield row.draft.cache
 
@@ -163,11 +166,9 @@ class Engine:
 
     def _join(self, row: _Row) -> None:
         if not row.turn.cancelled:
-            self.batch.join(row.draft.cache)
             self._rows.append(row)
 
     def _leave(self, number: int) -> None:
-        self.batch.leave(number)
         self._rows[number] = self._rows[-1]
         self._rows.pop()
 
@@ -175,7 +176,8 @@ class Engine:
         if not self._rows:
             return
         try:
-            logits = self.batch.step(self.model.base, [row.token for row in self._rows])
+            caches = [row.draft.cache for row in self._rows]
+            logits = batch_step(self.model.base, caches, [row.token for row in self._rows])
         except Exception as error:  # out of memory, most likely: no row can go on
             for number in reversed(range(len(self._rows))):
                 self._fail(self._rows[number].turn, error)
@@ -207,9 +209,7 @@ class Engine:
             self._leave(number)
             self._work.append((turn, self._settle(turn)))
             return
-        size = self.batch.lengths[number] - draft.cache.open_start()
-        if draft.limited and size >= draft.config.max_segment_tokens:
-            self.batch.give_back(number, draft.cache)
+        if draft.limited and draft.cache.open_length >= draft.config.max_segment_tokens:
             self._leave(number)
             self._work.append((turn, self._rejoin(row)))
 

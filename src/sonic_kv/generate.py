@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sonic_kv.batch import BatchCache
+from sonic_kv.batch import batch_step
 from sonic_kv.cache import SessionCache
 from sonic_kv.config import SamplingConfig
 from sonic_kv.errors import ConfigError, NumericalError
@@ -74,8 +74,7 @@ def generate_step(
 ) -> Generator[list[int], None, None]:
     """Feed each prompt to its cache, then yield one token a row, endlessly: close it to stop.
 
-    A yielded token is fed when the next one is asked for. A batch works on a padded copy and hands
-    its entries back to the caches when it is closed.
+    A yielded token is fed when the next one is asked for.
 
     Args:
         prompts: new tokens of each dialogue, none empty.
@@ -88,17 +87,10 @@ def generate_step(
             token = int(sample(logits, sampling, generator))
             yield [token]
             logits = model.feed(caches[0], [token])[None]
-    batch = BatchCache(model.num_layers)
-    for cache in caches:
-        batch.join(cache)
-    try:
-        while True:
-            tokens = sample(logits, sampling, generator).tolist()
-            yield tokens
-            logits = batch.step(model.base, tokens)
-    finally:
-        for row, cache in enumerate(caches):
-            batch.give_back(row, cache)
+    while True:
+        tokens = sample(logits, sampling, generator).tolist()
+        yield tokens
+        logits = batch_step(model.base, caches, tokens)
 
 
 def detokenize(tokenizer: Any, token_ids: list[int]) -> str:

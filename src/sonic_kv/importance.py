@@ -34,7 +34,7 @@ class Importance(Protocol):
             read: what `reading` asked for, when it has been read.
 
         Returns:
-            per layer (1, G, n + L) float32
+            per layer (1, G, n + L) float32, comparable across layers and heads; -inf where `layer.scores` has it
         """
 
     def recency(self, layer: int, distance: Tensor) -> Tensor:
@@ -56,8 +56,8 @@ class LearnedImportance:
         back = -torch.arange(end - cache.open_length, end, device=self._model.device)
         result = []
         for number, layer in enumerate(cache.layers):
-            keys = self._model.rope.rotate(number, layer.keys[:, :, cache.open_start() :], back)
-            fresh = self._adapter.scorer(number, keys, layer.values[:, :, cache.open_start() :])
+            keys, values = layer.newest(cache.open_length)
+            fresh = self._adapter.scorer(number, self._model.rope.rotate(number, keys, back), values)
             result.append(torch.cat((layer.scores, fresh), dim=-1))
         return result
 
@@ -88,12 +88,12 @@ class WindowImportance:
         start, result = cache.lengths.prefix, []
         watchers = read.seen(whole_segment=False)[0, 0, :, start:].sum(0)  # queries that could see it
         for number, layer in enumerate(cache.layers):
-            paid = read.probe.seen[number][..., start : cache.stored].sum((2, 3)) / watchers  # (1, G, n + L)
-            now = paid.clamp_min(1e-9).log()
-            memory = layer.scores.shape[-1]
-            if memory:
-                now = torch.cat((torch.logaddexp(now[..., :memory], layer.scores), now[..., memory:]), dim=-1)
-            result.append(now)
+            paid = read.probe.seen[number][..., start : layer.longest].sum((2, 3))  # (1, G, n + L)
+            now = (paid / watchers[-paid.shape[-1] :]).clamp_min(1e-9).log()
+            old = layer.scores
+            memory = old.shape[-1]
+            total = torch.logaddexp(now[..., :memory], old).where(old > -torch.inf, old)
+            result.append(torch.cat((total, now[..., memory:]), dim=-1))
         return result
 
     def recency(self, layer: int, distance: Tensor) -> Tensor:

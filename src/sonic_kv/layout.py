@@ -125,25 +125,26 @@ def pack(layouts: Sequence[Layout], lifetime: Sequence[Sequence[Tensor]]) -> tup
     return packed, [torch.cat(tensors, -1) for tensors in alive]
 
 
-def lifetimes(layout: Layout, kept: Sequence[Tensor]) -> Tensor:
+def lifetimes(layout: Layout, kept: Sequence[Sequence[Tensor]]) -> Tensor:
     """Lifetimes of one layer's columns from what each head held while each segment was open.
 
     Args:
         layout: of one dialogue (B = 1).
         kept: for segment 2, 3, … (the open one last) the transcript positions of the memory
-            entries of every head. Each (G, n)
+            entries of every head. Each (n,)
 
     Returns:
         (1, G, T) int64
     """
-    heads = kept[0].shape[0] if kept else 1
+    heads = len(kept[0]) if kept else 1
     alive = layout.default_lifetime()[:, None].repeat(1, heads, 1)  # (1, G, T)
     # A token's entry is its Nexus row, if it was re-encoded, else its raw row.
     slot = torch.full((int(layout.index.max()) + 1,), -1)
     for stored in (~layout.nexus & (layout.segment > PREFIX), layout.nexus):
         slot[layout.index[stored]] = torch.arange(layout.index.shape[-1])[stored[0]]
     for number, entries in enumerate(kept, start=2):
-        alive[0].scatter_(-1, slot[entries], torch.full_like(entries, number))
+        for head, positions in zip(alive[0], entries, strict=True):
+            head[slot[positions]] = number
     return alive
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint
 from sonic_kv.attention import OnePass, Probe, Rope, respect_softcap, sonic_attention, verify
-from sonic_kv.cache import SessionCache
+from sonic_kv.cache import Held, SessionCache
 from sonic_kv.compiled import CompiledStep
 from sonic_kv.config import Quantization
 from sonic_kv.errors import ConfigError, ContextLengthError, FileError, ModelError, UnsupportedModelError
@@ -160,7 +160,8 @@ class SonicModel:
             )
 
     def compile(self) -> None:
-        """Compile the decode step of one dialogue; batches are decoded as before.
+        """Compile the decode step of one dialogue whose heads hold as many entries (`allocation="global"`, or nothing
+        compressed yet); others, and batches, are decoded as before.
 
         It takes from seconds to minutes, once. Logits are then equal to the base's to about 1e-5.
 
@@ -176,18 +177,26 @@ class SonicModel:
     @torch.no_grad()
     def feed(self, cache: SessionCache, token_ids: Sequence[int], *, all_logits: bool = False) -> Tensor:
         """Append tokens to the cache; logits after the last of them (V,), or after each (T, V)."""
-        if self._step is not None and len(token_ids) == 1 and cache.stored:
+        if self._step is not None and len(token_ids) == 1 and cache.stored and cache.even:
             row = self._step(cache, token_ids[0])
             return row[None] if all_logits else row
         start = cache.next_position
         ids = torch.tensor([list(token_ids)], device=self.device)
-        output = self.base(
-            input_ids=ids,
-            position_ids=torch.arange(start, start + ids.shape[1], device=self.device)[None],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=0 if all_logits else 1,
-        )
+        call = {
+            "input_ids": ids,
+            "position_ids": torch.arange(start, start + ids.shape[1], device=self.device)[None],
+            "past_key_values": cache,
+            "use_cache": True,
+            "logits_to_keep": 0 if all_logits else 1,
+        }
+        if cache.even:
+            output = self.base(**call)
+        else:
+            own = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)  # unused: heads have their own
+            with sonic_attention(self.base):
+                output = self.base(
+                    **call, attention_mask=own, sonic=Held(cache, ids.shape[1], self.dtype, self.device)
+                )
         logits: Tensor = output.logits[0]
         return logits if all_logits else logits[-1]
 

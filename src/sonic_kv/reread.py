@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sonic_kv.attention import Probe, masked_attention
+from sonic_kv.attention import Probe
 from sonic_kv.cache import SessionCache
 
 ROWS = 2048  # read in one forward; more gain nothing and leave a CPU's caches
@@ -44,10 +44,11 @@ class Reread:
         return self.cache.next_position - self.cache.open_length + self.offsets
 
     def seen(self, whole_segment: bool) -> Tensor:
-        """Which entries each row sees. (1, 1, N, S) bool"""
-        columns = torch.arange(self.cache.stored, device=self.offsets.device)
-        last = self.cache.open_start() + self.offsets[:, None]
-        seen = columns < self.cache.stored if whole_segment else columns <= last
+        """Which entries of the KV head that has most each row sees; for others, the last columns. (1, 1, N, S) bool"""
+        size = self.cache.longest
+        columns = torch.arange(size, device=self.offsets.device)
+        last = size - self.cache.open_length + self.offsets[:, None]
+        seen = columns < size if whole_segment else columns <= last
         return seen.expand(len(self.offsets), -1)[None, None]
 
 
@@ -83,6 +84,7 @@ class Rereading:
             own, held = query[:, :, span], request.cache.layers[layer]
             request.entries.append((key[:, :, span], value[:, :, span]))
             if request.probe is not None:
-                request.probe.observe(layer, own, held.keys, held.values, seen, **options)
-            outputs.append(masked_attention(own, held.keys, held.values, mask, **options))
+                keys, values = held.padded()
+                request.probe.observe(layer, own, keys, values, held.present(seen), **options)
+            outputs.append(held.read(own, mask, **options))
         return torch.cat(outputs, dim=2)

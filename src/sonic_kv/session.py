@@ -300,7 +300,7 @@ class ChatSession:
         The open segment follows when it is closed: with no budget before, that is the whole dialogue.
         What has been dropped does not come back: a higher budget holds for what is still to come.
 
-        Lowering in steps is lowering once, if heads choose over the whole history (`allocation="global"`).
+        Lowering in steps is lowering once, unless the segments have shares of their own (`allocation="segment"`).
         It equals compressing with the lower budget in the first place while one segment is closed and the
         kept tokens were re-encoded in both; later segments were encoded with more memory in sight.
 
@@ -328,13 +328,13 @@ class ChatSession:
         """Entries, bytes and segments as they are now."""
         cache, lengths = self.cache, self.cache.lengths
         ends = [*lengths.segment_starts, lengths.closed][1:]
-        kept = [0.0] * len(lengths.segment_starts)
+        kept = torch.zeros(len(lengths.segment_starts))
         if lengths.memory:
             starts = torch.tensor(lengths.segment_starts)
-            positions = torch.stack([layer.positions for layer in cache.layers]).cpu()
-            owner = torch.bucketize(positions, starts, right=True) - 1
-            heads = owner.numel() // lengths.memory
-            kept = (torch.bincount(owner.flatten(), minlength=len(kept)) / heads).tolist()
+            for layer in cache.layers:
+                positions = layer.positions[layer.scores > -torch.inf].cpu()
+                owner = torch.bucketize(positions, starts, right=True) - 1
+                kept += torch.bincount(owner, minlength=len(kept)) / len(cache.layers) / len(layer.counts)
         return SessionStats(
             logical_tokens=cache.logical_length,
             entries=cache.stored,
@@ -345,7 +345,7 @@ class ChatSession:
             full_bytes=cache.logical_length * self.model.bytes_per_token,
             segments=tuple(
                 SegmentStats(end - start, entries)
-                for start, end, entries in zip(lengths.segment_starts, ends, kept, strict=True)
+                for start, end, entries in zip(lengths.segment_starts, ends, kept.tolist(), strict=True)
             ),
         )
 
@@ -396,7 +396,8 @@ class ChatSession:
                 f"the model has a sliding window of {self.model.sliding_window} tokens, and an export is for full "
                 "attention: use another model"
             )
-        lengths, end = self.cache.lengths, self.cache.open_start()
+        lengths = self.cache.lengths
+        end = lengths.prefix + lengths.memory
         if not end:
             raise MessageError(
                 "there is nothing to export: the session has no prefix and no closed segment yet"
@@ -458,7 +459,7 @@ class ChatSession:
             found = header["adapter"]
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"session {path} does not fit this version of sonic-kv: {error}") from error
-        cache.count_removed()
+        cache.count_passed()
         session.cache = cache
         first = session.messages[:1]
         session.system = first[0]["content"] if first and first[0]["role"] == "system" else None

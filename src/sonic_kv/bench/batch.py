@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from sonic_kv import __version__
-from sonic_kv.batch import BatchCache
+from sonic_kv.batch import batch_step
 from sonic_kv.bench.timing import Machine, decode_bound, measure_machine, seconds
 from sonic_kv.cache import SessionCache
 from sonic_kv.config import BenchBatchOptions
@@ -82,15 +82,15 @@ def _time(
     for layer in cache.layers:
         layer.update(*(torch.randn(shape, device=model.device, dtype=model.dtype) for _ in range(2)))
     cache.mark_prefix()
-    rows = BatchCache(model.num_layers)
-    for _ in range(batch):
-        rows.join(cache)
+    rows = [cache.fork() for _ in range(batch)]
     tokens = [number % model.config.vocab_size for number in range(batch)]
-    rows.step(model.base, tokens)
-    times = [seconds(lambda: rows.step(model.base, tokens)) for _ in range(options.steps)]
+    batch_step(model.base, rows, tokens)
+    times = [seconds(lambda: batch_step(model.base, rows, tokens)) for _ in range(options.steps)]
     step = statistics.median(times)
     bound = decode_bound(model, machine, entries + options.steps / 2, batch)
-    return Step(ratio, batch, entries, 1e3 * step, batch / step, bound / step, rows.nbytes)
+    return Step(
+        ratio, batch, entries, 1e3 * step, batch / step, bound / step, sum(row.nbytes for row in rows)
+    )
 
 
 def report(result: Result) -> str:

@@ -52,6 +52,9 @@ def measure(model: SonicModel, options: BenchClosingOptions) -> list[Paired]:
     def decode(store: SessionCache | DynamicCache) -> None:
         position = options.history
         for token in ids[: options.steps]:
+            if isinstance(store, SessionCache):
+                model.feed(store, [token])
+                continue
             model.base(
                 input_ids=torch.tensor([[token]], device=model.device),
                 position_ids=torch.tensor([[position]], device=model.device),
@@ -60,9 +63,9 @@ def measure(model: SonicModel, options: BenchClosingOptions) -> list[Paired]:
             )
             position += 1
 
-    filled = DynamicCache()
-    for number, layer in enumerate(cache.layers):
-        filled.update(layer.keys, layer.values, number)
+    filled, shape = DynamicCache(), (1, model.num_heads, cache.stored, model.head_dim)
+    for number in range(model.num_layers):
+        filled.update(*(torch.randn(shape, device=model.device, dtype=model.dtype) for _ in range(2)), number)
 
     def plain() -> DynamicCache:
         store = DynamicCache()  # shares tensors, as a fork does: copying them is no part of decoding

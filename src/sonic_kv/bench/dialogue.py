@@ -81,7 +81,10 @@ def methods(model: SonicModel, options: BenchDialogueOptions) -> list[Method]:
         if kind not in options.methods:
             continue
         for storage in options.storages if kind == "sonic" else ("full",):
-            config = SessionConfig(reencode=kind == "sonic", storage=cast(Storage, storage))
+            own = kind == "sonic"  # the others give every head as many entries
+            config = SessionConfig(
+                reencode=own, storage=cast(Storage, storage), allocation="pooled" if own else "global"
+            )
             compressor = Compressor(model, config, importance)
             name = kind if storage == "full" else f"{kind} {storage}"
             found += [Method(f"{name} {ratio:g}", ratio, compressor) for ratio in options.ratios]
@@ -132,8 +135,6 @@ class _Run:
         with closing(generate_step(self.model, prompts, self.caches, SamplingConfig())) as steps:
             first = seconds(lambda: replies.append(next(steps)))
             decode = seconds(lambda: replies.extend(islice(steps, reply_tokens - 1)))
-            # closing the generator hands a batch's entries back to the caches
-            decode += seconds(steps.close)
         for row, ids in enumerate(zip(*replies, strict=True)):
             self.transcripts[row] += ids
             self.unfed[row] = list(ids[-1:])

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from sonic_kv import __version__
-from sonic_kv.batch import BatchCache
+from sonic_kv.batch import batch_step
 from sonic_kv.bench.timing import Machine, Ratio, measure_machine, ratio_of_sums, seconds
 from sonic_kv.cache import SessionCache
 from sonic_kv.config import (
@@ -282,13 +282,11 @@ def _steps(model: SonicModel, options: BenchServeOptions) -> Ratio:
     for layer in cache.layers:
         layer.update(*(torch.randn(shape, device=model.device, dtype=model.dtype) for _ in range(2)))
     cache.mark_prefix()
-    rows = BatchCache(model.num_layers)
-    for _ in range(options.dialogues):
-        rows.join(cache)
+    rows = [cache.fork() for _ in range(options.dialogues)]
 
     def together() -> None:
         for _ in range(STEPS):
-            rows.step(model.base, [1] * options.dialogues)
+            batch_step(model.base, rows, [1] * options.dialogues)
 
     def alone() -> None:
         with closing(generate_step(model, [[1]], [cache.fork()], SamplingConfig())) as steps:

@@ -194,9 +194,10 @@ class OtherHistory(Method):
         whole = self._read(row)
         for layer, store in zip(whole.layers, cache.layers, strict=True):
             span = slice(0, lengths.prefix + size)
-            store.update(layer.keys[:, :, span], layer.values[:, :, span])
+            nothing = layer.keys.new_zeros(1, self.model.num_heads, size)
+            store.fill(layer.keys[:, :, span], layer.values[:, :, span], nothing.int(), nothing.float())
         cache.lengths = replace(lengths, memory=size)
-        cache.count_removed()
+        cache.count_passed()
         row.cache = cache
 
     def _read(self, row: Row) -> SessionCache:
@@ -328,8 +329,8 @@ class Retold(Method):
         lengths, cache = row.closing_lengths(), row.aside.cache
         size, heads, device = cache.stored - lengths.prefix, self.model.num_heads, self.model.device
         for layer in cache.layers:
-            layer.positions = torch.arange(size, dtype=torch.int32, device=device).expand(1, heads, -1)
-            layer.scores = torch.zeros(1, heads, size, device=device)
+            positions = torch.arange(size, dtype=torch.int32, device=device).expand(1, heads, -1)
+            layer.fill(layer.keys, layer.values, positions, torch.zeros(1, heads, size, device=device))
         cache.lengths = replace(lengths, memory=size)
         row.cache = cache
 

@@ -315,7 +315,7 @@ class KVzipPress(Press):
         assert reader is not None
         start, end = row.cache.next_position, reader.cache.next_position
         press.start_idx, press.end_idx, press.context_length = (
-            row.cache.open_start(),
+            row.cache.lengths.prefix + row.cache.lengths.memory,
             closing.stored,
             closing.stored,
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sonic_kv.attention import masked_attention, sonic_attention
-from sonic_kv.cache import Lengths, SessionCache
+from sonic_kv.cache import Held, Lengths, SessionCache
 from sonic_kv.generate import Writer
 from sonic_kv.model import SonicModel
 from sonic_kv.reread import portions
@@ -146,7 +146,7 @@ class Row:
         for layer, tensors in zip(cache.layers, held, strict=True):
             layer.fill(*tensors)
         cache.lengths = lengths
-        cache.count_removed()
+        cache.count_passed()
         absent = torch.arange(size, device=masks.device) >= counts[..., None]
         self.absent = list(absent) if bool(absent.any()) else None
 
@@ -154,7 +154,7 @@ class Row:
         """Memory entries of each layer, mean over its KV heads."""
         size = self.cache.lengths.memory
         if self.absent is None:
-            return [float(size)] * len(self.cache.layers)
+            return [sum(layer.counts) / len(layer.counts) for layer in self.cache.layers]
         return [size - float(a.sum(-1).float().mean()) for a in self.absent]
 
 
@@ -235,11 +235,24 @@ class _Group:
                 row.window.append(newest)
 
 
+class _Alone:
+    """A row of a forward whose KV heads hold different numbers of entries: it reads them as a session does."""
+
+    def __init__(self, row: Row, span: slice, model: SonicModel) -> None:
+        self.rows, self.span = [row], span
+        self._held = Held(row.cache, span.stop - span.start, model.dtype, model.device)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        """As `_Group.attend`, B = 1."""
+        self.rows[0].cache.layers[layer].update(key, value)
+        return self._held.read(layer, query, **options)
+
+
 @dataclass
 class _Reading:
     """The attention of a forward over the next tokens of several rows, laid end to end."""
 
-    groups: Sequence[_Group]
+    groups: Sequence[_Group | _Alone]
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor, **options: Any
@@ -287,16 +300,22 @@ def read(
     return [found[n] for n in range(len(rows))]
 
 
-def _likeness(row: Row, token_ids: Sequence[int]) -> tuple[bool, int, int]:
-    return row.watched, len(token_ids), row.cache.stored
+def _likeness(row: Row, token_ids: Sequence[int]) -> tuple[bool, bool, int, int]:
+    return row.cache.even, row.watched, len(token_ids), row.cache.stored
 
 
 def _groups(
-    rows: Sequence[Row], token_ids: Sequence[Sequence[int]], spans: Sequence[slice], heads: int
-) -> Iterator[_Group]:
+    model: SonicModel, rows: Sequence[Row], token_ids: Sequence[Sequence[int]], spans: Sequence[slice]
+) -> Iterator[_Group | _Alone]:
     """Neighbours that are alike, at most so many that their attention weights fit."""
-    for (watch, new, stored), alike in groupby(range(len(rows)), lambda n: _likeness(rows[n], token_ids[n])):
+    heads = model.config.num_attention_heads
+    for (even, watch, new, stored), alike in groupby(
+        range(len(rows)), lambda n: _likeness(rows[n], token_ids[n])
+    ):
         members = list(alike)
+        if not even:
+            yield from (_Alone(rows[n], spans[n], model) for n in members)
+            continue
         most = max(1, WEIGHTS // (heads * new * (stored + new)))
         for at in range(0, len(members), most):
             part = slice(members[at], members[at : at + most][-1] + 1)
@@ -326,7 +345,7 @@ def _forward(
             position_ids=torch.cat(positions).to(model.device)[None],
             use_cache=False,
             logits_to_keep=torch.tensor(keep, device=model.device),
-            sonic=_Reading(list(_groups(rows, token_ids, spans, model.config.num_attention_heads))),
+            sonic=_Reading(list(_groups(model, rows, token_ids, spans))),
         )
     found, at = [], 0
     for row, span, new, offsets in zip(rows, spans, token_ids, wanted, strict=True):

@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 from sonic_kv.server.worker import Outcome, Worker
 
 HELP = {
-    "kv_bytes": "keys and values of all sessions in memory and of the batch",
+    "kv_bytes": "keys and values of all sessions in memory and of replies in the making",
     "kv_limit_bytes": "what they may have",
     "sessions_resident": "states of sessions in memory",
     "requests_waiting": "requests not taken up yet",

@@ -10,8 +10,6 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 
-from sonic_kv.batch import BatchCache
-from sonic_kv.cache import SPARE_ENTRIES, SPARE_SHARE
 from sonic_kv.compressor import Compressor
 from sonic_kv.config import Budget, SamplingConfig, ServeOptions, SessionConfig, parse_bytes
 from sonic_kv.engine import Engine, Preparing, Turn
@@ -26,6 +24,7 @@ from sonic_kv.errors import (
     StoreError,
 )
 from sonic_kv.human import bytes_text
+from sonic_kv.layers import SPARE_ENTRIES, SPARE_SHARE
 from sonic_kv.model import SonicModel
 from sonic_kv.server.archive import Archive, Found
 from sonic_kv.server.dialogue import Step, chain, continued, digest, messages_of, ratio_of
@@ -95,7 +94,7 @@ class _Job:
     request: Request
     scope: str
     base: Node | None
-    entries: int  # that its session and its row of the batch hold at most
+    entries: int  # that its session holds at most
     steps: list[Step]
     keys: list[str]  # of the states that it can go on from
     name: str | None = None
@@ -201,7 +200,7 @@ class Worker:
     def gauges(self) -> dict[str, float]:
         """Figures for the metrics, each read by itself while the worker runs."""
         return {
-            "kv_bytes": self.shelf.nbytes + self.engine.batch.nbytes,
+            "kv_bytes": self.shelf.nbytes + self.engine.nbytes,
             "kv_limit_bytes": self.limit,
             "sessions_resident": len(self.shelf),
             "requests_waiting": self._queued.total(),
@@ -399,11 +398,10 @@ class Worker:
         return min(tokens, prefix + int((1.0 - ratio) * tokens) + segments + still_open)
 
     def _bytes_of(self, entries: Sequence[int]) -> int:
-        """Bytes that jobs of so many entries can come to hold, the batch's buffers included."""
-        rows, columns = BatchCache.buffer_shape(len(entries), max(entries))
+        """Bytes that jobs of so many entries can come to hold."""
         # each session twice: as it is, and as it was before the message that is being fed, or as it grows
         held = sum(n + SPARE_ENTRIES + n // SPARE_SHARE for n in entries)
-        return 2 * held * self._entry_bytes + rows * columns * self.model.bytes_per_token
+        return 2 * held * self._entry_bytes
 
     # --- memory -------------------------------------------------------------------------------
 

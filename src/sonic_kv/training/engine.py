@@ -29,6 +29,7 @@ from sonic_kv.errors import ConfigError, FileError, NumericalError
 from sonic_kv.files import read_sealed, write_atomic, write_sealed
 from sonic_kv.model import SonicModel
 from sonic_kv.segments import Encoded
+from sonic_kv.training.calibration import calibrate
 from sonic_kv.training.objectives import Objective
 from sonic_kv.training.validation import history_losses, recovery
 
@@ -112,6 +113,8 @@ class Trainer:
             start = time.perf_counter()
             record = {"step": self.step + 1, **self._train_step()}
             self.step += 1
+            if self._calibrates and self.step == self._scorer_steps:
+                self._calibrate(progress)
             if config.validate_every and self.step % config.validate_every == 0:
                 record |= self._validate()
             record["seconds"] = round(time.perf_counter() - start, 3)
@@ -127,6 +130,8 @@ class Trainer:
         rate = min((self.step + 1) / max(config.warmup_steps, 1), 1.0) * (1.0 - self.step / config.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
+        if self._calibrates:  # the scorer's rate reaches zero by then, and it is left as it is
+            self.optimizer.param_groups[0]["lr"] *= max(1.0 - self.step / self._scorer_steps, 0.0)
         self.optimizer.zero_grad(set_to_none=True)
         mine = range(rank, config.batch_size, world)
         batch = {place: self.data.dialogue(self.step, place) for place in mine}
@@ -148,6 +153,30 @@ class Trainer:
         self.optimizer.step()
         lr = config.lr * rate
         return {name: round(value, 5) for name, value in {**sums, "grad_norm": norm, "lr": lr}.items()}
+
+    @property
+    def _calibrates(self) -> bool:
+        config = self.config
+        return (
+            bool(config.calibration_rounds and config.importance_steps)
+            and self.adapter.config.form == "anchored"
+        )
+
+    @property
+    def _scorer_steps(self) -> int:
+        """Steps after which the scorer is calibrated."""
+        return min(self.config.importance_steps, self.config.max_steps)
+
+    def _calibrate(self, progress: Callable[[Record], None]) -> None:
+        """Every process does the same."""
+        config = self.config
+        batches = [[self.data.dialogue(-step, place) for place in range(16)] for step in (1, 2, 3)]
+
+        def note(record: dict[str, float]) -> None:
+            self._log({"step": self.step, **record})
+            progress({"step": self.step, **record})
+
+        calibrate(self.objective, batches, config.calibration_rounds, config.seed, note)
 
     def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
         """Sum gradients and logged numbers over all processes."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sonic_kv.adapter import Adapter
 from sonic_kv.budget import allocate
-from sonic_kv.config import PlanConfig
+from sonic_kv.config import Allocation, PlanConfig
 from sonic_kv.layout import Layout, interleave, lifetimes
 from sonic_kv.segments import Encoded, segment_ends
 from sonic_kv.selection import Selection, candidates, in_elastic_order
@@ -51,9 +51,9 @@ def draw_plan(
     """Close the segments as a session would, under budgets drawn at random.
 
     The ratio is drawn for the dialogue, may rise for good at one closing, and is jittered at every
-    closing. Entries are then shared as drawn: each head chooses over the whole history, or counts per
-    segment by importance, or at random; their sum is exact. Some segments stay raw, and scores may
-    get Gumbel noise, which makes any subset likely.
+    closing. Entries are then shared as drawn: over all layers and heads, or each head chooses over the whole
+    history, or counts per segment by importance, or at random; their sum is exact. Some segments stay raw,
+    and scores may get Gumbel noise, which makes any subset likely.
 
     Args:
         scores: per layer, of every token of the transcript, recency apart. (1, G, T)
@@ -62,31 +62,29 @@ def draw_plan(
     learned = adapter.config.form == "learned"
     shared = rng.random()
     at_random = shared < config.random_share
-    by_segment = learned or config.random_share <= shared < config.random_share + config.segment_share
-    selection = Selection(adapter.scorer.recency, by_segment)
+    selection = Selection(adapter.scorer.recency, _allocation(learned, shared, config))
     ratio = rng.uniform(config.ratio_min, config.ratio_max)
     lowered = rng.randrange(len(ends)) if rng.random() < config.shrink_share else len(ends)
     scores = _noisy([s.float() for s in scores], rng.choice(config.noise), rng)
     heads, device = scores[0].shape[1], scores[0].device
-    memory = [Entries(torch.empty(1, heads, 0, dtype=torch.long, device=device), s[..., :0]) for s in scores]
+    memory = [s[..., prefix:prefix] for s in scores]  # of all closed tokens; -inf: dropped
     starts: list[int] = []
     nexus: list[Tensor] = []
-    kept: list[list[Tensor]] = [[] for _ in scores]
+    kept: list[list[list[Tensor]]] = [[] for _ in scores]
+    held = 0
     for number, (start, end) in enumerate(zip([prefix, *ends], ends, strict=False)):
         starts.append(start)
         if number == lowered:
             ratio = rng.uniform(ratio, config.ratio_max)
         here = min(max(ratio + rng.uniform(-1, 1) * config.ratio_jitter, 0.0), config.ratio_max)
-        fresh = torch.arange(start, end, device=device).expand(1, heads, -1)
-        old = memory[0].positions.shape[-1]
-        entries = [
-            Entries(torch.cat((m.positions, fresh), -1), torch.cat((m.scores, s[..., start:end]), -1))
-            for m, s in zip(memory, scores, strict=True)
-        ]
-        total = min(max(round((1 - here) * (end - prefix)), len(starts)), old + end - start)
-        everything = total == old + end - start  # a session then keeps the segment raw
+        held += end - start
+        total = min(max(round((1 - here) * (end - prefix)), len(starts)), held)
+        everything = total == held  # a session then keeps the segment raw
+        memory = [torch.cat((m, s[..., start:end]), -1) for m, s in zip(memory, scores, strict=True)]
         if learned and not everything:
-            entries = [Entries(e.positions, in_elastic_order(e.scores, old)) for e in entries]
+            memory = [in_elastic_order(m, start - prefix) for m in memory]
+        closed = torch.arange(prefix, end, device=device).expand(1, heads, -1)
+        entries = [Entries(closed, m) for m in memory]
         if at_random:
             counts = _random_counts(entries[0], starts, total, rng)
         else:
@@ -95,18 +93,25 @@ def draw_plan(
         if learned:
             chosen = torch.arange(end - start - counts[-1], end - start)
         else:
-            chosen = candidates(entries, selected, old, rng.choice(config.candidates)).cpu()
+            fresh = [mask[:, start - prefix :] for mask in selected]
+            shown = [s[0, :, start:end] for s in scores]
+            chosen = candidates(fresh, shown, rng.choice(config.candidates)).cpu()
         raw = everything or (not learned and rng.random() < config.raw_share)
         nexus.append(start + chosen[:0] if raw else start + chosen)
-        memory = [
-            Entries(e.positions.gather(-1, index[None]), e.scores.gather(-1, index[None]))
-            for e, index in zip(entries, selected, strict=True)
-        ]
-        for layer, entry in enumerate(memory):
-            kept[layer].append(entry.positions[0].cpu())
+        held = total
+        memory = [m.where(mask, -torch.inf) for m, mask in zip(memory, selected, strict=True)]
+        for alive, mask in zip(kept, selected, strict=True):
+            alive.append([prefix + head.nonzero()[:, 0] for head in mask.cpu()])
     whole = learned or adapter.config.scope == "segment"
     layout = interleave(length, prefix, ends, nexus, whole_segment=whole)
-    return Plan(layout, [lifetimes(layout, entries) for entries in kept], ends)
+    return Plan(layout, [lifetimes(layout, alive) for alive in kept], ends)
+
+
+def _allocation(learned: bool, shared: float, config: PlanConfig) -> Allocation:
+    """How a dialogue's entries are shared, by a number drawn from [0, 1)."""
+    if learned or config.random_share <= shared < config.random_share + config.segment_share:
+        return "segment"
+    return "pooled" if shared >= 1.0 - config.pooled_share else "global"
 
 
 def _noisy(scores: list[Tensor], scale: float, rng: random.Random) -> list[Tensor]:
@@ -121,6 +126,7 @@ def _noisy(scores: list[Tensor], scale: float, rng: random.Random) -> list[Tenso
 def _random_counts(entry: Entries, starts: list[int], total: int, rng: random.Random) -> list[int]:
     """`total` entries shared among the segments by random weights (exponential: any split is likely)."""
     edges = torch.tensor(starts, device=entry.positions.device)
-    owner = torch.bucketize(entry.positions[0, 0], edges, right=True) - 1
+    present = entry.positions[0, 0][entry.scores[0, 0] > -torch.inf]
+    owner = torch.bucketize(present, edges, right=True) - 1
     held = torch.bincount(owner, minlength=len(starts)).tolist()
     return allocate([rng.expovariate(1.0) * n for n in held], held, total)

@@ -24,6 +24,7 @@ def session_plan(ratio: float, reencode: bool) -> PlanConfig:
         shrink_share=0.0,
         random_share=0.0,
         segment_share=0.0,
+        pooled_share=1.0,
         raw_share=0.0 if reencode else 1.0,
         candidates=(session.candidates,),
         noise=(0.0,),

@@ -413,7 +413,7 @@ class SessionLayer(GrowingLayer):
         if not self.is_initialized:
             return ()
         held = [self._storage.keys, self._storage.values, self._positions, self._scores]
-        held += [] if self.channels is None else [self.channels]
+        held += [of for of in (self.channels, self._storage.hidden) if of is not None]
         return (*held, *(() if self._packed is None else self._packed.tensors().values()))
 
     def state(self) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from sonic_kv.errors import (
     StoreError,
 )
 from sonic_kv.human import bytes_text
-from sonic_kv.layers import SPARE_ENTRIES, SPARE_SHARE
+from sonic_kv.layers import MOST_AT_ONCE, SPARE_ENTRIES, SPARE_SHARE
 from sonic_kv.model import SonicModel
 from sonic_kv.server.archive import Archive, Found
 from sonic_kv.server.dialogue import Step, chain, continued, digest, messages_of, ratio_of
@@ -400,8 +400,12 @@ class Worker:
     def _bytes_of(self, entries: Sequence[int]) -> int:
         """Bytes that jobs of so many entries can come to hold."""
         # each session twice: as it is, and as it was before the message that is being fed, or as it grows
-        held = sum(n + SPARE_ENTRIES + n // SPARE_SHARE for n in entries)
-        return 2 * held * self._entry_bytes
+        sizes = [n + SPARE_ENTRIES + n // SPARE_SHARE for n in entries]
+        # and while it decodes, what hides the other heads' rows from every query head
+        heads, most = self.model.num_heads, MOST_AT_ONCE // self.model.num_heads
+        query_heads: int = self.model.config.num_attention_heads
+        row = self.model.num_layers * heads * query_heads * self.model.dtype.itemsize
+        return 2 * sum(sizes) * self._entry_bytes + row * sum(min(n, most) for n in sizes)
 
     # --- memory -------------------------------------------------------------------------------
 

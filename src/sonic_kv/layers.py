@@ -134,8 +134,8 @@ class GrowingLayer(DynamicLayer):
             start = self.sizes[0] - count
             keys[:, :, start:], values[:, :, start:] = key_states, value_states
             return keys, values
-        ends = torch.tensor([start + n for start, n in zip(buffer.starts, self.sizes, strict=True)])
-        rows = (ends[:, None] + torch.arange(-count, 0)).flatten().to(buffer.keys.device)
+        firsts = [start + n - count for start, n in zip(buffer.starts, self.sizes, strict=True)]
+        rows = torch.tensor([first + i for first in firsts for i in range(count)], device=buffer.keys.device)
         buffer.keys.index_copy_(0, rows, key_states[0].flatten(0, 1))
         buffer.values.index_copy_(0, rows, value_states[0].flatten(0, 1))
         if count == 1 and buffer.hidden is not None:

@@ -309,7 +309,7 @@ def test_the_first_closing_equals_kvpress_in_its_own_prefill(name: str, tmp_path
         mine = before.cache.layers[number].keys
         masked = getattr(base.model.layers[number].self_attn, "masked_key_indices", None)
         kept = row.cache.layers[number]
-        held = torch.ones(2, kept.stored, dtype=torch.bool) if row.absent is None else ~row.absent[number]
+        held = torch.ones(2, kept.longest, dtype=torch.bool) if row.absent is None else ~row.absent[number]
         for head in range(2):
             if masked is not None:
                 there = torch.ones(mine.shape[2], dtype=torch.bool)

@@ -573,6 +573,7 @@ class BenchDialogueOptions:
     storages: tuple[str, ...] = option(
         ("full",), "how sonic's memory rests between turns: full, int8, int4, one or more of them"
     )
+    allocation: Allocation = option("pooled", "how sonic shares its budget; pooled reads heads one by one")
     batch: int = option(1, "dialogues at a time")
     repetitions: int = option(3, "times that the dialogue is lived through")
     seed: int = option(0, "seed of the random tokens and weights")
@@ -586,7 +587,7 @@ class BenchDialogueOptions:
         for ratio in self.ratios:
             Budget(compression_ratio=ratio)
         for storage in self.storages:
-            SessionConfig(storage=storage)  # type: ignore[arg-type]
+            SessionConfig(storage=storage, allocation=self.allocation)  # type: ignore[arg-type]
         require(
             len(self.user_tokens) == len(self.reply_tokens) > 0,
             f"{len(self.user_tokens)} user_tokens and {len(self.reply_tokens)} reply_tokens: give as many of each",

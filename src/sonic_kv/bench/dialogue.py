@@ -83,7 +83,9 @@ def methods(model: SonicModel, options: BenchDialogueOptions) -> list[Method]:
         for storage in options.storages if kind == "sonic" else ("full",):
             own = kind == "sonic"  # the others give every head as many entries
             config = SessionConfig(
-                reencode=own, storage=cast(Storage, storage), allocation="pooled" if own else "global"
+                reencode=own,
+                storage=cast(Storage, storage),
+                allocation=options.allocation if own else "global",
             )
             compressor = Compressor(model, config, importance)
             name = kind if storage == "full" else f"{kind} {storage}"

@@ -26,7 +26,7 @@ from sonic_kv.budget import allocate
 from sonic_kv.config import Allocation, LossConfig, PlanConfig
 from sonic_kv.human import table
 from sonic_kv.segments import Encoded
-from sonic_kv.selection import Scored, Selection
+from sonic_kv.selection import Entries, Selection
 from sonic_kv.training.objectives import Objective
 from sonic_kv.training.teacher import Teacher, run_teacher
 
@@ -40,7 +40,7 @@ class Shared(Selection):
         super().__init__(recency, "segment")
         self._weigh = weigh
 
-    def counts(self, entries: Sequence[Scored], starts: Sequence[int], end: int, total: int) -> list[int]:
+    def counts(self, entries: Sequence[Entries], starts: Sequence[int], end: int, total: int) -> list[int]:
         token = self._weigh(end)
         owner = self.ranked(0, entries[0], starts, end)[1][0][entries[0].scores[0, 0] > -torch.inf]
         held = torch.bincount(owner, minlength=len(starts)).tolist()

@@ -215,6 +215,9 @@ def masked_attention(
         (B, H, Q, D)
     """
     groups = query.shape[1] // key.shape[1]
+    if groups > 1 and mask is None:  # the query heads of a KV head read its entries as rows of one head
+        rows = query.unflatten(1, (-1, groups)).flatten(2, 3)
+        return masked_attention(rows, key, value, None, scale=scale, softcap=softcap).reshape(query.shape)
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         if mask is not None and mask.shape[1] > 1:
@@ -250,15 +253,11 @@ def attend_heads(
     outputs = []
     for own, (key, value) in zip(query.unflatten(1, (len(heads), -1)).unbind(1), heads, strict=True):
         key, value = key[None, None], value[None, None]
-        if mask is None:  # the query heads of a KV head read its entries as rows of one head
-            read = masked_attention(
-                own.flatten(1, 2)[:, None], key, value, None, scale=scale, softcap=softcap
-            ).view_as(own)
-        else:
+        allowed = None
+        if mask is not None:  # entries are shown to every query head, not repeated
             key, value = (entries.expand(-1, own.shape[1], -1, -1) for entries in (key, value))
             allowed = mask[..., mask.shape[-1] - key.shape[2] :]
-            read = masked_attention(own, key, value, allowed, scale=scale, softcap=softcap)
-        outputs.append(read)
+        outputs.append(masked_attention(own, key, value, allowed, scale=scale, softcap=softcap))
     return torch.cat(outputs, dim=1)
 
 

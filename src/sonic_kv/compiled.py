@@ -90,13 +90,12 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _OneToken:
-    """Attention of one new token: the query heads of a KV head read its entries as rows of one head."""
+    """Attention of one new token, which sees everything."""
 
     def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor, **options: Any
     ) -> Tensor:
-        grouped = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # (1, G, R, D)
-        return masked_attention(grouped, key, value, None, **options).view_as(query)
+        return masked_attention(query, key, value, None, **options)
 
 
 class _StepLayer(DynamicLayer):

@@ -1,7 +1,7 @@
 """Closing a segment: score, choose, re-encode, keep each head's share, free the raw entries."""
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -16,19 +16,11 @@ from sonic_kv.layers import Memory
 from sonic_kv.model import SonicModel
 from sonic_kv.quantize import vector_bytes
 from sonic_kv.reread import Reread
-from sonic_kv.selection import Selection, candidates, in_elastic_order
+from sonic_kv.selection import Entries, Selection, candidates, in_elastic_order
 
 # Every segment keeps an entry while there are not more than this; then the oldest count as one.
 MIN_GROUPS, ENTRIES_PER_GROUP = 16, 4
 MOST_ROWS = 256  # re-encoded in one model run: they do not see each other
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Entries of one layer as the selection sees them: positions (-1) and scores (-inf) of absent ones, too."""
-
-    positions: Tensor  # (1, G, N) int32
-    scores: Tensor  # (1, G, N) float32
 
 
 class Compressor:

@@ -160,10 +160,8 @@ class GrowingLayer(DynamicLayer):
         options: dict[str, Any] = {"scale": scale, "softcap": softcap}
         buffer = self._buffer
         if self.even:
-            if mask is None:  # the query heads of a KV head read its entries as rows of one head
-                grouped = query.unflatten(1, (len(self.sizes), -1)).flatten(2, 3)
-                return masked_attention(grouped, self.keys, self.values, None, **options).view_as(query)
-            return masked_attention(query, self.keys, self.values, mask[..., -self.sizes[0] :], **options)
+            allowed = None if mask is None else mask[..., -self.sizes[0] :]
+            return masked_attention(query, self.keys, self.values, allowed, **options)
         if mask is None and len(buffer.keys) <= MOST_AT_ONCE:
             heads = query.transpose(1, 2)  # rows of one head, which holds everything
             keys, values = buffer.keys[None, None], buffer.values[None, None]

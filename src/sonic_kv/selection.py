@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,14 +11,12 @@ from sonic_kv.budget import allocate, select_by_segment, select_global, select_p
 from sonic_kv.config import Allocation
 
 
-class Scored(Protocol):
-    """Entries of one layer: transcript positions and importance (-inf: no entry), both (1, G, N)."""
+@dataclass(frozen=True)
+class Entries:
+    """Entries of one layer, of which each is kept or not."""
 
-    @property
-    def positions(self) -> Tensor: ...
-
-    @property
-    def scores(self) -> Tensor: ...
+    positions: Tensor  # in the transcript. (1, G, N)
+    scores: Tensor  # importance; -inf: no entry. (1, G, N)
 
 
 class Selection:
@@ -33,7 +31,7 @@ class Selection:
     def __init__(self, recency: Callable[[int, Tensor], Tensor], allocation: Allocation) -> None:
         self._recency, self.allocation = recency, allocation
 
-    def ranked(self, layer: int, entry: Scored, starts: Sequence[int], end: int) -> tuple[Tensor, Tensor]:
+    def ranked(self, layer: int, entry: Entries, starts: Sequence[int], end: int) -> tuple[Tensor, Tensor]:
         """Scores with recency, and the segment number (from 0) of every entry. Both (G, N)
 
         Args:
@@ -45,7 +43,7 @@ class Selection:
         edges = torch.tensor(list(starts), device=positions.device)
         return scores, (torch.bucketize(positions, edges, right=True) - 1).clamp_min(0)
 
-    def counts(self, entries: Sequence[Scored], starts: Sequence[int], end: int, total: int) -> list[int]:
+    def counts(self, entries: Sequence[Entries], starts: Sequence[int], end: int, total: int) -> list[int]:
         """Entries of each segment if they are shared among segments; else empty.
 
         A segment's weight is the attention it can expect: the softmax of the scores, summed over
@@ -62,7 +60,7 @@ class Selection:
         return allocate(weights.tolist(), [int(n) for n in held], total)
 
     def keep(
-        self, entries: Sequence[Scored], starts: Sequence[int], end: int, total: int, counts: Sequence[int]
+        self, entries: Sequence[Entries], starts: Sequence[int], end: int, total: int, counts: Sequence[int]
     ) -> list[Tensor]:
         """Which entries of each layer are kept, `total` a head in the mean. Each (G, N) bool
 

@@ -12,15 +12,7 @@ from sonic_kv.budget import allocate
 from sonic_kv.config import Allocation, PlanConfig
 from sonic_kv.layout import Layout, interleave, lifetimes
 from sonic_kv.segments import Encoded, segment_ends
-from sonic_kv.selection import Selection, candidates, in_elastic_order
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Entries of one layer as the selection sees them."""
-
-    positions: Tensor  # (1, G, N)
-    scores: Tensor  # (1, G, N)
+from sonic_kv.selection import Entries, Selection, candidates, in_elastic_order
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ LEVELS: dict[str, int] = {
     "selection": 1,
     "layout": 1,
     "quantize": 1,
+    "growing": 2,
     "layers": 2,
     "adapter": 2,
     "cache": 2,
@@ -55,7 +56,7 @@ LEVELS: dict[str, int] = {
 }
 # Modules that may know about transformers and PEFT. Only the first group touches their internals:
 # it subclasses, patches or registers; the others call public entry points.
-INTERNALS = {"adapter", "layers", "cache", "batch", "compiled", "attention"}
+INTERNALS = {"adapter", "growing", "layers", "cache", "batch", "compiled", "attention"}
 CALLERS = {"model", "bench", "cli"}  # bench: the plain cache it is compared with
 
 

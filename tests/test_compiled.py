@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from sonic_kv import Budget, ChatSession, SamplingConfig
+from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig
 from sonic_kv.cache import SessionCache
 from sonic_kv.compiled import CompiledStep
 from sonic_kv.errors import ConfigError
@@ -19,22 +19,24 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a
 
 
 @needs_compiler
-def test_compiled_steps_match_the_base_at_every_length_without_compiling_again() -> None:
+@pytest.mark.parametrize("allocation", ["global", "pooled"])
+def test_one_graph_is_the_base_at_every_length_and_share_of_heads(allocation: str) -> None:
     model = tiny_model()
     step = CompiledStep(model.base)
-    ours, theirs = SessionCache(model.num_layers), SessionCache(model.num_layers)
-    ids = torch.randint(256, (120,), generator=torch.Generator().manual_seed(0)).tolist()
-    model.feed(ours, ids[:3])
-    model.feed(theirs, ids[:3])
-    compiled = 0
-    for at in range(3, 120):
-        found, expected = step(ours, ids[at]), model.feed(theirs, [ids[at]])
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-        compiled = compiled or (step.graphs if at == 4 else 0)
-    assert step.graphs == compiled
-    for mine, plain in zip(ours.layers, theirs.layers, strict=True):
-        torch.testing.assert_close(mine.keys, plain.keys, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(mine.values, plain.values, atol=1e-5, rtol=1e-5)
+    ids = torch.randint(256, (140,), generator=torch.Generator().manual_seed(0)).tolist()
+    chat = ChatSession(model, Budget(compression_ratio=0.5), config=SessionConfig(allocation=allocation))
+    for text in ("the first message of some length", "a second one", "a third"):
+        chat.send(text, sampling=SamplingConfig(max_new_tokens=12))
+    assert chat.cache.lengths.memory > 0
+    assert chat.cache.even == (allocation == "global")
+    for start in (SessionCache(model.num_layers), chat.cache):
+        ours, theirs = start.fork(), start.fork()
+        for token in ids:
+            found, expected = step(ours, token), model.feed(theirs, [token])
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        for mine, plain in zip(ours.layers, theirs.layers, strict=True):
+            torch.testing.assert_close(mine.heads(), plain.heads(), atol=1e-5, rtol=1e-5)
+    assert step.graphs == 1
 
 
 @needs_compiler

@@ -30,7 +30,7 @@ from sonic_kv.errors import (
     SonicError,
 )
 from sonic_kv.generate import generate
-from sonic_kv.layers import SPARE_ENTRIES, SPARE_SHARE
+from sonic_kv.growing import SPARE_ENTRIES, SPARE_SHARE
 from sonic_kv.model import SonicModel
 from sonic_kv.segments import segment_ends
 from sonic_kv.session import ChatSession
@@ -332,7 +332,7 @@ def test_fork_continues_as_the_parent_would() -> None:
 
 
 def place(cache: SessionCache) -> int:
-    keys, _ = cache.layers[0].heads()[0]
+    keys = cache.layers[0].heads()[0][0]
     return keys.data_ptr()
 
 
@@ -539,7 +539,7 @@ def test_stats_add_up(kind: str) -> None:
         stats = chat.stats
         assert stats.logical_tokens == len(chat.token_ids) == chat.cache.get_seq_length()
         assert stats.entries == stats.prefix + stats.memory + stats.open
-        sizes = [len(key) for layer in chat.cache.layers for key, _ in layer.heads()]
+        sizes = [len(key) for layer in chat.cache.layers for key in layer.heads()[0]]
         assert stats.entries == sum(sizes) / len(sizes)
         assert stats.bytes == chat.cache.nbytes
         assert stats.logical_tokens == stats.prefix + stats.open + sum(s.tokens for s in stats.segments)
@@ -818,7 +818,7 @@ def test_a_saved_session_continues_in_the_dtype_of_the_model_that_loads_it(
     chat.extend(DIALOGUE)
     chat.save(tmp_path / "chat.safetensors")
     again = ChatSession.load(model(loaded), tmp_path / "chat.safetensors")
-    assert all(key.dtype == loaded for layer in again.cache.layers for key, _ in layer.heads())
+    assert all(key.dtype == loaded for layer in again.cache.layers for key in layer.heads()[0])
     again.send("and now?", SamplingConfig(max_new_tokens=3))
     assert again.stats.segments[: len(chat.stats.segments)][0].tokens == chat.stats.segments[0].tokens
 

@@ -171,7 +171,7 @@ def test_within_its_window_a_sliding_layer_sees_everything() -> None:
     for chat in chats:
         chat.extend(DIALOGUE)
     for one, other in zip(chats[0].cache.layers, chats[1].cache.layers, strict=True):
-        for (key, _), (far, _) in zip(one.heads(), other.heads(), strict=True):
+        for key, far in zip(one.heads()[0], other.heads()[0], strict=True):
             torch.testing.assert_close(key, far, atol=1e-5, rtol=0)
 
 
@@ -299,5 +299,5 @@ def test_half_precision_sessions_run_in_their_dtype(dtype: torch.dtype) -> None:
             chat = ChatSession(SonicModel(base, tiny_tokenizer(), adapter), HALF, config=config)
             chat.extend(DIALOGUE)
             assert chat.send("hi", SamplingConfig(max_new_tokens=3)).usage.completion_tokens == 3
-            assert {key.dtype for layer in chat.cache.layers for key, _ in layer.heads()} == {dtype}
+            assert {key.dtype for layer in chat.cache.layers for key in layer.heads()[0]} == {dtype}
             assert chat.stats.full_bytes == chat.stats.logical_tokens * 3 * 2 * 2 * 8 * 2

@@ -233,7 +233,8 @@ def masked_attention(
 
 def attend_heads(
     query: Tensor,
-    heads: Sequence[tuple[Tensor, Tensor]],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
     mask: Tensor | None,
     *,
     scale: float,
@@ -243,22 +244,27 @@ def attend_heads(
 
     Args:
         query: (1, H, Q, D)
-        heads: keys and values of each KV head. (n, D)
-        mask: added to the logits of a head with most entries; others take its last columns. None: all is
-            seen. (1, 1, Q, ≥ n)
+        keys, values: of each KV head. (1, 1, n, D)
+        mask: added to the logits of a head with most entries; others take its last columns. None: a single
+            query that sees all. (1, 1, Q, ≥ n)
 
     Returns:
         (1, H, Q, D)
     """
-    outputs = []
-    for own, (key, value) in zip(query.unflatten(1, (len(heads), -1)).unbind(1), heads, strict=True):
-        key, value = key[None, None], value[None, None]
-        allowed = None
-        if mask is not None:  # entries are shown to every query head, not repeated
-            key, value = (entries.expand(-1, own.shape[1], -1, -1) for entries in (key, value))
-            allowed = mask[..., mask.shape[-1] - key.shape[2] :]
-        outputs.append(masked_attention(own, key, value, allowed, scale=scale, softcap=softcap))
-    return torch.cat(outputs, dim=1)
+    options: dict[str, Any] = {"scale": scale, "softcap": softcap}
+    if mask is None:  # a KV head's query heads are rows of one head
+        own = query.view(len(keys), 1, -1, query.shape[-1]).split(1)
+        found = [
+            masked_attention(q, k, v, None, **options) for q, k, v in zip(own, keys, values, strict=True)
+        ]
+        return torch.cat(found).view(query.shape)
+    found = []
+    for rows, *entries in zip(query.chunk(len(keys), 1), keys, values, strict=True):
+        # entries are shown to every query head, not repeated
+        key, value = (held.expand(-1, rows.shape[1], -1, -1) for held in entries)
+        allowed = mask[..., mask.shape[-1] - key.shape[2] :]
+        found.append(masked_attention(rows, key, value, allowed, **options))
+    return torch.cat(found, dim=1)
 
 
 def block_attention(

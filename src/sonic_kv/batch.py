@@ -1,7 +1,4 @@
-"""One decode step of many dialogues at once, each with its own cache.
-
-A row's new entries go straight into its cache, and its attention reads them there: nothing is copied or padded.
-"""
+"""One decode step of many dialogues at once, each with its own cache."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,28 +10,67 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from sonic_kv.attention import sonic_attention
 from sonic_kv.cache import SessionCache
-from sonic_kv.layers import SessionLayer
 
 
-class BatchLayer(DynamicLayer):
-    """One layer of all rows."""
+class Rows:
+    """The attention of one new token a dialogue.
 
-    def __init__(self, rows: Sequence[SessionLayer]) -> None:
-        super().__init__()
-        self._rows = rows
+    A dialogue's new entries go straight into its cache, and its query reads them there: nothing is copied or padded.
+    """
+
+    def __init__(self, caches: Sequence[SessionCache]) -> None:
+        self._layers = list(zip(*(cache.layers for cache in caches), strict=True))
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor, **options: Any
+    ) -> Tensor:
+        return self.read(module.layer_idx, query, key, value, **options)
+
+    def read(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        """What the queries find. (B, H, 1, D), new entries (B, G, 1, D) → (B, H, 1, D)"""
+        found = []
+        for held, own, *new in zip(
+            self._layers[layer], query.split(1), key.split(1), value.split(1), strict=True
+        ):
+            held.update(*new)
+            found.append(held.read(own, None, **options))
+        return torch.cat(found)
+
+
+class _Passing(DynamicLayer):
+    """Hands new entries on to the attention, which stores them."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Each row takes its own. (B, G, 1, D)"""
-        for row, key, value in zip(self._rows, key_states.split(1), value_states.split(1), strict=True):
-            row.update(key, value)
         return key_states, value_states
 
-    def read(self, query: Tensor, **options: Any) -> Tensor:
-        """What each row's query finds in its cache. (B, H, 1, D)"""
-        found = [row.read(q, None, **options) for row, q in zip(self._rows, query.split(1), strict=True)]
-        return torch.cat(found)
+    def get_seq_length(self, *_: object) -> int:
+        return 0
+
+
+def forward(base: PreTrainedModel, token_ids: Tensor, positions: Tensor, attention: Any) -> Tensor:
+    """Logits after one token a row, whose attention stores the new entries. Each (B, 1) → (B, V)"""
+    output = base(
+        input_ids=token_ids,
+        position_ids=positions,
+        attention_mask=token_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),  # a row sees all of its own
+        past_key_values=Cache(
+            layers=[_Passing() for _ in range(base.config.get_text_config().num_hidden_layers)]
+        ),
+        use_cache=True,
+        sonic=attention,
+    )
+    logits: Tensor = output.logits[:, -1]
+    return logits
+
+
+def columns(
+    caches: Sequence[SessionCache], token_ids: Sequence[int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Token ids and positions of a step. Each (B, 1)"""
+    positions = [cache.next_position for cache in caches]
+    return torch.tensor(token_ids, device=device)[:, None], torch.tensor(positions, device=device)[:, None]
 
 
 @torch.no_grad()
@@ -43,32 +79,5 @@ def batch_step(base: PreTrainedModel, caches: Sequence[SessionCache], token_ids:
 
     If it fails, caches may be left with a part of the token's entries.
     """
-    device = base.device
-    positions = [cache.next_position for cache in caches]
-    layers = [BatchLayer(rows) for rows in zip(*(cache.layers for cache in caches), strict=True)]
     with sonic_attention(base):
-        output = base(
-            input_ids=torch.tensor(token_ids, device=device)[:, None],
-            position_ids=torch.tensor(positions, device=device)[:, None],
-            attention_mask=torch.ones(
-                1, 1, 1, 1, dtype=torch.bool, device=device
-            ),  # a row sees all of its own
-            past_key_values=Cache(layers=layers),
-            use_cache=True,
-            sonic=_Apart(layers),
-        )
-    logits: Tensor = output.logits[:, -1]
-    return logits
-
-
-class _Apart:
-    """The attention of one new token a row, over the row's own cache."""
-
-    def __init__(self, layers: Sequence[BatchLayer]) -> None:
-        self._layers = layers
-
-    def attend(
-        self, module: Any, query: Tensor, _key: Tensor, _value: Tensor, _mask: Tensor, **options: Any
-    ) -> Tensor:
-        found: Tensor = self._layers[module.layer_idx].read(query, **options)
-        return found
+        return forward(base, *columns(caches, token_ids, base.device), Rows(caches))

@@ -1,23 +1,46 @@
 """One decode step as a compiled graph, for small models: their step is mostly what it takes to call operations.
 
-The graph's sums are in another order than those of the base's own operations: logits are equal to about 1e-5,
-not bit for bit.
+All but the attention is compiled: that is one operation of the graph, which stores and reads entries wherever a
+cache has them, so that one graph serves every length and share of heads. Its sums are in another order than those of
+the base's own operations: logits are equal to about 1e-5, not bit for bit.
 """
 
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
 
-from sonic_kv.attention import masked_attention, sonic_attention
+from sonic_kv.attention import sonic_attention
+from sonic_kv.batch import Rows, columns, forward
 from sonic_kv.cache import SessionCache
 from sonic_kv.errors import ConfigError
 
+_step = threading.local()  # `rows`: of the step that this thread is in
+_library = torch.library.Library("sonic_kv", "DEF")
+_library.define(
+    "read(Tensor query, Tensor key, Tensor value, int layer, float scale, float? softcap) -> Tensor"
+)
+
+
+def _read(
+    query: Tensor, key: Tensor, value: Tensor, layer: int, scale: float, softcap: float | None
+) -> Tensor:
+    rows: Rows = _step.rows
+    return rows.read(layer, query, key, value, scale=scale, softcap=softcap)
+
+
+def _like_query(query: Tensor, *_: object) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+_library.impl("read", _read, "CompositeExplicitAutograd")
+torch.library.register_fake("sonic_kv::read", _like_query, lib=_library)
+
 
 class CompiledStep:
-    """Feeds one token to a session's cache. Compiled once, for every length.
+    """Feeds one token to a session's cache. Compiled once, for every cache.
 
     Attributes:
         graphs: how often something had to be compiled.
@@ -29,25 +52,15 @@ class CompiledStep:
     def __init__(self, base: PreTrainedModel) -> None:
         self._base = base
         self.graphs = 0
-        self._run = torch.compile(self._forward, dynamic=True, fullgraph=True, backend=self._compile)
+        self._run = torch.compile(self._forward, dynamic=False, fullgraph=True, backend=self._compile)
 
+    @torch.no_grad()
     def __call__(self, cache: SessionCache, token_id: int) -> Tensor:
-        """Logits after the token. (V,)
-
-        Args:
-            cache: with at least one entry.
-        """
-        assert cache.stored
-        device, position = self._base.device, cache.next_position
-        ids = torch.tensor([[token_id]], device=device)
-        positions = torch.tensor([[position]], device=device)
-        buffers = []
-        for layer in cache.layers:
-            buffer = layer.extend(1)
-            buffers.append((layer.stacked(buffer.keys), layer.stacked(buffer.values)))
-        with torch.no_grad(), sonic_attention(self._base):
+        """Logits after the token. (V,)"""
+        _step.rows = Rows([cache])
+        with sonic_attention(self._base):
             try:
-                logits: Tensor = self._run(ids, positions, buffers, cache.stored)
+                logits: Tensor = self._run(*columns([cache], [token_id], self._base.device))
             except Exception as error:
                 lines = [line for line in str(error).splitlines() if line and not line.endswith("raised:")]
                 reason = lines[0] if lines else type(error).__name__
@@ -55,22 +68,12 @@ class CompiledStep:
                     f"cannot compile the decode step ({reason}): it needs a C++ compiler such as g++; or leave "
                     "compile off"
                 ) from error
-        return logits
+            finally:
+                del _step.rows
+        return logits[0]
 
-    def _forward(
-        self, ids: Tensor, positions: Tensor, buffers: list[tuple[Tensor, Tensor]], end: int
-    ) -> Tensor:
-        cache = Cache(layers=[_StepLayer(keys, values, end) for keys, values in buffers])
-        output = self._base(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=ids.new_ones(1, 1, 1, 1, dtype=torch.bool),  # it sees everything
-            past_key_values=cache,
-            use_cache=True,
-            sonic=_OneToken(),
-        )
-        logits: Tensor = output.logits[0, -1]
-        return logits
+    def _forward(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        return forward(self._base, token_ids, positions, _InOneOperation())
 
     def _compile(self, graph: fx.GraphModule, inputs: list[Any]) -> Any:
         self.graphs += 1
@@ -89,32 +92,13 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product if bias is None else product + bias
 
 
-class _OneToken:
-    """Attention of one new token, which sees everything."""
+class _InOneOperation:
+    """The attention of the step's rows, which the compiler does not look into."""
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor, **options: Any
     ) -> Tensor:
-        return masked_attention(query, key, value, None, **options)
-
-
-class _StepLayer(DynamicLayer):
-    """The buffers of one layer, (1, G, capacity, D); the new entry is the last of the first `end`."""
-
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, keys: Tensor, values: Tensor, end: int) -> None:
-        super().__init__()
-        self.keys, self.values, self._end, self.is_initialized = keys, values, end, True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
-        start, end = self._end - 1, self._end
-        self.keys[:, :, start:end] = key_states
-        self.values[:, :, start:end] = value_states
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_seq_length(self, *_: object) -> int:
-        return self._end - 1
+        found: Tensor = torch.ops.sonic_kv.read(
+            query, key, value, module.layer_idx, options["scale"], options["softcap"]
+        )
+        return found

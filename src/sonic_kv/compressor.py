@@ -263,7 +263,7 @@ def _gather(
     keys: list[Tensor] = []
     values: list[Tensor] = []
     positions, scores = [], []
-    for head, (pair, count) in enumerate(zip(layer_cache.heads(), layer_cache.counts, strict=True)):
+    for head, (*pair, count) in enumerate(zip(*layer_cache.heads(), layer_cache.counts, strict=True)):
         mask = kept[head]
         old, fresh = mask[behind - count : behind].nonzero()[:, 0], mask[behind:].nonzero()[:, 0]
         for held, vectors, of in zip((keys, values), pair, (0, 1), strict=True):

@@ -1,213 +1,15 @@
-"""Layers of the session cache: storage that grows in place, and memory of which every KV head has its own amount.
-
-A head's entries stand together, in the order prefix, memory, open segment. Stored entries are never
-overwritten: copies of a layer (snapshots, forks) share them at no cost.
-"""
+"""A layer of the session cache: prefix, memory of which every KV head has its own amount, open segment."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers.cache_utils import DynamicLayer
 
 from sonic_kv import quantize
-from sonic_kv.attention import attend_heads, masked_attention
 from sonic_kv.errors import ModelError
-
-# An uneven layer of up to so many rows is read by all query heads at once, each blind to the other heads' rows; a
-# larger one head by head, which costs more calls and less arithmetic.
-MOST_AT_ONCE = 2048
-SPARE_ENTRIES, SPARE_SHARE = 32, 16  # room left when a layer grows: entries of each head, and one in so many
-UNEVEN = (
-    "the heads of this cache hold different numbers of entries, which the model's own attention cannot read: feed it "
-    "by SonicModel.feed, or keep as many in each with SessionConfig(allocation='global')"
-)
-Sizes = tuple[int, ...]  # entries of each KV head
-
-
-@dataclass
-class _Buffer:
-    """Storage of a growing layer, (rows, D): head after head, each with `room` free rows behind its entries.
-
-    Attributes:
-        starts: first row of each head.
-        used: rows taken of each head's room.
-        hidden: where a query head sees nothing: rows of other heads and free ones, as it is added to logits. (H, rows)
-    """
-
-    keys: Tensor
-    values: Tensor
-    starts: Sizes
-    room: int = 0
-    used: int = 0
-    hidden: Tensor | None = None
-
-    def heads(self, sizes: Sizes) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of every KV head. Each (n, D)"""
-        spans = [slice(start, start + n) for start, n in zip(self.starts, sizes, strict=True)]
-        return [(self.keys[span], self.values[span]) for span in spans]
-
-
-class GrowingLayer(DynamicLayer):
-    """A layer that is appended to in place, so that a new token does not copy the entries before it.
-
-    Copies of a layer share its buffer, and nothing in it is ever overwritten: who stands at its end
-    appends there; who has been overtaken, or finds no room, goes on in a buffer of its own.
-
-    One thread at a time may append to layers that share a buffer.
-
-    Attributes:
-        sizes: entries of each KV head; appending adds to all of them alike.
-    """
-
-    _buffer: _Buffer
-
-    def __init__(self) -> None:
-        self.sizes: Sizes = ()
-        self._taken = 0  # of the room
-        super().__init__()
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
-        heads, width = key_states.shape[1], key_states.shape[3]
-        self.hold(key_states.new_empty(0, width), value_states.new_empty(0, width), (0,) * heads)
-
-    def hold(self, keys: Tensor, values: Tensor, sizes: Sizes) -> None:
-        """Hold these entries, (N, D) head after head, instead of any before."""
-        self._buffer = _Buffer(keys, values, tuple(accumulate(sizes[:-1], initial=0)))
-        self.sizes, self._taken = sizes, 0
-
-    @property
-    def even(self) -> bool:
-        """Whether all KV heads hold as many entries."""
-        return len(set(self.sizes)) <= 1
-
-    @property
-    def keys(self) -> Tensor:
-        """Of a layer whose heads hold as many entries. (1, G, S, D)"""
-        return self._side_by_side(self._buffer.keys)
-
-    @keys.setter
-    def keys(self, _: None) -> None:
-        """transformers makes a layer without any."""
-
-    @property
-    def values(self) -> Tensor:
-        """As `keys`."""
-        return self._side_by_side(self._buffer.values)
-
-    @values.setter
-    def values(self, _: None) -> None: ...
-
-    def _side_by_side(self, rows: Tensor) -> Tensor:
-        if not self.even:
-            raise ModelError(UNEVEN)
-        return self.stacked(rows)[:, :, : self.sizes[0]]
-
-    def stacked(self, rows: Tensor) -> Tensor:
-        """A buffer of an even layer by heads, with their free rows. (rows, D) → (1, G, capacity, D)"""
-        return rows.view(1, len(self.sizes), -1, rows.shape[-1])
-
-    def heads(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of every KV head. Each (n, D)"""
-        buffer = self._buffer  # may change the sizes: see SessionLayer
-        return buffer.heads(self.sizes)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
-        """Append to every head; returns all entries, or, where heads differ, only the new ones.
-
-        Args:
-            key_states, value_states: (1, G, T, D)
-        """
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        count = key_states.shape[-2]
-        buffer = self.extend(count)
-        if self.even:
-            keys, values = self._side_by_side(buffer.keys), self._side_by_side(buffer.values)
-            start = self.sizes[0] - count
-            keys[:, :, start:], values[:, :, start:] = key_states, value_states
-            return keys, values
-        firsts = [start + n - count for start, n in zip(buffer.starts, self.sizes, strict=True)]
-        rows = torch.tensor([first + i for first in firsts for i in range(count)], device=buffer.keys.device)
-        buffer.keys.index_copy_(0, rows, key_states[0].flatten(0, 1))
-        buffer.values.index_copy_(0, rows, value_states[0].flatten(0, 1))
-        if count == 1 and buffer.hidden is not None:
-            shared = len(buffer.hidden) // len(rows)
-            at = torch.arange(len(buffer.hidden), device=rows.device)
-            buffer.hidden[at, rows.repeat_interleave(shared)] = 0.0
-        elif count > 1:
-            buffer.hidden = None
-        return key_states, value_states
-
-    def read(self, query: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None) -> Tensor:
-        """Attention of queries over what is held.
-
-        Args:
-            query: (1, H, Q, D)
-            mask: added to the logits of the head that has most entries, and its last columns to those of others.
-                None: a single query that sees all. (1, 1, Q, S or more)
-
-        Returns:
-            (1, H, Q, D)
-        """
-        options: dict[str, Any] = {"scale": scale, "softcap": softcap}
-        buffer = self._buffer
-        if self.even:
-            allowed = None if mask is None else mask[..., -self.sizes[0] :]
-            return masked_attention(query, self.keys, self.values, allowed, **options)
-        if mask is None and len(buffer.keys) <= MOST_AT_ONCE:
-            heads = query.transpose(1, 2)  # rows of one head, which holds everything
-            keys, values = buffer.keys[None, None], buffer.values[None, None]
-            hidden = self._hidden(query.shape[1])
-            return masked_attention(heads, keys, values, hidden, **options).transpose(1, 2)
-        return attend_heads(query, self.heads(), mask, **options)
-
-    def _hidden(self, query_heads: int) -> Tensor:
-        buffer = self._buffer
-        if buffer.hidden is None or buffer.used != self._taken:
-            hidden = buffer.keys.new_full((query_heads, len(buffer.keys)), -torch.inf)
-            shared = query_heads // len(self.sizes)
-            for head, (start, n) in enumerate(zip(buffer.starts, self.sizes, strict=True)):
-                hidden[head * shared : (head + 1) * shared, start : start + n] = 0.0
-            if buffer.used != self._taken:
-                return hidden
-            buffer.hidden = hidden
-        return buffer.hidden
-
-    def extend(self, count: int) -> _Buffer:
-        """Count `count` more entries of every head, which the caller writes into the buffer at once."""
-        buffer = self._buffer
-        # one row stays free: a compiled step would take a full buffer for another case, and compile again
-        if buffer.used != self._taken or self._taken + count >= buffer.room:
-            buffer = self._move(count)
-        self._taken += count
-        buffer.used = self._taken
-        self.sizes = tuple(n + count for n in self.sizes)
-        return buffer
-
-    def _move(self, count: int) -> _Buffer:
-        """Into a buffer with room for `count` more entries of every head, and some."""
-        mean = sum(self.sizes) // len(self.sizes) + count
-        room = count + max(SPARE_ENTRIES, mean // SPARE_SHARE)
-        starts = tuple(accumulate((n + room for n in self.sizes[:-1]), initial=0))
-        rows, width = sum(self.sizes) + room * len(self.sizes), self._buffer.keys.shape[-1]
-        # zeros: free rows may be read, with no weight, and must be finite
-        keys, values = (old.new_zeros(rows, width) for old in (self._buffer.keys, self._buffer.values))
-        for start, (key, value) in zip(starts, self.heads(), strict=True):
-            keys[start : start + len(key)], values[start : start + len(value)] = key, value
-        self._buffer, self._taken = _Buffer(keys, values, starts, room), 0
-        return self._buffer
-
-    def drop_newest(self, count: int) -> None:
-        """Take back the newest `count` entries of every head; what is appended next goes into a new buffer."""
-        self.sizes, self._taken = tuple(n - count for n in self.sizes), self._taken - count
+from sonic_kv.growing import UNEVEN, Buffer, GrowingLayer, Sizes
 
 
 @dataclass(frozen=True)
@@ -237,12 +39,12 @@ class SessionLayer(GrowingLayer):
         super().__init__()
 
     @property
-    def _buffer(self) -> _Buffer:
+    def _buffer(self) -> Buffer:
         self.unpack()
         return self._storage
 
     @_buffer.setter
-    def _buffer(self, buffer: _Buffer) -> None:
+    def _buffer(self, buffer: Buffer) -> None:
         self._storage = buffer
 
     @property
@@ -301,7 +103,7 @@ class SessionLayer(GrowingLayer):
         """Keys and values of all heads side by side; a head that has fewer begins with zeros. (1, G, S, D)"""
         if self.even:
             return self.keys, self.values
-        keys, values = zip(*self.heads(), strict=True)
+        keys, values = self.heads()
         return _padded(keys, 0.0), _padded(values, 0.0)
 
     def present(self, seen: Tensor) -> Tensor:
@@ -314,7 +116,7 @@ class SessionLayer(GrowingLayer):
 
     def newest(self, count: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the newest entries. (1, G, count, D)"""
-        keys, values = zip(*self.heads(), strict=True)
+        keys, values = self.heads()
         return (
             torch.stack([head[len(head) - count :] for head in keys])[None],
             torch.stack([head[len(head) - count :] for head in values])[None],
@@ -323,7 +125,7 @@ class SessionLayer(GrowingLayer):
     def memory(self, prefix: int) -> Memory:
         """The memory, which stands behind `prefix` entries."""
         spans = [slice(prefix, prefix + n) for n in self.counts]
-        keys, values = zip(*self.heads(), strict=True)
+        keys, values = self.heads()
         return Memory(
             [head[span] for head, span in zip(keys, spans, strict=True)],
             [head[span] for head, span in zip(values, spans, strict=True)],
@@ -339,7 +141,7 @@ class SessionLayer(GrowingLayer):
                 for head, fresh in zip(held, new, strict=True)
                 for part in (head[:prefix], fresh, head[len(head) - newest :])
             ])
-            for held, new in zip(zip(*self.heads(), strict=True), (memory.keys, memory.values), strict=True)
+            for held, new in zip(self.heads(), (memory.keys, memory.values), strict=True)
         )  # fmt: skip
         counts = tuple(len(head) for head in memory.positions)
         self.hold(keys, values, tuple(prefix + n + newest for n in counts))
@@ -377,7 +179,7 @@ class SessionLayer(GrowingLayer):
                 for head, n in zip(held, self.counts, strict=True)
                 for part in (head[:prefix], head[prefix + n :])
             ])
-            for held in zip(*self.heads(), strict=True)
+            for held in self.heads()
         )  # fmt: skip
         super().hold(keys, values, (raw,) * len(self.counts))
         self._packed = packed
@@ -410,15 +212,15 @@ class SessionLayer(GrowingLayer):
         """Everything that takes memory."""
         if not self.is_initialized:
             return ()
-        held = [self._storage.keys, self._storage.values, self._positions, self._scores]
-        held += [of for of in (self.channels, self._storage.hidden) if of is not None]
+        held = [*self._storage.tensors(), self._positions, self._scores]
+        held += [] if self.channels is None else [self.channels]
         return (*held, *(() if self._packed is None else self._packed.tensors().values()))
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor by name, without spare room; while the memory is packed, `keys` and `values` are the rest."""
         if not self.is_initialized:
             return {}
-        keys, values = (torch.cat(held) for held in zip(*self._storage.heads(self.sizes), strict=True))
+        keys, values = (torch.cat(held) for held in self._storage.heads(self.sizes))
         state = {"keys": keys, "values": values, "positions": self._positions, "scores": self._scores}
         state["counts"] = torch.tensor(self.counts)
         if self.channels is not None:

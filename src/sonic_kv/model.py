@@ -160,24 +160,21 @@ class SonicModel:
             )
 
     def compile(self) -> None:
-        """Compile the decode step of one dialogue whose heads hold as many entries (`allocation="global"`, or nothing
-        compressed yet); others, and batches, are decoded as before.
+        """Compile the decode step of one dialogue; batches are decoded as before.
 
         It takes from seconds to minutes, once. Logits are then equal to the base's to about 1e-5.
 
         Raises:
             ConfigError: it cannot be compiled here.
         """
-        step, cache = CompiledStep(self.base), SessionCache(self.num_layers)
-        self.feed(cache, [0])
-        for _ in range(2):  # what is new in the second step is compiled here, too
-            step(cache, 0)
+        step = CompiledStep(self.base)
+        step(SessionCache(self.num_layers), 0)
         self._step = step
 
     @torch.no_grad()
     def feed(self, cache: SessionCache, token_ids: Sequence[int], *, all_logits: bool = False) -> Tensor:
         """Append tokens to the cache; logits after the last of them (V,), or after each (T, V)."""
-        if self._step is not None and len(token_ids) == 1 and cache.stored and cache.even:
+        if self._step is not None and len(token_ids) == 1:
             row = self._step(cache, token_ids[0])
             return row[None] if all_logits else row
         start = cache.next_position

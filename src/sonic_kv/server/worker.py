@@ -23,8 +23,8 @@ from sonic_kv.errors import (
     NotFoundError,
     StoreError,
 )
+from sonic_kv.growing import MOST_AT_ONCE, SPARE_ENTRIES, SPARE_SHARE
 from sonic_kv.human import bytes_text
-from sonic_kv.layers import MOST_AT_ONCE, SPARE_ENTRIES, SPARE_SHARE
 from sonic_kv.model import SonicModel
 from sonic_kv.server.archive import Archive, Found
 from sonic_kv.server.dialogue import Step, chain, continued, digest, messages_of, ratio_of
@@ -401,11 +401,12 @@ class Worker:
         """Bytes that jobs of so many entries can come to hold."""
         # each session twice: as it is, and as it was before the message that is being fed, or as it grows
         sizes = [n + SPARE_ENTRIES + n // SPARE_SHARE for n in entries]
-        # and while it decodes, what hides the other heads' rows from every query head
+        # and while it decodes, where each head's free rows are, and what hides the other heads' from every query head
         heads, most = self.model.num_heads, MOST_AT_ONCE // self.model.num_heads
         query_heads: int = self.model.config.num_attention_heads
         row = self.model.num_layers * heads * query_heads * self.model.dtype.itemsize
-        return 2 * sum(sizes) * self._entry_bytes + row * sum(min(n, most) for n in sizes)
+        free = self.model.num_layers * (2 * heads + query_heads) * 8  # numbers of rows
+        return 2 * sum(sizes) * self._entry_bytes + sum(row * min(n, most) + free for n in sizes)
 
     # --- memory -------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 EXTRAS ?= dev
+# Tests run on one thread each, so several at a time: a file's in one process.
+PYTEST_FLAGS ?= -n logical --maxprocesses 4 --dist loadfile
 PIP_FLAGS ?=
 
 BIN := $(VENV)/bin
@@ -27,7 +29,7 @@ demo: $(STAMP)  ## replay dialogues with full, dropped and compressed history; w
 	$(BIN)/sonic-kv demo
 
 test: lint  ## lint, types and the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 test-ray:  ## the tests of replicas on Ray Serve, in a virtual environment of their own
 	@$(MAKE) install VENV=.venv-ray EXTRAS=dev,ray

@@ -9,10 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sonic_kv import layout as lay
-
-
-def visible(layout: lay.Layout, lifetime: Tensor) -> Tensor:
-    return lay.visible(layout, lifetime, lay.own_segment(layout)[:, None])
+from sonic_kv.layout import visible
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def test_a_few_steps_on_one_batch_lower_both_losses(tmp_path: Path, form: str) -
 
     def measure() -> dict[str, float]:
         drawn = [
-            run.objective.backward([encoded], [random.Random(seed)], 1.0, student=True)
+            run.objective.backward([encoded], [random.Random(seed)], 1.0)
             for encoded in batch
             for seed in range(4)
         ]
@@ -223,7 +223,7 @@ def test_importance_loss_is_least_for_the_true_attention() -> None:
     assert all(float(losses.importance([torch.randn(2, 7)], [target])) > float(best) for _ in range(20))
 
 
-def test_attention_target_ignores_queries_inside_the_history() -> None:
+def test_attention_targets_ignore_queries_inside_the_history() -> None:
     paid = torch.zeros(1, 1, 3, 6)
     paid[0, 0, 0, 1] = 1.0  # query at 2, still in the history
     paid[0, 0, 1, 2] = 0.25
@@ -231,7 +231,9 @@ def test_attention_target_ignores_queries_inside_the_history() -> None:
     queries = torch.tensor([2, 4, 5])
 
     def target(norm: float, weights: torch.Tensor | None = None) -> list[float]:
-        found: list[float] = losses.attention_target(paid, queries, 4, 1, norm, weights)[0].tolist()
+        first, second = losses.attention_targets(paid, queries, [2, 4], 1, norm, weights)
+        assert first.shape == (1, 1)
+        found: list[float] = second[0].tolist()
         return found
 
     assert target(math.inf) == [0.0, 0.5, 0.5]

@@ -66,7 +66,7 @@ def gradients(
     sums: dict[str, float] = {}
     for group in groups:
         rngs = [random.Random(place) for place in group]
-        found = objective.backward([encoded[i] for i in group], rngs, 0.5, student=True)
+        found = objective.backward([encoded[i] for i in group], rngs, 0.5)
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + value
     found_gradients = {
@@ -143,7 +143,7 @@ def test_block_mask_rule_is_the_visibility_mask() -> None:
         random.Random(1),
     )
     layout, lifetime = lay.pack([plan.layout] * 2, [plan.lifetime] * 2)
-    mask = lay.visible(layout, lifetime[0], lay.own_segment(layout)[:, None])  # (1, G, T, T)
+    mask = lay.visible(layout, lifetime[0])  # (1, G, T, T)
     groups, length = mask.shape[1], mask.shape[-1]
     rule = lay.mask_mod(layout, lifetime[0], 2)
     b, h, q, k = torch.meshgrid(
@@ -166,10 +166,9 @@ def test_observed_rows_are_the_rows_of_the_whole_mask() -> None:
         PLAN,
         random.Random(1),
     )
-    whole = lay.visible(plan.layout, plan.lifetime[0], lay.own_segment(plan.layout)[:, None])
+    whole = lay.visible(plan.layout, plan.lifetime[0])
     rows = raw_rows(plan.layout, torch.arange(5, 25))
-    own = lay.own_segment(plan.layout, rows)[:, None]
-    assert torch.equal(lay.visible(plan.layout, plan.lifetime[0], own, rows), whole[:, :, rows])
+    assert torch.equal(lay.visible(plan.layout, plan.lifetime[0], rows), whole[:, :, rows])
 
 
 def test_need_is_nothing_where_history_changes_nothing() -> None:

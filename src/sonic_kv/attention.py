@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from sonic_kv.errors import NumericalError, UnsupportedModelError
-from sonic_kv.layout import PREFIX, Layout, mask_mod, own_segment, visible
+from sonic_kv.layout import PREFIX, Layout, blocks, columns_of, mask_mod, visible
 
 NAME = "sonic_kv"
 ATTENTION_LAYERS = (None, "full_attention", "sliding_attention")
+BLOCK_ROWS = 128  # of a one-pass forward that read together, or more
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 
@@ -117,68 +118,59 @@ class Probe:
 
 @dataclass
 class OnePass:
-    """What the attention of a one-pass forward needs beside the layout's own-segment mask."""
+    """The attention of a one-pass forward: a block of rows at a time, over the columns that it sees."""
 
     layout: Layout
     lifetime: Sequence[Tensor]  # per layer, (B, G, T)
     rope: Rope | None = None  # given: compact positions
-    flex: bool = False  # FlexAttention with a block mask, instead of SDPA with a dense one
+    flex: bool = False  # FlexAttention with a block mask, instead of SDPA with dense ones
     probe: Probe | None = None  # of the same rows in every dialogue
 
+    def __post_init__(self) -> None:
+        # a dialogue's layout, and its blocks; in one of compact positions, keys stand where one segment sees them
+        self._dialogues = [
+            (one, blocks(one, BLOCK_ROWS if self.rope is None else 1)) for one in self.layout.dialogues()
+        ]
+
     def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, own: Tensor, **options: Any
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor, **options: Any
     ) -> Tensor:
         layer = module.layer_idx
+        lifetime = self.lifetime[layer]
         if self.probe is not None and self.probe.watches(layer):
-            rows = self.probe.rows[0]
-            allowed = visible(
-                self.layout, self.lifetime[layer], own_segment(self.layout, rows)[:, None], rows
-            )
+            allowed = visible(self.layout, lifetime, self.probe.rows[0])
             self.probe.observe(layer, query, key, value, allowed, **options)
         if self.flex:
-            return block_attention(query, key, value, self.layout, self.lifetime[layer], **options)
-        mask = visible(self.layout, self.lifetime[layer], own)
-        if self.rope is None:
-            return masked_attention(query, key, value, mask, **options)
-        return self._attend_compact(layer, query, key, value, mask, **options)
+            return block_attention(query, key, value, self.layout, lifetime, **options)
+        outputs = []
+        for (layout, cut), alive, q, k, v in zip(
+            self._dialogues, lifetime.split(1), query.split(1), key.split(1), value.split(1), strict=True
+        ):
+            parts = []
+            for rows, lowest, highest in cut:
+                columns = columns_of(layout, alive, lowest, highest)
+                keys = k[:, :, columns]
+                if self.rope is not None:
+                    keys = self._moved(layer, keys, layout, alive, columns, lowest)
+                mask = visible(layout, alive, rows, columns)
+                parts.append(masked_attention(q[:, :, rows], keys, v[:, :, columns], mask, **options))
+            outputs.append(torch.cat(parts, 2))
+        return torch.cat(outputs)
 
-    def _attend_compact(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
+    def _moved(
+        self, layer: int, keys: Tensor, layout: Layout, lifetime: Tensor, columns: Tensor, number: int
     ) -> Tensor:
-        """Each segment's rows see memory keys at consecutive positions behind the prefix."""
+        """Keys as a segment's rows see them: those of the memory at consecutive positions behind the prefix."""
         assert self.rope is not None
-        segment, position = self.layout.segment, self.layout.position
-        order = self.layout.index.argsort(-1)[:, None]  # by transcript: raw and Nexus columns mix
-        prefix = (segment == PREFIX).sum(-1)[:, None, None]  # (B, 1, 1)
-        output = torch.zeros_like(query)
-        for number in segment.unique().tolist():
-            memory = (segment[:, None] > PREFIX) & (segment[:, None] < number)
-            memory = memory & (self.lifetime[layer] >= number)  # (B, G, T)
-            by_transcript = order.expand_as(memory)
-            rank = memory.gather(-1, by_transcript).cumsum(-1) - 1
-            rank = torch.zeros_like(rank).scatter(-1, by_transcript, rank)
-            shift = torch.where(memory, prefix + rank - position[:, None], 0)
-            moved = self.rope.rotate(layer, key, shift)
-            rows = (segment == number).any(0).nonzero()[:, 0]
-            part = masked_attention(query[:, :, rows], moved, value, mask[:, :, rows], **options)
-            output[:, :, rows] = torch.where(
-                (segment[:, rows] == number)[:, None, :, None], part, output[:, :, rows]
-            )
-        return output
-
-
-@dataclass
-class Observed:
-    """A forward under the caller's own boolean mask, with a probe."""
-
-    probe: Probe
-
-    def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
-    ) -> Tensor:
-        rows = self.probe.rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1])
-        self.probe.observe(module.layer_idx, query, key, value, mask.gather(2, rows), **options)
-        return masked_attention(query, key, value, mask, **options)
+        segment, index = layout.segment[0, columns], layout.index[0, columns]
+        memory = (segment > PREFIX) & (segment < number) & (lifetime[:, :, columns] >= number)  # (1, G, K)
+        order = index.argsort().expand_as(memory)  # by transcript: raw and Nexus columns mix
+        rank = memory.gather(-1, order).cumsum(-1) - 1
+        rank = torch.zeros_like(rank).scatter(-1, order, rank)
+        prefix = (segment == PREFIX).sum()
+        return self.rope.rotate(
+            layer, keys, torch.where(memory, prefix + rank - layout.position[0, columns], 0)
+        )
 
 
 @dataclass
@@ -320,7 +312,7 @@ def _forward(
     *,
     scaling: float,
     softcap: float | None = None,
-    sonic: OnePass | Observed | _Witness | None = None,
+    sonic: OnePass | _Witness | None = None,
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:

@@ -32,7 +32,7 @@ class Rows:
         for held, own, *new in zip(
             self._layers[layer], query.split(1), key.split(1), value.split(1), strict=True
         ):
-            held.update(*new)
+            held.append(*new)
             found.append(held.read(own, None, **options))
         return torch.cat(found)
 

@@ -170,15 +170,15 @@ class GrowingLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Append to every head; returns all entries, or, where heads differ, only the new ones.
-
-        Args:
-            key_states, value_states: (1, G, T, D)
-        """
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self._extend(key_states.shape[-2]).put(key_states[0], value_states[0])
+        """Append to every head; returns all entries, or, where heads differ, only the new ones."""
+        self.append(key_states, value_states)
         return (self.keys, self.values) if self.even else (key_states, value_states)
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Append to every head. (1, G, T, D)"""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        self._extend(keys.shape[-2]).put(keys[0], values[0])
 
     def read(self, query: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None) -> Tensor:
         """Attention of queries over what is held.

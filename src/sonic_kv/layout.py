@@ -31,6 +31,11 @@ class Layout:
     def to(self, device: torch.device) -> "Layout":
         return Layout(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
+    def dialogues(self) -> list["Layout"]:
+        """Each by itself (B = 1)."""
+        rows = zip(*(tensor.split(1) for tensor in vars(self).values()), strict=True)
+        return [Layout(*row) for row in rows]
+
     def default_lifetime(self) -> Tensor:
         """Lifetimes when nothing of a closed segment is kept: prefix forever, the rest own segment."""
         return torch.where(self.segment == PREFIX, FOREVER, self.segment)
@@ -148,22 +153,18 @@ def lifetimes(layout: Layout, kept: Sequence[Sequence[Tensor]]) -> Tensor:
     return alive
 
 
-def own_segment(layout: Layout, rows: Tensor | None = None) -> Tensor:
-    """Visibility inside a segment: raw tokens causally, Nexus tokens up to their view.
-
-    Args:
-        rows: of these rows only. (Q,)
-
-    Returns:
-        (B, T, T) bool, or (B, Q, T)
-    """
-    every = slice(None) if rows is None else rows
-    same = layout.segment[:, every, None] == layout.segment[:, None, :]
-    raw = ~layout.nexus[:, None, :] | (layout.segment == PADDING)[:, None, :]
-    return same & raw & (layout.index[:, None, :] <= layout.view[:, every, None])
+ALL = slice(None)
+Indices = Tensor | slice  # of rows or columns
 
 
-def visible(layout: Layout, lifetime: Tensor, own: Tensor, rows: Tensor | None = None) -> Tensor:
+def own_segment(layout: Layout, rows: Indices = ALL, columns: Indices = ALL) -> Tensor:
+    """Visibility inside a segment: raw tokens causally, Nexus tokens up to their view. (B, rows, columns) bool"""
+    same = layout.segment[:, rows, None] == layout.segment[:, None, columns]
+    past = layout.index[:, None, columns] <= layout.view[:, rows, None]
+    return same & past & ~layout.nexus[:, None, columns]
+
+
+def visible(layout: Layout, lifetime: Tensor, rows: Indices = ALL, columns: Indices = ALL) -> Tensor:
     """The hierarchical visibility mask: row q sees column k.
 
     A row sees its own segment (`own_segment`) and the columns of earlier segments that are still
@@ -171,16 +172,44 @@ def visible(layout: Layout, lifetime: Tensor, own: Tensor, rows: Tensor | None =
 
     Args:
         lifetime: (B, G, T)
-        own: `own_segment` of the layout, the same in all layers. (B, 1, T, T)
-        rows: of these rows only (`own` too). (Q,)
 
     Returns:
-        (B, G, T, T) bool, or (B, G, Q, T)
+        (B, G, rows, columns) bool
     """
-    segment = layout.segment if rows is None else layout.segment[:, rows]
-    earlier = layout.segment[:, None, :] < segment[:, :, None]  # (B, T, T)
-    alive = segment[:, None, :, None] <= lifetime[:, :, None, :]  # (B, G, T, T)
-    return own | (earlier[:, None] & alive)
+    segment = layout.segment[:, rows]
+    earlier = layout.segment[:, None, columns] < segment[:, :, None]  # (B, rows, columns)
+    alive = segment[:, None, :, None] <= lifetime[:, :, None, columns]  # (B, G, rows, columns)
+    return own_segment(layout, rows, columns)[:, None] | (earlier[:, None] & alive)
+
+
+def blocks(layout: Layout, least: int) -> list[tuple[slice, int, int]]:
+    """Rows of one dialogue (B = 1) that follow one another, whole segments: lowest and highest of their numbers.
+
+    Args:
+        least: rows of a block, but for the last.
+    """
+    numbers, counts = layout.segment[0].unique_consecutive(return_counts=True)
+    found, start, stop, held = [], 0, 0, []
+    for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+        held.append(number)
+        stop += count
+        if stop - start >= least or stop == len(layout.segment[0]):
+            found.append((slice(start, stop), min(held), max(held)))
+            start, held = stop, []
+    return found
+
+
+def columns_of(layout: Layout, lifetime: Tensor, lowest: int, highest: int) -> Tensor:
+    """All columns that rows of the segments from `lowest` to `highest` see, in any head, and few others. (K,)
+
+    Args:
+        layout: of one dialogue (B = 1).
+        lifetime: (1, G, T)
+    """
+    segment, nexus = layout.segment[0], layout.nexus[0]
+    own = (segment >= lowest) & (segment <= highest) & ~nexus
+    earlier = (segment < highest) & (lifetime[0].amax(0) >= lowest)
+    return (own | earlier).nonzero()[:, 0]
 
 
 def mask_mod(layout: Layout, lifetime: Tensor, repeats: int) -> Callable[..., Tensor]:
@@ -194,10 +223,9 @@ def mask_mod(layout: Layout, lifetime: Tensor, repeats: int) -> Callable[..., Te
         (batch, query head, row, column) → bool, all 0-dimensional tensors
     """
     segment, index, view = layout.segment, layout.index, layout.view
-    raw = ~layout.nexus | (segment == PADDING)
 
     def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        own = (segment[b, q] == segment[b, k]) & raw[b, k] & (index[b, k] <= view[b, q])
+        own = (segment[b, q] == segment[b, k]) & ~layout.nexus[b, k] & (index[b, k] <= view[b, q])
         earlier = (segment[b, k] < segment[b, q]) & (segment[b, q] <= lifetime[b, h // repeats, k])
         return own | earlier
 

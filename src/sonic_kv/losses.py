@@ -4,6 +4,7 @@ Letters beside those of docs/notation.md: p_T and p_S are the next-token distrib
 base (teacher) and of the compressed run (student), a_T and a_S their attention, o_T and o_S its outputs.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -94,31 +95,42 @@ def query_weights(need: Tensor, power: float) -> Tensor:
     return weights
 
 
-def attention_target(
-    paid: Tensor, queries: Tensor, boundary: int, start: int, norm: float, weights: Tensor | None = None
-) -> Tensor:
-    """What queries after `boundary` attend to in the history, as a distribution.
+def attention_targets(
+    paid: Tensor,
+    queries: Tensor,
+    boundaries: Sequence[int],
+    start: int,
+    norm: float,
+    weights: Tensor | None = None,
+) -> list[Tensor]:
+    """What queries after each boundary attend to in the history before it, as a distribution.
 
     Of token s it is ∝ (Σ_t (w_t · a_T(t, s))^n)^(1/n) over later queries t of all query heads. n = 1 is
     their mean, which forgets what is asked for once; n = ∞ the largest.
 
     Args:
         paid: attention of sampled queries in the full-context base. (G, R, Q, S)
-        queries: their transcript positions. (Q,)
-        boundary: the history ends here.
+        queries: their transcript positions, ascending. (Q,)
+        boundaries: where the history ends; a query follows each.
         start: the history starts here (the prefix is always kept).
         norm: n, from 1 to infinity.
         weights: w, of the queries. (Q,)
 
     Returns:
-        (G, boundary - start), rows sum to 1
+        for each boundary (G, boundary - start), rows sum to 1
     """
-    after = queries >= boundary
-    later = paid[:, :, after, start:boundary]  # (G, R, Q', S')
     if weights is not None:
-        later = later * (weights[after] / weights[after].max())[:, None]
-    mass: Tensor = torch.linalg.vector_norm(later.flatten(1, 2), norm, dim=1)  # (G, S')
-    return mass / mass.sum(-1, keepdim=True).clamp_min(FLOOR)
+        paid = paid * (weights / weights.max())[:, None]
+    backwards = paid.flip(2)  # what follows a boundary, summed up from the end
+    if norm == math.inf:
+        following = backwards.amax(1).cummax(1).values
+    else:
+        following = backwards.pow(norm).sum(1).cumsum(1).pow(1.0 / norm)
+    found = []
+    for boundary in boundaries:
+        mass = following[:, int((queries >= boundary).sum()) - 1, start:boundary]  # (G, S')
+        found.append(mass / mass.sum(-1, keepdim=True).clamp_min(FLOOR))
+    return found
 
 
 def importance(scores: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
@@ -178,7 +190,7 @@ def coverage(looked: Tensor, target: Tensor) -> Tensor:
 
     Args:
         looked: attention of Nexus tokens to the raw tokens of their own segment. (G, R, N, S)
-        target: `attention_target` over the same tokens. (G, S)
+        target: of `attention_targets` over the same tokens. (G, S)
     """
     mean = looked.mean((1, 2))  # (G, S)
     mean = mean / mean.sum(-1, keepdim=True).clamp_min(FLOOR)

@@ -17,7 +17,7 @@ from sonic_kv.config import Quantization
 from sonic_kv.errors import ConfigError, ContextLengthError, FileError, ModelError, UnsupportedModelError
 from sonic_kv.files import from_hub
 from sonic_kv.fingerprint import head_dim, kv_heads
-from sonic_kv.layout import Layout, own_segment
+from sonic_kv.layout import Layout
 from sonic_kv.reread import Reread, Rereading, portions
 from sonic_kv.segments import ChatFormat
 
@@ -260,7 +260,7 @@ class SonicModel:
             lifetime: per layer, (B, G, T)
             compact: memory keys at consecutive positions.
             rows: compute logits of these rows only. (R,)
-            flex: FlexAttention with a block mask; else SDPA with a dense one.
+            flex: FlexAttention with a block mask; else SDPA, a block of rows at a time.
             probe: records what its rows attend to.
 
         Returns:
@@ -268,11 +268,11 @@ class SonicModel:
         """
         embeddings = self.embed(token_ids, layout)
         plan = OnePass(layout, lifetime, self.rope if compact else None, flex, probe)
-        own = layout.index.new_ones(1, 1, 1, 1, dtype=torch.bool) if flex else own_segment(layout)[:, None]
         with sonic_attention(self.base):
             output = self.base(
                 inputs_embeds=embeddings,
-                attention_mask=own,  # 4D, or transformers would make its own
+                # unused, but 4D, or transformers would make its own
+                attention_mask=layout.index.new_ones(1, 1, 1, 1, dtype=torch.bool),
                 position_ids=layout.position,
                 use_cache=False,
                 logits_to_keep=0 if rows is None else rows,

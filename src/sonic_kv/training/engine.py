@@ -141,6 +141,7 @@ class Trainer:
                 [batch[place] for place in places],
                 [random.Random(f"{config.seed}-plan-{self.step}-{place}") for place in places],
                 1.0 / config.batch_size,
+                scorer=not self._calibrates or self.step < self._scorer_steps,
                 student=self.step >= config.importance_steps,
             )
             for name, value in found.items():

@@ -89,19 +89,26 @@ class Objective:
         )
 
     def backward(
-        self, batch: Sequence[Encoded], rngs: Sequence[random.Random], scale: float, *, student: bool
+        self,
+        batch: Sequence[Encoded],
+        rngs: Sequence[random.Random],
+        scale: float,
+        *,
+        scorer: bool = True,
+        student: bool = True,
     ) -> dict[str, float]:
         """Accumulate the gradients of `scale` × the dialogues' summed losses; returns each loss's sum.
 
         Args:
             rngs: what is random about each dialogue.
-            student: run the compressed forward too; else the scorer alone learns.
+            scorer: let the scorer learn importance.
+            student: run the compressed forward.
         """
         device = self.model.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
             lessons = self.read(batch, rngs)
             found: list[Named] = []
-            if self.config.importance_weight:
+            if scorer and self.config.importance_weight:
                 found.append({"importance": sum_of(self.importance(lesson) for lesson in lessons)})
                 (scale * self.config.importance_weight * found[-1]["importance"]).backward()
             if student and self.has_student:
@@ -139,25 +146,26 @@ class Objective:
         """Importance of every token, recency apart. Per layer (1, G, T)"""
         return [self.adapter.scorer(n, k, teacher.values[n]) for n, k in enumerate(teacher.keys)]
 
-    def target(self, lesson: Lesson, layer: int, start: int, end: int) -> Tensor:
-        """What queries after `end` attend to in [start, end). (G, end - start)"""
+    def targets(self, lesson: Lesson, layer: int, start: int, ends: Sequence[int]) -> list[Tensor]:
+        """What queries after each end attend to in [start, end). Each (G, end - start)"""
         teacher, config, weights = lesson.teacher, self.config, None
         if lesson.need is not None and config.importance_need:
             weights = losses.query_weights(lesson.need[teacher.queries], config.importance_need)
-        return losses.attention_target(
-            teacher.paid[layer], teacher.queries, end, start, config.importance_norm, weights
+        return losses.attention_targets(
+            teacher.paid[layer], teacher.queries, ends, start, config.importance_norm, weights
         )
 
     def importance(self, lesson: Lesson) -> Tensor:
         """`losses.importance`, mean over all boundaries that queries follow."""
         found, start, scorer = [], lesson.encoded.prefix_length, self.adapter.scorer
         raw = [scores[0] for scores in self.scores(lesson.teacher)]  # (G, T)
-        for end in lesson.ends:
-            if bool((lesson.teacher.queries >= end).any()):
-                distance = (end - torch.arange(start, end, device=raw[0].device)).expand(raw[0].shape[0], -1)
-                scores = [s[:, start:end] + scorer.recency(n, distance) for n, s in enumerate(raw)]
-                targets = [self.target(lesson, n, start, end) for n in range(len(raw))]
-                found.append(losses.importance(scores, targets))
+        last = int(lesson.teacher.queries[-1])
+        ends = [end for end in lesson.ends if end <= last]
+        targets = [self.targets(lesson, n, start, ends) for n in range(len(raw))]
+        for end, *of_layers in zip(ends, *targets, strict=True):
+            distance = (end - torch.arange(start, end, device=raw[0].device)).expand(raw[0].shape[0], -1)
+            scores = [s[:, start:end] + scorer.recency(n, distance) for n, s in enumerate(raw)]
+            found.append(losses.importance(scores, of_layers))
         return torch.stack(found).mean()
 
     @contextmanager
@@ -258,7 +266,7 @@ class Objective:
             nexus_of = int(layout.segment[0, part.watched[later]])
             start, end = [lesson.encoded.prefix_length, *lesson.ends][nexus_of - 1 : nexus_of + 1]
             columns = raw_rows(layout, torch.arange(start, end)).to(seen.device)
-            target = self.target(lesson, layer, start, end)
+            (target,) = self.targets(lesson, layer, start, [end])
             found["coverage"] = losses.coverage(seen[:, :, later:][..., columns], target)
         return {name: loss / layers for name, loss in found.items()}
 

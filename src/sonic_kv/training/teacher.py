@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sonic_kv.attention import Observed, Probe, sonic_attention
+from sonic_kv.attention import OnePass, Probe, sonic_attention
 from sonic_kv.cache import SessionCache
-from sonic_kv.layout import Layout, interleave, own_segment, pack
+from sonic_kv.layout import Layout, interleave, pack
 from sonic_kv.model import SonicModel
 
 
@@ -35,14 +35,14 @@ def run_teacher(model: SonicModel, dialogues: Sequence[Tensor], queries: Sequenc
     starts = offsets([len(ids) for ids in dialogues])
     probe = Probe(rows=torch.cat([q + start for q, start in zip(queries, starts, strict=True)])[None])
     cache = SessionCache(model.num_layers)
-    layout, _ = side_by_side(model, dialogues, [0] * len(dialogues), [[] for _ in dialogues])
+    layout, lifetime = side_by_side(model, dialogues, [0] * len(dialogues), [[] for _ in dialogues])
     with sonic_attention(model.base):
         output = model.base(
             input_ids=torch.cat(list(dialogues))[None],
-            attention_mask=own_segment(layout)[:, None],
+            attention_mask=layout.index.new_ones(1, 1, 1, 1, dtype=torch.bool),  # unused
             position_ids=layout.position,
             past_key_values=cache,
-            sonic=Observed(probe),
+            sonic=OnePass(layout, [lifetime] * model.num_layers, probe=probe),
         )
     keys = [model.rope.rotate(n, layer.keys, -layout.position[0]) for n, layer in enumerate(cache.layers)]
     found, first = [], 0

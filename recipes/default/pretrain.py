@@ -216,7 +216,6 @@ class Mixture(torch.utils.data.Dataset[Batch]):
             min_distance=distance,
             question_share=rng.choice((0.4, 0.6, 0.8)),
             fact_share=rng.choice((0.5, 0.7, 0.9)),
-            update_share=rng.choice((0.12, 0.35)),
             chatter_sentences=rng.choice((1, 2, 3)),
         )
         for dialogue in generate_dialogues(config, self.corpus.words):

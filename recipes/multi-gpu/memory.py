@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from sonic_kv import losses
 from sonic_kv.adapter import Adapter
+from sonic_kv.attention import BLOCK_ROWS
 from sonic_kv.bench.shapes import SHAPES
 from sonic_kv.config import AdapterConfig, LossConfig, PlanConfig
 from sonic_kv.model import SonicModel
@@ -38,7 +39,7 @@ class Step:
     tokens: int
     shards: int = 1  # processes that a sharded base is spread over; 1: it is whole
     checkpointing: bool = True
-    flex: bool = True  # FlexAttention's block mask; else SDPA with a dense one
+    flex: bool = True  # FlexAttention's block mask; else SDPA, a block of rows at a time
     size: int = 2  # bytes of a number: 2 for bf16 weights and autocast, or 4
     segment: int = 128  # tokens of the shortest segments; every segment's end has an importance loss
     queries: int = LossConfig.importance_queries
@@ -61,10 +62,12 @@ def predict(c: LlamaConfig, step: Step) -> dict[str, float]:
     }
     # What the backward pass of one layer needs. Norms keep their input in float32.
     norms = rows * wide * 2 * (4 if s == 4 else 2 + 4)
-    expanded = rows * s * (2 * q + 2 * (kv if step.flex else q))
-    mask = heads * ((rows / 128) ** 2 * 16 if step.flex else rows**2 * s)
+    # Of SDPA's blocks: keys and values of the columns that each sees, in the mean, its mask, and its output once more.
+    blocks, columns = rows / BLOCK_ROWS, (t + BLOCK_ROWS) / 2
+    expanded = rows * s * 2 * q + s * (2 * rows * kv if step.flex else (2 * blocks * columns + rows) * q)
+    mask = heads * (blocks**2 * 16 if step.flex else rows * columns * s)
     saved = norms + expanded + mask + rows * s * (4 * ffn + 7 * step.rank)
-    booleans = 0 if step.flex else (heads + groups + 2) * rows**2  # from which a dense mask is made
+    booleans = 0 if step.flex else (heads + groups + 2) * BLOCK_ROWS * t  # from which a block's mask is made
     inside = rows * s * 2 * ffn  # gradients inside a layer
     if step.checkpointing:
         kept, within = layers * rows * wide * s, max(mask + booleans, saved + inside)
@@ -75,9 +78,9 @@ def predict(c: LlamaConfig, step: Step) -> dict[str, float]:
     loss = logits + chunk if t <= losses.CHUNK else max(3 * logits, 2 * logits + chunk)
     name = "loss" if loss > within else "one layer"
     student = {**always, "activations": kept, name: max(loss, within)}
-    # Before that: the teacher's dense masks, then five numbers for every token and head before every segment's end.
+    # Before that: masks of a teacher's block, then five numbers for every token and head before every segment's end.
     scores = 5 * 4 * layers * groups * t * t / (2 * step.segment)
-    reading = {**always, "masks or importance": max(5 * t**2, scores)}
+    reading = {**always, "masks or importance": max(5 * BLOCK_ROWS * t, scores)}
     return max(student, reading, key=lambda parts: sum(parts.values()))
 
 
@@ -147,9 +150,9 @@ DEEP = {
     "head_dim": 16,
 }
 CHECKS = {
-    "dense masks, float32": (small(), Step(**QUICK, checkpointing=False, size=4)),
-    "dense masks": (small(), Step(**QUICK, checkpointing=False)),
-    "dense masks, checkpointing": (small(), Step(**QUICK)),
+    "blocks, float32": (small(), Step(**QUICK, checkpointing=False, size=4)),
+    "blocks": (small(), Step(**QUICK, checkpointing=False)),
+    "blocks, checkpointing": (small(), Step(**QUICK)),
     "activations": (small(intermediate_size=4096), Step(**QUICK, checkpointing=False)),
     "activations, checkpointing": (small(intermediate_size=4096), Step(**QUICK)),
     "logits, checkpointing": (small(vocab_size=16384), Step(**QUICK)),

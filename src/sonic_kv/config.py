@@ -216,7 +216,7 @@ class TrainConfig:
     bf16: bool = option(True, "bf16 autocast")
     gradient_checkpointing: bool = option(False, "run layers again in the backward pass: less memory, slower")
     attention: Literal["auto", "sdpa", "flex"] = option(
-        "auto", "SDPA with a dense mask, FlexAttention with a block mask, or by device (auto)"
+        "auto", "SDPA in blocks of rows, FlexAttention with a block mask, or by device (auto)"
     )
     shard_base: bool = option(
         False,

@@ -123,14 +123,14 @@ class OnePass:
     layout: Layout
     lifetime: Sequence[Tensor]  # per layer, (B, G, T)
     rope: Rope | None = None  # given: compact positions
-    flex: bool = False  # FlexAttention with a block mask, instead of SDPA with dense ones
+    flex: bool = False  # FlexAttention over all rows, instead of SDPA in blocks
     probe: Probe | None = None  # of the same rows in every dialogue
 
-    def __post_init__(self) -> None:
-        # a dialogue's layout, and its blocks; in one of compact positions, keys stand where one segment sees them
-        self._dialogues = [
-            (one, blocks(one, BLOCK_ROWS if self.rope is None else 1)) for one in self.layout.dialogues()
-        ]
+    @functools.cached_property
+    def _dialogues(self) -> list[tuple[Layout, list[tuple[slice, int, int]]]]:
+        """Each dialogue's layout and blocks. With compact positions keys stand where one segment sees them."""
+        least = BLOCK_ROWS if self.rope is None else 1
+        return [(one, blocks(one, least)) for one in self.layout.dialogues()]
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor, **options: Any
@@ -381,6 +381,11 @@ def respect_softcap(base: PreTrainedModel) -> None:
     config = base.config.get_text_config()
     if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         config._attn_implementation = "eager"
+
+
+def no_mask(device: torch.device) -> Tensor:
+    """For forwards whose attention knows itself who sees what: without a 4D mask transformers would make one."""
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from sonic_kv.attention import sonic_attention
+from sonic_kv.attention import no_mask, sonic_attention
 from sonic_kv.cache import SessionCache
 
 
@@ -54,7 +54,7 @@ def forward(base: PreTrainedModel, token_ids: Tensor, positions: Tensor, attenti
     output = base(
         input_ids=token_ids,
         position_ids=positions,
-        attention_mask=token_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),  # a row sees all of its own
+        attention_mask=no_mask(token_ids.device),
         past_key_values=Cache(
             layers=[_Passing() for _ in range(base.config.get_text_config().num_hidden_layers)]
         ),

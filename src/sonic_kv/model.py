@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint
-from sonic_kv.attention import OnePass, Probe, Rope, respect_softcap, sonic_attention, verify
+from sonic_kv.attention import OnePass, Probe, Rope, no_mask, respect_softcap, sonic_attention, verify
 from sonic_kv.cache import Held, SessionCache
 from sonic_kv.compiled import CompiledStep
 from sonic_kv.config import Quantization
@@ -189,10 +189,11 @@ class SonicModel:
         if cache.even:
             output = self.base(**call)
         else:
-            own = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)  # unused: heads have their own
             with sonic_attention(self.base):
                 output = self.base(
-                    **call, attention_mask=own, sonic=Held(cache, ids.shape[1], self.dtype, self.device)
+                    **call,
+                    attention_mask=no_mask(self.device),
+                    sonic=Held(cache, ids.shape[1], self.dtype, self.device),
                 )
         logits: Tensor = output.logits[0]
         return logits if all_logits else logits[-1]
@@ -218,7 +219,7 @@ class SonicModel:
         with self.adapter.attached() if self.adapter and encode else sonic_attention(self.base):
             self.base.get_decoder()(
                 inputs_embeds=embeddings,
-                attention_mask=embeddings.new_ones(1, 1, 1, 1, dtype=torch.bool),  # each reading has its own
+                attention_mask=no_mask(self.device),
                 position_ids=torch.cat([request.positions() for request in requests])[None],
                 use_cache=False,
                 sonic=Rereading(requests, seen, self.dtype),
@@ -271,8 +272,7 @@ class SonicModel:
         with sonic_attention(self.base):
             output = self.base(
                 inputs_embeds=embeddings,
-                # unused, but 4D, or transformers would make its own
-                attention_mask=layout.index.new_ones(1, 1, 1, 1, dtype=torch.bool),
+                attention_mask=no_mask(self.device),
                 position_ids=layout.position,
                 use_cache=False,
                 logits_to_keep=0 if rows is None else rows,

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sonic_kv.attention import masked_attention, sonic_attention
+from sonic_kv.attention import masked_attention, no_mask, sonic_attention
 from sonic_kv.cache import Held, Lengths, SessionCache
 from sonic_kv.generate import Writer
 from sonic_kv.model import SonicModel
@@ -339,9 +339,7 @@ def _forward(
         fed = torch.tensor([i for ids in token_ids for i in ids], device=model.device)
         output = model.base(
             inputs_embeds=model.base.get_input_embeddings()(fed)[None],
-            attention_mask=torch.ones(
-                1, 1, 1, 1, dtype=torch.bool, device=model.device
-            ),  # each group has its own
+            attention_mask=no_mask(model.device),
             position_ids=torch.cat(positions).to(model.device)[None],
             use_cache=False,
             logits_to_keep=torch.tensor(keep, device=model.device),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sonic_kv.attention import OnePass, Probe, sonic_attention
+from sonic_kv.attention import OnePass, Probe, no_mask, sonic_attention
 from sonic_kv.cache import SessionCache
 from sonic_kv.layout import Layout, interleave, pack
 from sonic_kv.model import SonicModel
@@ -39,7 +39,7 @@ def run_teacher(model: SonicModel, dialogues: Sequence[Tensor], queries: Sequenc
     with sonic_attention(model.base):
         output = model.base(
             input_ids=torch.cat(list(dialogues))[None],
-            attention_mask=layout.index.new_ones(1, 1, 1, 1, dtype=torch.bool),  # unused
+            attention_mask=no_mask(model.device),
             position_ids=layout.position,
             past_key_values=cache,
             sonic=OnePass(layout, [lifetime] * model.num_layers, probe=probe),

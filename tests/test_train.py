@@ -31,6 +31,7 @@ from sonic_kv.config import (
 from sonic_kv.errors import ConfigError, DataError, FileError, NumericalError
 from sonic_kv.model import SonicModel
 from sonic_kv.session import ChatSession
+from sonic_kv.training import engine
 from sonic_kv.training.calibration import divergence
 from sonic_kv.training.engine import Trainer
 from sonic_kv.training.objectives import Objective
@@ -316,6 +317,24 @@ def test_log_has_one_line_a_step(tmp_path: Path) -> None:
     assert [record["step"] for record in records] == list(range(1, 7))
     assert all(0 < record["seconds"] < time.perf_counter() - start for record in records)
     assert all("distillation" not in record for record in records[:2])
+
+
+def test_scorer_and_lora_each_have_a_schedule_of_their_own(tmp_path: Path) -> None:
+    changes = {"max_steps": 8, "importance_steps": 4, "warmup_steps": 2, "lr": 0.4, "scorer_lr": 0.8}
+    trainer(tmp_path, calibration_rounds=1, **changes).run()
+    rates = [(r["scorer_lr"], r["lr"]) for r in read_log(tmp_path) if "lr" in r]
+    scorer, lora = zip(*rates, strict=True)
+    assert scorer == pytest.approx((0.4, 0.6, 0.4, 0.2, 0, 0, 0, 0))
+    assert lora == pytest.approx((0, 0, 0, 0, 0.2, 0.3, 0.2, 0.1))
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_products_are_in_bf16_where_the_device_has_instructions_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_instructions: bool
+) -> None:
+    monkeypatch.setattr(engine, "multiplies_bf16", lambda device: has_instructions)
+    assert trainer(tmp_path / "auto", bf16=None).objective.bf16 == has_instructions
+    assert not trainer(tmp_path / "off", bf16=False).objective.bf16
 
 
 def test_calibration_makes_heads_comparable_once_and_for_all(tmp_path: Path) -> None:

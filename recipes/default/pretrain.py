@@ -15,6 +15,7 @@ import random
 import shutil
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from sonic_kv.config import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
+from sonic_kv.training.engine import multiplies_bf16
 
 
 def blockwise_attention(
@@ -89,6 +91,19 @@ def make_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Qw
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         torch.nn.init.zeros_(layer.mlp.down_proj.weight)
     return model
+
+
+def orthogonalised(
+    grad: torch.Tensor, ns_coefficients: tuple[float, float, float], ns_steps: int, eps: float
+) -> torch.Tensor:
+    """Newton-Schulz iterations of Muon in the precision of `grad`; torch's own are always in bf16."""
+    a, b, c = ns_coefficients
+    wide = grad if len(grad) <= grad.shape[1] else grad.T
+    wide = wide / wide.norm().clamp(min=eps)
+    for _ in range(ns_steps):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide if len(grad) <= grad.shape[1] else wide.T
 
 
 def make_optimizers(model: Qwen3ForCausalLM, config: dict[str, Any]) -> list[torch.optim.Optimizer]:
@@ -290,6 +305,9 @@ def train(arguments: argparse.Namespace) -> None:
         start = Qwen3ForCausalLM.from_pretrained(arguments.init, dtype=torch.float32)
         model.load_state_dict(start.state_dict())
     model.to(device)
+    bf16 = multiplies_bf16(device)
+    if not bf16:
+        torch.optim._muon._zeropower_via_newtonschulz = orthogonalised
     if device.type == "cuda":
         model.model.compile(dynamic=True)
     else:
@@ -314,6 +332,7 @@ def train(arguments: argparse.Namespace) -> None:
     )
     print(f"{model.num_parameters():,} parameters, {len(mixture.corpus):,} real pieces", flush=True)
 
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
     saved = progress.seconds
     started = time.monotonic() - progress.seconds
     with (arguments.out / "log.jsonl").open("a") as log:
@@ -323,7 +342,7 @@ def train(arguments: argparse.Namespace) -> None:
             finetune = progress.seconds >= 60 * arguments.minutes * settings["finetune_from"]
             mixture.level[:] = torch.tensor([progress.exchanges, int(finetune)])
             scale = schedule(progress, arguments.minutes, settings)
-            with torch.autocast(device.type, torch.bfloat16):
+            with autocast():
                 loss, _, right = loss_and_recall(model, batch.to(device))
             if not math.isfinite(loss.item()):
                 raise SystemExit(f"loss is {loss.item()} at step {progress.step}: lower the learning rates")
@@ -342,7 +361,7 @@ def train(arguments: argparse.Namespace) -> None:
                 progress.recall += 0.05 * (right.mean().item() - progress.recall)
             record = {**asdict(progress), "loss": loss.item(), "lr": scale}
             if progress.step % settings["evaluate_every"] == 0:
-                with torch.autocast(device.type, torch.bfloat16):
+                with autocast():
                     record["validation_recall"], _ = validation_recall(model, mixture, progress.exchanges)
             if progress.step % 20 == 0:
                 log.write(json.dumps(record) + "\n")

@@ -211,9 +211,11 @@ class TrainConfig:
     importance_steps: int = option(200, "first steps, on the scorer alone (no student forward)")
     lr: float = option(3e-4, "peak learning rate of LoRA and embeddings")
     scorer_lr: float = option(2e-3, "peak learning rate of the importance scorer")
-    warmup_steps: int = option(20, "linear warm-up; the rate then falls linearly to zero")
+    warmup_steps: int = option(20, "linear warm-up of what is trained; its rate then falls linearly to zero")
     grad_clip: float = option(1.0, "largest gradient norm")
-    bf16: bool = option(True, "bf16 autocast")
+    bf16: bool | None = option(
+        None, "bf16 autocast; none: where the device has instructions for bf16 products"
+    )
     gradient_checkpointing: bool = option(False, "run layers again in the backward pass: less memory, slower")
     attention: Literal["auto", "sdpa", "flex"] = option(
         "auto", "SDPA in blocks of rows, FlexAttention with a block mask, or by device (auto)"

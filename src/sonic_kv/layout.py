@@ -15,6 +15,8 @@ from torch import Tensor
 PREFIX = 0  # segment number of the prefix; dialogue segments count from 1
 PADDING = -1
 FOREVER = 1 << 30
+ALL = slice(None)
+Indices = Tensor | slice  # of rows or columns
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,6 @@ def lifetimes(layout: Layout, kept: Sequence[Sequence[Tensor]]) -> Tensor:
         for head, positions in zip(alive[0], entries, strict=True):
             head[slot[positions]] = number
     return alive
-
-
-ALL = slice(None)
-Indices = Tensor | slice  # of rows or columns
 
 
 def own_segment(layout: Layout, rows: Indices = ALL, columns: Indices = ALL) -> Tensor:

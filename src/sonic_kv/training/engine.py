@@ -85,7 +85,7 @@ class Trainer:
             plan,
             flex=flex,
             checkpointing=config.gradient_checkpointing,
-            bf16=config.bf16,
+            bf16=multiplies_bf16(model.device) if config.bf16 is None else config.bf16,
         )
         scorer = [p for n, p in self.adapter.named_parameters() if n.startswith("scorer.")]
         others = [p for n, p in self.adapter.named_parameters() if not n.startswith("scorer.")]
@@ -127,11 +127,9 @@ class Trainer:
 
     def _train_step(self) -> Record:
         config, world, rank = self.config, self.processes.num_processes, self.processes.process_index
-        rate = min((self.step + 1) / max(config.warmup_steps, 1), 1.0) * (1.0 - self.step / config.max_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * rate
-        if self._calibrates:  # the scorer's rate reaches zero by then, and it is left as it is
-            self.optimizer.param_groups[0]["lr"] *= max(1.0 - self.step / self._scorer_steps, 0.0)
+        scorer, others = self.optimizer.param_groups
+        scorer["lr"] = scorer["peak"] * self._rate(0, self._scorer_steps)
+        others["lr"] = others["peak"] * self._rate(config.importance_steps, config.max_steps)
         self.optimizer.zero_grad(set_to_none=True)
         mine = range(rank, config.batch_size, world)
         batch = {place: self.data.dialogue(self.step, place) for place in mine}
@@ -141,7 +139,7 @@ class Trainer:
                 [batch[place] for place in places],
                 [random.Random(f"{config.seed}-plan-{self.step}-{place}") for place in places],
                 1.0 / config.batch_size,
-                scorer=not self._calibrates or self.step < self._scorer_steps,
+                scorer=self.step < self._scorer_steps,
                 student=self.step >= config.importance_steps,
             )
             for name, value in found.items():
@@ -152,8 +150,14 @@ class Trainer:
         if not all(math.isfinite(value) for value in (norm, *sums.values())):
             self._refuse(list(batch.values()))
         self.optimizer.step()
-        lr = config.lr * rate
-        return {name: round(value, 5) for name, value in {**sums, "grad_norm": norm, "lr": lr}.items()}
+        rates = {"scorer_lr": scorer["lr"], "lr": others["lr"]}
+        return {name: round(value, 6) for name, value in {**sums, "grad_norm": norm, **rates}.items()}
+
+    def _rate(self, start: int, end: int) -> float:
+        """Share of the peak rate of what is trained from step `start` to `end`."""
+        done = self.step - start
+        warm_up = min((done + 1) / max(self.config.warmup_steps, 1), 1.0)
+        return warm_up * (1.0 - done / (end - start)) if 0 <= done < end - start else 0.0
 
     @property
     def _calibrates(self) -> bool:
@@ -165,8 +169,9 @@ class Trainer:
 
     @property
     def _scorer_steps(self) -> int:
-        """Steps after which the scorer is calibrated."""
-        return min(self.config.importance_steps, self.config.max_steps)
+        """Steps after which the scorer stays as it is; where it can be calibrated, that is done then."""
+        config = self.config
+        return min(config.importance_steps, config.max_steps) if self._calibrates else config.max_steps
 
     def _calibrate(self, progress: Callable[[Record], None]) -> None:
         """Every process does the same."""
@@ -327,6 +332,15 @@ class Trainer:
             path = self.adapter.save(self.folder, self._fingerprint, notes)
         self.processes.wait_for_everyone()
         return path
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether `device` has instructions for bf16 products; emulated ones take a CPU 30 times as long as fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False
 
 
 def _packs(batch: dict[int, Encoded], pack_tokens: int) -> Iterable[list[int]]:

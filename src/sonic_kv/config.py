@@ -755,8 +755,7 @@ class DecodeOptions:
 
     compile: bool = option(
         False,
-        "compile the decode step, used while all heads hold as many entries (allocation global): small models decode "
-        "faster, after up to a minute or more; needs a C++ compiler",
+        "compile the decode step: small models decode faster, after up to a minute or more; needs a C++ compiler",
     )
 
 

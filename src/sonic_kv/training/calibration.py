@@ -24,7 +24,8 @@ from sonic_kv.training.validation import session_plan
 RATIOS = (0.8, 0.9)
 PAIRS = 6  # of mirrored samples a round
 BEST = (0.4, 0.3, 0.2, 0.1)  # weights of the best samples
-SPREAD, DECAY = 0.4, 0.96  # of the samples, in nats
+STEP, DECAY = 0.4, 0.96  # of the samples, in nats
+Spread = Callable[[Callable[[Tensor], float], Tensor], list[float]]
 
 
 @torch.no_grad()
@@ -33,12 +34,14 @@ def calibrate(
     batches: Sequence[Sequence[Encoded]],
     rounds: int,
     seed: int,
+    spread: Spread,
     progress: Callable[[dict[str, float]], None] = lambda record: None,
 ) -> None:
     """Set the constants of the adapter's scorer.
 
     Args:
         batches: dialogues; a round looks at one batch.
+        spread: gives a function of every sample of a round, perhaps from several processes.
         progress: gets every round's number and its samples' mean KL divergence, in nats a token.
     """
     model, adapter = objective.model, objective.adapter
@@ -49,10 +52,8 @@ def calibrate(
     generator = torch.Generator().manual_seed(seed)
     for number in range(rounds):
         half = torch.randn(PAIRS, *constants.shape, generator=generator).to(constants.device)
-        samples = constants + SPREAD * DECAY**number * torch.cat((half, -half))
-        batch = lessons[number % len(lessons)]
-        scores = [reader.scores(lesson.teacher) for lesson in batch]
-        found = torch.tensor([divergence(reader, batch, _raised(scores, sample)) for sample in samples])
+        samples = constants + STEP * DECAY**number * torch.cat((half, -half))
+        found = _found(reader, lessons[number % len(lessons)], samples, spread)
         best = found.argsort()[: len(BEST)].tolist()
         constants = sum(
             (w * samples[i] for w, i in zip(BEST, best, strict=True)), torch.zeros_like(constants)
@@ -60,6 +61,12 @@ def calibrate(
         progress({"round": number + 1, "kl": round(float(found.mean()), 5)})
     for head, constant in zip(adapter.scorer.down, constants, strict=True):
         head.bias += constant.to(head.bias)
+
+
+def _found(reader: Objective, batch: Sequence[Lesson], samples: Tensor, spread: Spread) -> Tensor:
+    """The divergence with each of the samples."""
+    scores = [reader.scores(lesson.teacher) for lesson in batch]
+    return torch.tensor(spread(lambda one: divergence(reader, batch, _raised(scores, one)), samples))
 
 
 def _raised(scores: Sequence[Sequence[Tensor]], constants: Tensor) -> list[list[Tensor]]:

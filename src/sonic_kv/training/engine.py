@@ -174,7 +174,7 @@ class Trainer:
         return min(config.importance_steps, config.max_steps) if self._calibrates else config.max_steps
 
     def _calibrate(self, progress: Callable[[Record], None]) -> None:
-        """Every process does the same."""
+        """Set the heads' constants: every process tries out some of them."""
         config = self.config
         batches = [[self.data.dialogue(-step, place) for place in range(16)] for step in (1, 2, 3)]
 
@@ -182,7 +182,18 @@ class Trainer:
             self._log({"step": self.step, **record})
             progress({"step": self.step, **record})
 
-        calibrate(self.objective, batches, config.calibration_rounds, config.seed, note)
+        calibrate(self.objective, batches, config.calibration_rounds, config.seed, self._spread, note)
+
+    def _spread(self, measure: Callable[[Tensor], float], samples: Tensor) -> list[float]:
+        """What is measured of each sample; all processes measure equally often, as a sharded base needs it."""
+        rank, world = self.processes.process_index, self.processes.num_processes
+        found = torch.zeros(len(samples), dtype=torch.float64)
+        for start in range(0, len(samples), world):
+            place = min(start + rank, len(samples) - 1)
+            value = measure(samples[place])
+            found[place] = value if place == start + rank else 0.0
+        found = found if world == 1 else reduce(found.to(self.model.device), "sum")
+        return [float(value) for value in found]
 
     def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
         """Sum gradients and logged numbers over all processes."""

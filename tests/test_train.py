@@ -337,6 +337,13 @@ def test_products_are_in_bf16_where_the_device_has_instructions_for_it(
     assert not trainer(tmp_path / "off", bf16=False).objective.bf16
 
 
+def test_instructions_of_the_processor_are_known() -> None:
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists():
+        pytest.skip("no /proc/cpuinfo")
+    assert engine.multiplies_bf16(torch.device("cpu")) == ("avx512_bf16" in flags.read_text().split())
+
+
 def test_calibration_makes_heads_comparable_once_and_for_all(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_steps=4, importance_steps=2, calibration_rounds=2, save_every=1)
     lessons = [run.objective.read([run.data.dialogue(9, n)], [random.Random(n)])[0] for n in range(4)]

@@ -8,8 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 EXTRAS ?= dev
-# Tests run on one thread each, so several at a time: a file's in one process.
-PYTEST_FLAGS ?= -n logical --maxprocesses 4 --dist loadfile
+# Tests run on one thread each, so several at a time: a file's in one process, not the files of few long tests last.
+PYTEST_FLAGS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PIP_FLAGS ?=
 
 BIN := $(VENV)/bin

@@ -84,13 +84,13 @@ def test_two_launched_processes_lose_what_one_does(folder: Path, name: str) -> N
 
 
 def memory_case(name: str) -> tuple[Any, Any]:
-    """A check of the script; in float32 where bf16 would be emulated, which takes minutes.
-
-    But for the importance loss, whose peak in float32 is 28 % above the prediction.
-    """
+    """A check of the script; in float32 where bf16 would be emulated, which takes minutes."""
     shape, step = MEMORY["CHECKS"][name]
-    as_it_is = multiplies_bf16(torch.device("cpu")) or name.startswith("importance")
-    return shape, step if as_it_is else replace(step, size=4)
+    if multiplies_bf16(torch.device("cpu")):
+        return shape, step
+    if name.startswith("importance"):
+        pytest.skip("bf16 is emulated here, and in float32 this peak is 28 % above the prediction")
+    return shape, replace(step, size=4)
 
 
 @pytest.mark.slow

@@ -41,8 +41,8 @@ def test_five_hundred_turns_take_constant_memory_and_time(storage: Storage, posi
         assert chat.cache.next_position < 300
     assert chat.stats.logical_tokens > 15_000
     assert set(sizes[50:]) == {sizes[50]}
-    # a machine with other work may stretch single turns: the quickest of many say what a turn takes
-    assert min(times[450:]) < 1.5 * min(times[25:75])
+    # the quickest of many turns, as other work stretches them; ten times the entries would be more than this
+    assert min(times[450:]) < 2.5 * min(times[25:75])
     assert chat.stats.entries == 64
     assert len(chat.stats.segments) <= MIN_GROUPS
     assert sum(s.tokens for s in chat.stats.segments) + chat.stats.prefix == chat.stats.logical_tokens

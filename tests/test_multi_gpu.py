@@ -84,13 +84,13 @@ def test_two_launched_processes_lose_what_one_does(folder: Path, name: str) -> N
 
 
 def memory_case(name: str) -> tuple[Any, Any]:
-    """A check of the script; in float32 where bf16 would be emulated, which takes minutes."""
+    """A check of the script; in float32 where bf16 would be emulated, which takes minutes.
+
+    But for the importance loss, whose peak in float32 is 28 % above the prediction.
+    """
     shape, step = MEMORY["CHECKS"][name]
-    if multiplies_bf16(torch.device("cpu")):
-        return shape, step
-    if name.startswith("importance"):
-        pytest.skip("bf16 is emulated here, and in float32 this peak is 28 % above the prediction")
-    return shape, replace(step, size=4)
+    as_it_is = multiplies_bf16(torch.device("cpu")) or name.startswith("importance")
+    return shape, step if as_it_is else replace(step, size=4)
 
 
 @pytest.mark.slow
@@ -102,11 +102,11 @@ def test_predicted_memory_is_what_a_small_step_takes(name: str) -> None:
 
 @pytest.mark.slow
 def test_predicted_memory_of_logits_in_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = memory_case("logits, checkpointing")
+    case = MEMORY["CHECKS"]["logits, checkpointing"]
     whole = MEMORY["made"](*case)
     monkeypatch.setattr(losses, "CHUNK", 16)
     assert MEMORY["made"](*case) == pytest.approx(MEMORY["measure"](*case), rel=0.15)
-    assert MEMORY["made"](*case) < 0.6 * whole
+    assert MEMORY["made"](*case) < 0.5 * whole
 
 
 def test_the_readme_holds_the_table_that_the_script_prints() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
 from sonic_kv.cache import SessionCache
 from sonic_kv.eval.benchmarks import Case
-from sonic_kv.eval.methods import OWN, Method, Unfair, close
+from sonic_kv.eval.methods import OWN, Method, Unfair, close_all
 from sonic_kv.eval.presses import PRESSES
 from sonic_kv.eval.replay import Outcome, Script, make_script, open_dialogues, replay
 from sonic_kv.eval.turns import Row, read
@@ -51,6 +51,12 @@ def outcomes(model: SonicModel, name: str, ratio: float | None, some: list[Scrip
     found = replay(model, [(method, opening) for opening in openings])
     assert all(isinstance(outcome, Outcome) for outcome in found), found
     return found
+
+
+def close(method: Method, row: Row) -> None:
+    (error,) = close_all(method.model, [(method, row)])
+    if error is not None:
+        raise error
 
 
 class Recorder(SonicModel):

@@ -78,23 +78,12 @@ class Method:
         yield from ()
 
 
-def close(method: Method, row: Row) -> None:
-    """Close the row's open segment by `method`.
-
-    Raises:
-        Unfair: more entries are kept than the ratio allows.
-        Exception: whatever the method raises.
-    """
-    for error in close_all(method.model, [(method, row)]):
-        if error is not None:
-            raise error
-
-
 def close_all(model: SonicModel, tasks: Sequence[tuple[Method, Row]]) -> list[Exception | None]:
     """Close each row's open segment by its method; what methods have to read for it is read side by side.
 
     Returns:
-        for each row why it failed, as `close` raises it; the others are closed all the same.
+        for each row why it failed, or `Unfair`: it keeps more entries than the ratio allows. Others are closed all
+        the same.
     """
     errors: list[Exception | None] = [None] * len(tasks)
     asked = []

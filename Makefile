@@ -11,6 +11,8 @@ EXTRAS ?= dev
 # Tests run on one thread each, so several at a time: a file's in one process, not the files of few long tests last.
 PYTEST_FLAGS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PIP_FLAGS ?=
+# What meets transformers, and kvpress, which needs the oldest one that is supported.
+MEET_TRANSFORMERS := adapter compiled engine eval_methods export generate idle_closing law law_random session support
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c $(CONSTRAINTS)
@@ -18,7 +20,7 @@ STAMP := $(VENV)/.installed
 VENV_VLLM ?= .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-ray test-vllm lint format clean
+.PHONY: help install demo test test-oldest test-ray test-vllm lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /' | awk -F': ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -30,6 +32,10 @@ demo: $(STAMP)  ## replay dialogues with full, dropped and compressed history; w
 
 test: lint  ## lint, types and the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-oldest:  ## the fast tests of what meets transformers, under its oldest supported version
+	@$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRAS=dev,eval
+	.venv-oldest/bin/python -m pytest $(PYTEST_FLAGS) -m "not slow" $(MEET_TRANSFORMERS:%=tests/test_%.py)
 
 test-ray:  ## the tests of replicas on Ray Serve, in a virtual environment of their own
 	@$(MAKE) install VENV=.venv-ray EXTRAS=dev,ray

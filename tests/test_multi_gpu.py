@@ -30,6 +30,7 @@ SHORT: dict[str, dict[str, Any]] = {  # 20 steps on short dialogues in float32
         "max_steps": 20,
         "importance_steps": 5,
         "calibration_rounds": 1,
+        "calibration_dialogues": 6,
         "warmup_steps": 1,
         "validate_every": 10,
         "validation_dialogues": 2,

@@ -32,7 +32,7 @@ from sonic_kv.errors import ConfigError, DataError, FileError, NumericalError
 from sonic_kv.model import SonicModel
 from sonic_kv.session import ChatSession
 from sonic_kv.training import engine
-from sonic_kv.training.calibration import divergence
+from sonic_kv.training.calibration import divergences
 from sonic_kv.training.engine import Trainer
 from sonic_kv.training.objectives import Objective
 from sonic_kv.training.plan import draw_plan
@@ -43,6 +43,7 @@ QUICK: dict[str, Any] = {
     "max_steps": 6,
     "importance_steps": 2,
     "calibration_rounds": 0,
+    "calibration_dialogues": 12,
     "batch_size": 2,
     "max_tokens": 200,
     "log_every": 1,
@@ -351,7 +352,8 @@ def test_calibration_makes_heads_comparable_once_and_for_all(tmp_path: Path) -> 
 
     def kl() -> float:
         with torch.no_grad():
-            return divergence(reader, lessons, [reader.scores(lesson.teacher) for lesson in lessons])
+            scores = [reader.scores(lesson.teacher) for lesson in lessons]
+            return float(divergences(reader, lessons, scores).sum())
 
     with torch.no_grad():
         for layer in run.adapter.scorer.down:

@@ -205,9 +205,10 @@ class TrainConfig:
     max_tokens: int = option(768, "longest dialogue in tokens; longer ones are cut")
     pack_tokens: int = option(0, "pack dialogues into one forward of up to this many tokens; 0: one by one")
     calibration_rounds: int = option(
-        10,
-        "rounds in which heads' constants are tried out after importance_steps; the scorer then stays as it is",
+        12,
+        "rounds in which heads are made comparable after importance_steps; the scorer then stays as it is",
     )
+    calibration_dialogues: int = option(48, "dialogues to do it on; a round looks at a third of them")
     importance_steps: int = option(200, "first steps, on the scorer alone (no student forward)")
     lr: float = option(3e-4, "peak learning rate of LoRA and embeddings")
     scorer_lr: float = option(2e-3, "peak learning rate of the importance scorer")
@@ -259,6 +260,10 @@ class TrainConfig:
         ):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         require(self.max_tokens >= 4, f"max_tokens={self.max_tokens} must be at least 4")
+        require(
+            self.calibration_dialogues >= 3,
+            f"calibration_dialogues={self.calibration_dialogues} must be at least 3",
+        )
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,8 @@ class Trainer:
     def _calibrate(self, progress: Callable[[Record], None]) -> None:
         """Set the heads' constants: every process tries out some of them."""
         config = self.config
-        batches = [[self.data.dialogue(-step, place) for place in range(16)] for step in (1, 2, 3)]
+        third = range(config.calibration_dialogues // 3)
+        batches = [[self.data.dialogue(-step, place) for place in third] for step in (1, 2, 3)]
 
         def note(record: dict[str, float]) -> None:
             self._log({"step": self.step, **record})

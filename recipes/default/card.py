@@ -1,6 +1,6 @@
 """Plots and sample dialogues of the model card, docs/default-model.md.
 
-    python card.py --base ../../runs/base/log.jsonl --adapter ../../runs/adapter/log.jsonl --out DIR
+    python card.py --base BASE/log.jsonl --adapter ADAPTER/log.jsonl --eval FOLDER --out DIR
 
 The plots go to DIR (`docs/default-model`); the samples, as the model says them, to standard output.
 """
@@ -44,6 +44,19 @@ SAMPLES = (
         "Write a short poem about the sea.",
     ),
 )
+METHODS = {
+    "sonic": "SONIC",
+    "kvzip": "KVzip",
+    "keydiff": "KeyDiff",
+    "h2o": "H2O",
+    "snapkv": "SnapKV",
+    "streaming-llm": "StreamingLLM",
+}
+PANELS = {
+    ("synthetic", "recall"): "recall, synthetic dialogues",
+    ("mt-bench-101", "kl_recovery"): "KL recovery, MT-Bench-101",
+    ("gsm8k-var", "kl_recovery"): "KL recovery, MathChat",
+}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -69,12 +82,35 @@ def curves(steps: list[dict[str, Any]], across: str, names: dict[str, str], path
     plt.close(figure)
 
 
+def quality(run: Path, path: Path) -> None:
+    """What each method keeps, over what is removed: a panel for each of `PANELS`."""
+    found = json.loads((run / "summary.json").read_text())["benchmarks"]
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(12.5, 3.6), constrained_layout=True)
+    for panel, ((suite, figure_name), title) in zip(panels, PANELS.items(), strict=True):
+        rows = found[suite]["methods"]
+        for method, label in METHODS.items():
+            mine = sorted((r for r in rows if r["method"] == method), key=lambda r: r["ratio"])
+            at, values = [100 * r["ratio"] for r in mine], [r[figure_name]["value"] for r in mine]
+            ours = method == "sonic"
+            panel.plot(at, values, marker="o", markersize=3.5, label=label, linewidth=3 if ours else 1.3)
+        (full,) = (r[figure_name] for r in rows if r["method"] == "full")
+        panel.axhline(1.0 if full is None else full["value"], color="0.4", linewidth=0.8, linestyle=":")
+        panel.set(title=title, xlabel="% of the history removed")
+        panel.set_ylim(bottom=min(0.0, panel.get_ylim()[0]))
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, fontsize=9)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--base", type=Path, help="log.jsonl of pretrain.py")
     parser.add_argument("--adapter", type=Path, help="log.jsonl of sonic-kv train")
+    parser.add_argument("--eval", type=Path, help="folder of sonic-kv eval over many ratios")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -85,6 +121,8 @@ if __name__ == "__main__":
     if arguments.adapter:
         names = {"importance": "importance: cross-entropy", "distillation": "distillation: KL, both ways"}
         curves(read(arguments.adapter), "step", names, arguments.out / "adapter.svg")
+    if arguments.eval:
+        quality(arguments.eval, arguments.out / "quality.svg")
     model = SonicModel.from_pretrained()
     for users in SAMPLES:
         chats = [ChatSession(model, Budget(compression_ratio=ratio)) for ratio in (0.0, 0.8)]

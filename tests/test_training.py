@@ -209,8 +209,8 @@ def free_port() -> int:
     return port
 
 
-def launch(folder: Path, processes: int, **changes: Any) -> dict[str, torch.Tensor]:
-    """Train in processes of their own, as torchrun starts them; the adapter's tensors."""
+def train_by_two(folder: Path, **changes: Any) -> Path:
+    """Train in two processes, as torchrun starts them; the adapter's file."""
     script = (
         "import json, sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path; from test_train import trainer\n"
@@ -223,16 +223,16 @@ def launch(folder: Path, processes: int, **changes: Any) -> dict[str, torch.Tens
     port = free_port()
     command = [sys.executable, "-c", script, str(Path(__file__).parent), str(folder), json.dumps(changes)]
     children = []
-    for rank in range(processes):
-        many = {
+    for rank in range(2):
+        place = {
             "RANK": rank,
             "LOCAL_RANK": rank,
-            "WORLD_SIZE": processes,
+            "WORLD_SIZE": 2,
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
             "OMP_NUM_THREADS": 1,
         }
-        environment = {**os.environ, **({k: str(v) for k, v in many.items()} if processes > 1 else {})}
+        environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
         children.append(
             subprocess.Popen(
                 command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -241,7 +241,7 @@ def launch(folder: Path, processes: int, **changes: Any) -> dict[str, torch.Tens
     for child in children:
         _, errors = child.communicate(timeout=240)
         assert child.returncode == 0, errors[-3000:]
-    return load_file(folder / "adapter.safetensors")
+    return folder / "adapter.safetensors"
 
 
 @pytest.mark.slow
@@ -249,8 +249,8 @@ def launch(folder: Path, processes: int, **changes: Any) -> dict[str, torch.Tens
 def test_two_processes_train_what_one_does(tmp_path: Path, changes: dict[str, Any]) -> None:
     options: dict[str, Any] = {"max_steps": 4, "importance_steps": 2, "validate_every": 2}
     options["validation_dialogues"] = 4 if changes else 3
-    one = launch(tmp_path / "one", 1, **options)
-    two = launch(tmp_path / "two", 2, **options, **changes)
+    one = load_file(trainer(tmp_path / "one", **options).run())
+    two = load_file(train_by_two(tmp_path / "two", **options, **changes))
     for name, tensor in one.items():
         assert torch.allclose(tensor, two[name], rtol=1e-3, atol=2e-5), name
     logs = [read_log(tmp_path / name) for name in ("one", "two")]

@@ -266,6 +266,12 @@ def test_chat_answers_each_line_and_reports_on_stderr(sonic: Any, model_folder: 
         assert int(found[1]) < int(found[2])
 
 
+def test_chat_says_so_while_nothing_has_been_closed(sonic: Any, model_folder: Path) -> None:
+    code, _, error = sonic("chat", "--model", model_folder, "--max-new-tokens", "6", stdin="hello there\n")
+    assert code == 0
+    assert re.fullmatch(r"(\d+) of \1 entries kept · nothing saved yet · \d+ ms\n", error)
+
+
 def test_chat_json_has_one_object_per_reply(sonic: Any, model_folder: Path) -> None:
     _, out, _ = sonic("chat", "--model", model_folder, *CHAT, "--json", stdin="hello\nagain\n")
     first, second = (json.loads(line) for line in out.splitlines())

@@ -206,11 +206,13 @@ class TrainConfig:
     pack_tokens: int = option(0, "pack dialogues into one forward of up to this many tokens; 0: one by one")
     calibration_rounds: int = option(
         12,
-        "rounds in which heads are made comparable after importance_steps; the scorer then stays as it is",
+        "rounds in which heads are made comparable when the scorer has been trained; it then stays as it is",
     )
     calibration_dialogues: int = option(48, "dialogues to do it on; a round looks at a third of them")
-    importance_steps: int = option(200, "first steps, on the scorer alone (no student forward)")
-    lr: float = option(3e-4, "peak learning rate of LoRA and embeddings")
+    importance_steps: int | None = option(
+        None, "first steps, on the scorer alone (no student forward); none: three fifths of max_steps"
+    )
+    lr: float = option(1e-3, "peak learning rate of LoRA and embeddings")
     scorer_lr: float = option(2e-3, "peak learning rate of the importance scorer")
     warmup_steps: int = option(20, "linear warm-up of what is trained; its rate then falls linearly to zero")
     grad_clip: float = option(1.0, "largest gradient norm")
@@ -250,8 +252,8 @@ class TrainConfig:
             )
         for name in ("max_steps", "batch_size", "log_every", "save_every", "validation_dialogues"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require(self.scorer_alone >= 0, f"importance_steps={self.importance_steps} must not be negative")
         for name in (
-            "importance_steps",
             "calibration_rounds",
             "warmup_steps",
             "validate_every",
@@ -265,6 +267,11 @@ class TrainConfig:
             f"calibration_dialogues={self.calibration_dialogues} must be at least 3",
         )
 
+    @property
+    def scorer_alone(self) -> int:
+        """Steps on the scorer alone."""
+        return 3 * self.max_steps // 5 if self.importance_steps is None else self.importance_steps
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -276,7 +283,7 @@ class LossConfig:
         4.0, "how its later queries add up: 1 is their mean, inf their maximum, between them a power mean"
     )
     importance_need: float = option(
-        2.0, "queries count by this power of how much their next token needs the history; 0: all alike"
+        1.0, "queries count by this power of how much their next token needs the history; 0: all alike"
     )
     distillation_weight: float = option(1.0, "KL to the full-context base")
     forward_kl: float = option(0.7, "share of forward KL in it; the rest is reverse KL")

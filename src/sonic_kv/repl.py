@@ -25,11 +25,13 @@ HELP = """\
 def status_line(stats: SessionStats, seconds: float) -> str:
     """Entries kept, bytes saved and time, in one line."""
     saved = stats.full_bytes - stats.bytes
-    share = saved / stats.full_bytes if stats.full_bytes else 0.0
-    return (
-        f"{stats.entries} of {stats.logical_tokens} entries kept · {bytes_text(saved)} saved "
-        f"({percent_text(share)}) · {1000 * seconds:.0f} ms"
+    # before the first closing a cache is larger than its entries: it has room to grow
+    found = (
+        f"{bytes_text(saved)} saved ({percent_text(saved / stats.full_bytes)})"
+        if saved > 0
+        else "nothing saved yet"
     )
+    return f"{stats.entries} of {stats.logical_tokens} entries kept · {found} · {1000 * seconds:.0f} ms"
 
 
 def parse_budget(text: str) -> Budget:

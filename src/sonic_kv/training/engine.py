@@ -129,7 +129,7 @@ class Trainer:
         config, world, rank = self.config, self.processes.num_processes, self.processes.process_index
         scorer, others = self.optimizer.param_groups
         scorer["lr"] = scorer["peak"] * self._rate(0, self._scorer_steps)
-        others["lr"] = others["peak"] * self._rate(config.importance_steps, config.max_steps)
+        others["lr"] = others["peak"] * self._rate(config.scorer_alone, config.max_steps)
         self.optimizer.zero_grad(set_to_none=True)
         mine = range(rank, config.batch_size, world)
         batch = {place: self.data.dialogue(self.step, place) for place in mine}
@@ -140,7 +140,7 @@ class Trainer:
                 [random.Random(f"{config.seed}-plan-{self.step}-{place}") for place in places],
                 1.0 / config.batch_size,
                 scorer=self.step < self._scorer_steps,
-                student=self.step >= config.importance_steps,
+                student=self.step >= config.scorer_alone,
             )
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + value / config.batch_size
@@ -163,15 +163,14 @@ class Trainer:
     def _calibrates(self) -> bool:
         config = self.config
         return (
-            bool(config.calibration_rounds and config.importance_steps)
-            and self.adapter.config.form == "anchored"
+            bool(config.calibration_rounds and config.scorer_alone) and self.adapter.config.form == "anchored"
         )
 
     @property
     def _scorer_steps(self) -> int:
         """Steps after which the scorer stays as it is; where it can be calibrated, that is done then."""
         config = self.config
-        return min(config.importance_steps, config.max_steps) if self._calibrates else config.max_steps
+        return min(config.scorer_alone, config.max_steps) if self._calibrates else config.max_steps
 
     def _calibrate(self, progress: Callable[[Record], None]) -> None:
         """Set the heads' constants: every process tries out some of them."""

@@ -9,6 +9,7 @@ from tiny import DIALOGUE, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
+from sonic_kv.attention import with_cache
 from sonic_kv.cache import SessionCache
 from sonic_kv.eval.benchmarks import Case
 from sonic_kv.eval.methods import OWN, Method, Unfair, close_all
@@ -310,7 +311,7 @@ def test_the_first_closing_equals_kvpress_in_its_own_prefill(name: str, tmp_path
     base.set_attn_implementation("eager" if name == "observed-attention" else "sdpa")
     cache = DynamicCache()
     with torch.no_grad(), press(base):
-        base.model(input_ids=torch.tensor([ids]), past_key_values=cache)
+        base.model(input_ids=torch.tensor([ids]), **with_cache(base.model, cache))
     for number, layer in enumerate(cache.layers):
         mine = before.cache.layers[number].keys
         masked = getattr(base.model.layers[number].self_attn, "masked_key_indices", None)

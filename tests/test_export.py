@@ -14,6 +14,7 @@ from tiny import DIALOGUE, tiny_base, tiny_model, tiny_tokenizer
 from transformers import DynamicCache
 
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig, SonicError, SonicModel
+from sonic_kv.attention import with_cache
 from sonic_kv.errors import ConfigError, FileError, MessageError, UnsupportedModelError
 from sonic_kv.export import read_export
 from sonic_kv.fingerprint import checkpoint_fingerprint
@@ -54,7 +55,9 @@ def test_plain_transformers_continues_from_an_export_as_the_session_does(
         for token in replied:
             start = cache.get_seq_length()
             positions = torch.arange(start, start + len(prompt))[None]
-            logits = model.base(torch.tensor([prompt]), position_ids=positions, past_key_values=cache).logits
+            logits = model.base(
+                torch.tensor([prompt]), position_ids=positions, **with_cache(model.base, cache)
+            ).logits
             assert int(logits[0, -1].argmax()) == token
             prompt = [token]
 

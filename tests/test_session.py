@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import DynamicCache
 
 from sonic_kv.adapter import Adapter
+from sonic_kv.attention import with_cache
 from sonic_kv.cache import SessionCache
 from sonic_kv.config import AdapterConfig, Budget, SamplingConfig, SessionConfig
 from sonic_kv.errors import (
@@ -112,7 +113,7 @@ def test_nothing_compressed_is_the_base_model_bit_for_bit(family: str, with_adap
     plain = DynamicCache(config=base.config)
     with torch.no_grad():
         for ids, logits in model.fed:
-            expected = base(torch.tensor([ids]), past_key_values=plain, use_cache=True).logits[0]
+            expected = base(torch.tensor([ids]), **with_cache(base, plain)).logits[0]
             assert torch.equal(logits, expected)
 
 
@@ -137,7 +138,7 @@ def test_a_budget_that_removes_nothing_changes_nothing(budget: Budget, positions
     plain = DynamicCache(config=base.config)
     with torch.no_grad():
         for ids, logits in model.fed:
-            assert torch.equal(logits, base(torch.tensor([ids]), past_key_values=plain).logits[0])
+            assert torch.equal(logits, base(torch.tensor([ids]), **with_cache(base, plain)).logits[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -167,7 +168,7 @@ def test_untrained_nexus_is_its_anchors_raw_entry(family: str) -> None:
     assert len(chat.cache.lengths.segment_starts) == 1
     raw = DynamicCache(config=base.config)
     with torch.no_grad():
-        base(torch.tensor([chat.token_ids]), past_key_values=raw)
+        base(torch.tensor([chat.token_ids]), **with_cache(base, raw))
     for memory, full in zip(chat.cache.memory(), raw.layers, strict=True):
         for head, at in enumerate(memory.positions):
             torch.testing.assert_close(memory.keys[head], full.keys[0, head, at], atol=1e-5, rtol=0)
@@ -200,7 +201,7 @@ def test_transformers_generate_continues_as_the_session(family: str) -> None:
     theirs = model.base.generate(
         transcript,
         attention_mask=torch.ones_like(transcript),
-        past_key_values=chat.cache.fork(),
+        **with_cache(model.base, chat.cache.fork()),
         max_new_tokens=8,
         do_sample=False,
     )
@@ -213,7 +214,7 @@ def test_the_models_own_attention_is_not_let_near_uneven_heads() -> None:
     chat = talk(model, Budget(compression_ratio=0.7), exchanges=4)
     assert not chat.cache.even
     with pytest.raises(ModelError, match="allocation='global'") as caught:
-        model.base(torch.tensor([[65]]), past_key_values=chat.cache.fork())
+        model.base(torch.tensor([[65]]), **with_cache(model.base, chat.cache.fork()))
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match="allocation='global'"):
         _ = chat.cache.layers[0].keys

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
     CohereForCausalLM,
+    DynamicCache,
     FalconConfig,
     FalconForCausalLM,
     GPT2Config,
@@ -22,6 +23,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from sonic_kv.attention import with_cache
 from sonic_kv.config import Budget, SamplingConfig, SessionConfig
 from sonic_kv.errors import (
     ContextLengthError,
@@ -119,7 +121,9 @@ def test_static_rope_variants_keep_the_law_of_eviction(kind: str) -> None:
     layer = chat.cache.layers[1]
     kept = layer.positions[0, 0].long()
     with torch.no_grad():
-        raw = base(torch.tensor([chat.token_ids])).past_key_values.layers[1].keys[:, :1]
+        whole = DynamicCache()
+        base(torch.tensor([chat.token_ids]), **with_cache(base, whole))
+    raw = whole.layers[1].keys[:, :1]
     start = chat.cache.lengths.prefix
     shift = torch.arange(start, start + len(kept)) - kept
     moved = model.rope.rotate(1, raw[:, :, kept], shift)

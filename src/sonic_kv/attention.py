@@ -6,14 +6,15 @@ attention.
 """
 
 import functools
-from collections.abc import Collection, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, DynamicCache, PreTrainedModel
+from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
 
 from sonic_kv.errors import NumericalError, UnsupportedModelError
 from sonic_kv.layout import PREFIX, Layout, blocks, columns_of, mask_mod, visible
@@ -343,12 +344,12 @@ def verify(base: PreTrainedModel, rope: Rope, kv_heads: int, head_dim: int) -> N
     name = type(base).__name__
     ids = torch.arange(1, 5, device=base.device)[:, None] * (base.get_input_embeddings().weight.shape[0] // 5)
     here, there, witness = DynamicCache(), DynamicCache(), _Witness()
-    base(ids, position_ids=torch.full_like(ids, 5), past_key_values=there, use_cache=True)
+    base(ids, position_ids=torch.full_like(ids, 5), **with_cache(base, there))
     mask = torch.ones(4, 1, 1, 1, dtype=torch.bool, device=base.device)
     with sonic_attention(base):
-        call: dict[str, Any] = {"past_key_values": here, "use_cache": True, "sonic": witness}
+        call: dict[str, Any] = {"attention_mask": mask, "sonic": witness, **with_cache(base, here)}
         try:
-            base(ids, position_ids=torch.zeros_like(ids), attention_mask=mask, **call)
+            base(ids, position_ids=torch.zeros_like(ids), **call)
         except (TypeError, ValueError, RuntimeError, KeyError):
             witness.layers.clear()
     if len(witness.layers) != base.config.get_text_config().num_hidden_layers:
@@ -381,6 +382,17 @@ def respect_softcap(base: PreTrainedModel) -> None:
     config = base.config.get_text_config()
     if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         config._attn_implementation = "eager"
+
+
+def with_cache(base: nn.Module, cache: Cache) -> dict[str, Any]:
+    """The arguments by which `base` reads and fills a cache."""
+    return {_cache_name(type(base).forward): cache, "use_cache": True}
+
+
+@functools.cache
+def _cache_name(forward: Callable[..., Any]) -> str:
+    # transformers 5.24 renamed it
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def no_mask(device: torch.device) -> Tensor:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
 
 from sonic_kv.attention import no_mask, sonic_attention
 from sonic_kv.cache import SessionCache
@@ -37,28 +36,13 @@ class Rows:
         return torch.cat(found)
 
 
-class _Passing(DynamicLayer):
-    """Hands new entries on to the attention, which stores them."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
-        return key_states, value_states
-
-    def get_seq_length(self, *_: object) -> int:
-        return 0
-
-
 def forward(base: PreTrainedModel, token_ids: Tensor, positions: Tensor, attention: Any) -> Tensor:
     """Logits after one token a row, whose attention stores the new entries. Each (B, 1) → (B, V)"""
     output = base(
         input_ids=token_ids,
         position_ids=positions,
         attention_mask=no_mask(token_ids.device),
-        past_key_values=Cache(
-            layers=[_Passing() for _ in range(base.config.get_text_config().num_hidden_layers)]
-        ),
-        use_cache=True,
+        use_cache=False,
         sonic=attention,
     )
     logits: Tensor = output.logits[:, -1]

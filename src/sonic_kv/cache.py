@@ -1,8 +1,8 @@
 """The session cache: prefix, memory (one share per layer and KV head), raw open segment.
 
 It is a transformers `Cache`. With original positions its sequence length is the transcript's, so that
-`generate(transcript, past_key_values=cache)` feeds exactly the new tokens, as long as all heads hold as
-many entries.
+`generate(transcript, cache=cache)` (`past_key_values` before transformers 5.24) feeds exactly the new tokens, as
+long as all heads hold as many entries.
 """
 
 from collections.abc import Sequence

@@ -10,7 +10,16 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint
-from sonic_kv.attention import OnePass, Probe, Rope, no_mask, respect_softcap, sonic_attention, verify
+from sonic_kv.attention import (
+    OnePass,
+    Probe,
+    Rope,
+    no_mask,
+    respect_softcap,
+    sonic_attention,
+    verify,
+    with_cache,
+)
 from sonic_kv.cache import Held, SessionCache
 from sonic_kv.compiled import CompiledStep
 from sonic_kv.config import Quantization
@@ -182,9 +191,8 @@ class SonicModel:
         call = {
             "input_ids": ids,
             "position_ids": torch.arange(start, start + ids.shape[1], device=self.device)[None],
-            "past_key_values": cache,
-            "use_cache": True,
             "logits_to_keep": 0 if all_logits else 1,
+            **with_cache(self.base, cache),
         }
         if cache.even:
             output = self.base(**call)

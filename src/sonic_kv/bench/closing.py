@@ -10,6 +10,7 @@ from dataclasses import asdict
 import torch
 from transformers import DynamicCache
 
+from sonic_kv.attention import with_cache
 from sonic_kv.bench.timing import Paired, paired
 from sonic_kv.cache import SessionCache
 from sonic_kv.compressor import Compressor
@@ -58,8 +59,7 @@ def measure(model: SonicModel, options: BenchClosingOptions) -> list[Paired]:
             model.base(
                 input_ids=torch.tensor([[token]], device=model.device),
                 position_ids=torch.tensor([[position]], device=model.device),
-                past_key_values=store,
-                use_cache=True,
+                **with_cache(model.base, store),
             )
             position += 1
 

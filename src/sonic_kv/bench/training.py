@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sonic_kv.adapter import Adapter
+from sonic_kv.attention import with_cache
 from sonic_kv.bench.timing import Paired, paired
 from sonic_kv.config import AdapterConfig, BenchTrainingOptions, PlanConfig, SynthConfig
 from sonic_kv.data.mixture import synthetic
@@ -54,7 +55,7 @@ def segment_by_segment(model: SonicModel, ids: Tensor, layout: Layout, lifetime:
                 inputs_embeds=embeddings[:, rows],
                 attention_mask=own[:, None],
                 position_ids=part.position,
-                past_key_values=cache,
+                **with_cache(model.base, cache),
             )
         logits.append(output.logits)
         for layer, alive in enumerate(lifetime):

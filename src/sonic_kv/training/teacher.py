@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sonic_kv.attention import OnePass, Probe, no_mask, sonic_attention
+from sonic_kv.attention import OnePass, Probe, no_mask, sonic_attention, with_cache
 from sonic_kv.cache import SessionCache
 from sonic_kv.layout import Layout, interleave, pack
 from sonic_kv.model import SonicModel
@@ -41,7 +41,7 @@ def run_teacher(model: SonicModel, dialogues: Sequence[Tensor], queries: Sequenc
             input_ids=torch.cat(list(dialogues))[None],
             attention_mask=no_mask(model.device),
             position_ids=layout.position,
-            past_key_values=cache,
+            **with_cache(model.base, cache),
             sonic=OnePass(layout, [lifetime] * model.num_layers, probe=probe),
         )
     keys = [model.rope.rotate(n, layer.keys, -layout.position[0]) for n, layer in enumerate(cache.layers)]

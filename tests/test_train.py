@@ -329,6 +329,13 @@ def test_scorer_and_lora_each_have_a_schedule_of_their_own(tmp_path: Path) -> No
     assert lora == pytest.approx((0, 0, 0, 0, 0.2, 0.3, 0.2, 0.1))
 
 
+def test_the_scorer_is_trained_alone_for_three_fifths_unless_said_otherwise() -> None:
+    assert TrainConfig(max_steps=10).scorer_alone == 6
+    assert TrainConfig(max_steps=10, importance_steps=0).scorer_alone == 0
+    with pytest.raises(ConfigError, match="importance_steps=-1"):
+        TrainConfig(importance_steps=-1)
+
+
 @pytest.mark.parametrize("has_instructions", [True, False])
 def test_products_are_in_bf16_where_the_device_has_instructions_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_instructions: bool

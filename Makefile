@@ -15,7 +15,8 @@ PIP_FLAGS ?=
 MEET_TRANSFORMERS := adapter compiled engine eval_methods export generate idle_closing law law_random session support
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c $(CONSTRAINTS)
+# Bytecode is made of what is imported, at its first import: of all that is installed it would take a minute.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_FLAGS) -c $(CONSTRAINTS)
 STAMP := $(VENV)/.installed
 VENV_VLLM ?= .venv-vllm
 

@@ -336,6 +336,14 @@ def test_the_scorer_is_trained_alone_for_three_fifths_unless_said_otherwise() ->
         TrainConfig(importance_steps=-1)
 
 
+def test_without_a_lora_every_step_is_the_scorers_and_calibration_comes_last(tmp_path: Path) -> None:
+    changes = {"max_steps": 3, "importance_steps": None, "calibration_rounds": 1, "calibration_dialogues": 3}
+    trainer(tmp_path, adapter={"lora_rank": 0}, **changes).run()
+    found = [(r["step"], "round" if "round" in r else "importance") for r in read_log(tmp_path)]
+    assert sorted(found) == [(1, "importance"), (2, "importance"), (3, "importance"), (3, "round")]
+    assert all(r["scorer_lr"] > 0 for r in read_log(tmp_path) if "scorer_lr" in r)
+
+
 @pytest.mark.parametrize("has_instructions", [True, False])
 def test_products_are_in_bf16_where_the_device_has_instructions_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_instructions: bool

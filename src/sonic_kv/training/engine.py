@@ -170,7 +170,8 @@ class Trainer:
     def _scorer_steps(self) -> int:
         """Steps after which the scorer stays as it is; where it can be calibrated, that is done then."""
         config = self.config
-        return min(config.scorer_alone, config.max_steps) if self._calibrates else config.max_steps
+        rests = self._calibrates and self.objective.has_student
+        return min(config.scorer_alone, config.max_steps) if rests else config.max_steps
 
     def _calibrate(self, progress: Callable[[Record], None]) -> None:
         """Set the heads' constants: every process tries out some of them."""

@@ -10,6 +10,7 @@ these constants, and scales beside them did not hold on other dialogues: docs/lo
 import math
 import random
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -48,22 +49,13 @@ def calibrate(
     # one at a time: what a packed teacher saw would be held as long as any dialogue of it
     lessons = [[reader.read([one], [random.Random(seed)])[0] for one in batch] for batch in batches]
     scores = [[reader.scores(lesson.teacher) for lesson in batch] for batch in lessons]
-    constants = _attention(reader, [lesson for batch in lessons for lesson in batch])  # (layers, G)
-    start = [
-        divergences(reader, batch, _raised(raw, constants))
-        for batch, raw in zip(lessons, scores, strict=True)
-    ]
+    constants = _attention(reader, [*chain(*lessons)], [*chain(*scores)])  # (layers, G)
+    measures = [_relative(reader, batch, raw, constants) for batch, raw in zip(lessons, scores, strict=True)]
     generator = torch.Generator().manual_seed(seed)
     for number in range(rounds):
-        at = number % len(lessons)
-
-        def relative(sample: Tensor, at: int = at) -> float:  # every ratio counts as much
-            found = divergences(reader, lessons[at], _raised(scores[at], sample))
-            return float((found / start[at].clamp_min(1e-9)).mean())
-
         half = torch.randn(PAIRS, *constants.shape, generator=generator).to(constants.device)
         samples = constants + STEP * DECAY**number * torch.cat((half, -half))
-        found = torch.tensor(spread(relative, samples))
+        found = torch.tensor(spread(measures[number % len(measures)], samples))
         best = found.argsort()[: len(BEST)].tolist()
         constants = sum(
             (w * samples[i] for w, i in zip(BEST, best, strict=True)), torch.zeros_like(constants)
@@ -71,6 +63,14 @@ def calibrate(
         progress({"round": number + 1, "kl": round(float(found.mean()), 5)})
     for head, constant in zip(adapter.scorer.down, constants, strict=True):
         head.bias += constant.to(head.bias)
+
+
+def _relative(
+    reader: Objective, lessons: Sequence[Lesson], scores: Sequence[Sequence[Tensor]], start: Tensor
+) -> Callable[[Tensor], float]:
+    """The divergence with a sample's constants, 1 being that with `start`; every ratio counts as much."""
+    unit = divergences(reader, lessons, _raised(scores, start)).clamp_min(1e-9)
+    return lambda sample: float((divergences(reader, lessons, _raised(scores, sample)) / unit).mean())
 
 
 def _raised(scores: Sequence[Sequence[Tensor]], constants: Tensor) -> list[list[Tensor]]:
@@ -118,12 +118,12 @@ def _divergence(reader: Objective, scored: Sequence[tuple[Lesson, Sequence[Tenso
     return total
 
 
-def _attention(reader: Objective, lessons: Sequence[Lesson]) -> Tensor:
+def _attention(reader: Objective, lessons: Sequence[Lesson], raw: Sequence[Sequence[Tensor]]) -> Tensor:
     """Constants with which a head's scores sum to the square of the attention that it pays to history. (layers, G)"""
     recency = reader.adapter.scorer.recency
     paid, scored, seen = [], [], 0
-    for lesson in lessons:
-        start, scores, teacher = lesson.encoded.prefix_length, reader.scores(lesson.teacher), lesson.teacher
+    for lesson, scores in zip(lessons, raw, strict=True):
+        start, teacher = lesson.encoded.prefix_length, lesson.teacher
         for end, stop in zip(lesson.ends, [*lesson.ends[1:], len(lesson.ids)], strict=True):
             now = (teacher.queries >= end) & (teacher.queries < stop)
             distance = torch.arange(end - start, 0, -1, device=scores[0].device)

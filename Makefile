@@ -16,15 +16,16 @@ MEET_TRANSFORMERS := adapter compiled engine eval_methods export generate idle_c
 
 BIN := $(VENV)/bin
 # Bytecode is made of what is imported, at its first import: of all that is installed it would take a minute.
-PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_FLAGS) -c $(CONSTRAINTS)
+PIP_INSTALL := python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_FLAGS) -c
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
 VENV_VLLM ?= .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest test-ray test-vllm lint format clean
+.PHONY: help install demo test test-oldest test-quantized test-ray test-vllm lint format clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /' | awk -F': ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /' | awk -F': ' '{printf "make %-14s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## make the virtual environment and install the package with its tools
 
@@ -34,9 +35,12 @@ demo: $(STAMP)  ## replay dialogues with full, dropped and compressed history; w
 test: lint  ## lint, types and the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-test-oldest:  ## the fast tests of what meets transformers, under its oldest supported version
-	@$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRAS=dev,eval
-	.venv-oldest/bin/python -m pytest $(PYTEST_FLAGS) -m "not slow" $(MEET_TRANSFORMERS:%=tests/test_%.py)
+test-oldest: $(OLDEST)/.installed  ## the fast tests of what meets transformers, under its oldest supported version
+	$(OLDEST)/bin/python -m pytest $(PYTEST_FLAGS) -m "not slow" $(MEET_TRANSFORMERS:%=tests/test_%.py)
+
+test-quantized: $(OLDEST)/.installed  ## a base in four bits; afterwards every import takes longer there
+	@$(OLDEST)/bin/$(PIP_INSTALL) constraints-oldest.txt -e '.[quantized]'
+	$(OLDEST)/bin/python -m pytest tests/test_quantization.py
 
 test-ray:  ## the tests of replicas on Ray Serve, in a virtual environment of their own
 	@$(MAKE) install VENV=.venv-ray EXTRAS=dev,ray
@@ -55,15 +59,23 @@ format: $(STAMP)  ## let ruff mend and format the code
 	$(BIN)/ruff format .
 
 clean:  ## remove the virtual environments and caches
-	rm -rf .venv .venv-oldest .venv-ray .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.html
+	rm -rf .venv $(OLDEST) .venv-ray .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.html
 
 # torch first and alone, so that its pinned build is settled before anything else is resolved.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 	  || { echo "make: $(PYTHON) -m venv failed: install your system's python3-venv package" >&2; exit 1; }
 	@echo "installing into $(VENV) (a few minutes the first time)" >&2
-	@$(PIP) torch
-	@$(PIP) -e '.[$(EXTRAS)]'
+	@$(BIN)/$(PIP_INSTALL) $(CONSTRAINTS) torch
+	@$(BIN)/$(PIP_INSTALL) $(CONSTRAINTS) -e '.[$(EXTRAS)]'
+	@touch $@
+
+# Sees all that $(VENV) holds, and holds what must be older.
+$(OLDEST)/.installed: $(STAMP) constraints-oldest.txt
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(OLDEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/newest.pth"
+	@$(OLDEST)/bin/$(PIP_INSTALL) constraints-oldest.txt -e '.[dev,eval]'
 	@touch $@
 
 # A repackaging of vLLM for CPUs stands in for vLLM itself. Builds of other torch versions come with it.

@@ -239,7 +239,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from sonic_kv.eval.run import end_with_parent
 if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
+    pool = ProcessPoolExecutor(1, get_context("fork"), end_with_parent)
     print(pool.submit(os.getpid).result(), flush=True)
     pool.submit(time.sleep, 600)
     time.sleep(600)

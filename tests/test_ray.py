@@ -30,14 +30,13 @@ TRIES = 5
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra [ray]: make test-ray")
 
 
-def test_without_ray_the_error_names_the_extra() -> None:
-    code = (
-        "import sys; sys.modules['ray'] = None; from sonic_kv.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, "serve", "--engine", "ray"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert result.stderr == "sonic-kv: error: engine ray needs ray: pip install 'sonic-kv[ray]'\n"
+def test_without_ray_the_error_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "sonic_kv.integrations.ray", raising=False)
+    assert main(["serve", "--engine", "ray"]) == 2
+    assert capsys.readouterr().err == "sonic-kv: error: engine ray needs ray: pip install 'sonic-kv[ray]'\n"
 
 
 @pytest.mark.parametrize(

@@ -405,8 +405,7 @@ sys.exit(cli.main(sys.argv[3:]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["decoding", "closing", "writing"])
-def test_a_killed_server_has_lost_no_acknowledged_turn(tmp_path: Path, moment: str) -> None:
+def test_a_killed_server_has_lost_no_acknowledged_turn(tmp_path: Path) -> None:
     model = SonicModel.from_pretrained()
     messages: list[dict[str, str]] = []
     trigger = tmp_path / "trigger"
@@ -415,15 +414,14 @@ def test_a_killed_server_has_lost_no_acknowledged_turn(tmp_path: Path, moment: s
     def body(text: str) -> dict[str, Any]:
         return {"model": "sonic-default", "messages": [*messages, user(text)], "max_tokens": 24}
 
-    for part in (TEXTS[:2], TEXTS[2:]):
+    for text, moment in zip(TEXTS, ("decoding", "closing", "writing", "decoding"), strict=True):
         process, url = run_server(["-c", DEADLY, str(trigger), moment, *arguments])
         try:
             with httpx.Client(base_url=url, timeout=60, headers=NAMED) as http:
                 if messages:
                     assert http.get("/v1/sessions/keeper").json()["messages"] == messages
-                for text in part:
-                    reply = http.post("/v1/chat/completions", json=body(text)).json()["choices"][0]["message"]
-                    messages += [user(text), assistant(reply["content"])]
+                reply = http.post("/v1/chat/completions", json=body(text)).json()["choices"][0]["message"]
+                messages += [user(text), assistant(reply["content"])]
                 trigger.touch()
                 with pytest.raises(httpx.TransportError):
                     http.post("/v1/chat/completions", json=body("go on " * 20))

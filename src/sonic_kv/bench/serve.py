@@ -40,7 +40,8 @@ from sonic_kv.files import write_atomic
 from sonic_kv.generate import generate_step
 from sonic_kv.human import bytes_text
 from sonic_kv.model import SonicModel
-from sonic_kv.server.worker import Outcome, Request, Worker
+from sonic_kv.server.requests import Outcome, Request
+from sonic_kv.server.worker import Worker
 
 SONIC, FULL, REPREFILLED = "sonic", "full, kept", "full, re-prefilled"
 STEPS = 16  # in one timing of decoding alone

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sonic_kv import __version__
 from sonic_kv.config import SamplingConfig, ServeOptions, parse_bytes
 from sonic_kv.errors import SonicError
-from sonic_kv.server import worker as work
+from sonic_kv.server import requests as work
 from sonic_kv.server.access import Access
 from sonic_kv.server.dialogue import check_request
 from sonic_kv.server.metrics import Metrics
@@ -32,6 +32,7 @@ from sonic_kv.server.protocol import (
     error_body,
     session_body,
 )
+from sonic_kv.server.worker import Worker
 
 log = logging.getLogger(__name__)
 SESSION_ID = "x-session-id"
@@ -51,7 +52,7 @@ async def _watch(receive: Receive) -> None:
 
 
 async def _events(
-    worker: work.Worker, request: work.Request, receive: Receive
+    worker: Worker, request: work.Request, receive: Receive
 ) -> AsyncIterator[str | work.Outcome]:
     """Pieces of text, then the outcome. Closed early, or left by its client, the request is cancelled.
 
@@ -160,7 +161,7 @@ class Counted:
 
 
 def make_app(
-    worker: work.Worker,
+    worker: Worker,
     name: str,
     sampling: SamplingConfig,
     options: ServeOptions,

@@ -6,7 +6,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from sonic_kv.server.worker import Outcome, Worker
+from sonic_kv.server.requests import Outcome
+from sonic_kv.server.worker import Worker
 
 HELP = {
     "kv_bytes": "keys and values of all sessions in memory and of replies in the making",

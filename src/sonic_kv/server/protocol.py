@@ -20,7 +20,7 @@ from sonic_kv.errors import (
     UnsupportedModelError,
     UpstreamError,
 )
-from sonic_kv.server.worker import Outcome, View
+from sonic_kv.server.requests import Outcome, View
 
 RETRY_AFTER = "2"  # seconds
 

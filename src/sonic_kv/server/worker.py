@@ -1,90 +1,41 @@
-"""The thread that owns the model: takes requests up in turn and keeps memory within its limit."""
+"""The thread that owns the model: takes requests up in turn, as memory allows."""
 
 import logging
 import queue
 import threading
 import time
 import uuid
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 
 from sonic_kv.compressor import Compressor
-from sonic_kv.config import Budget, SamplingConfig, ServeOptions, SessionConfig, parse_bytes
+from sonic_kv.config import Budget, ServeOptions, SessionConfig
 from sonic_kv.engine import Engine, Preparing, Turn
 from sonic_kv.errors import (
     AdapterError,
     BusyError,
     ConfigError,
-    ContextLengthError,
     FileError,
     MemoryLimitError,
     NotFoundError,
     StoreError,
 )
-from sonic_kv.growing import MOST_AT_ONCE, SPARE_ENTRIES, SPARE_SHARE
 from sonic_kv.human import bytes_text
 from sonic_kv.model import SonicModel
 from sonic_kv.server.archive import Archive, Found
 from sonic_kv.server.dialogue import Step, chain, continued, digest, messages_of, ratio_of
+from sonic_kv.server.memory import Memory, most_entries, turns_bytes
+from sonic_kv.server.requests import Outcome, Request, View, Waiting
 from sonic_kv.server.shelf import Node, Shelf
 from sonic_kv.server.store import Store
 from sonic_kv.server.vllm import VllmEngine
-from sonic_kv.session import ChatSession, SessionStats
+from sonic_kv.session import ChatSession
 
 log = logging.getLogger(__name__)
-LOOK_SECONDS = 0.25  # between looks at what has become idle
-SWEEP_SECONDS = 60.0
-RETRY_SECONDS = 5.0  # after the store has failed
-
-
-@dataclass(frozen=True)
-class View:
-    """A session as it stands."""
-
-    name: str
-    messages: list[dict[str, str]]
-    compression_ratio: float
-    stats: SessionStats
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a request: an `error`, or the rest; `view` is None if the dialogue is full."""
-
-    text: str = ""
-    finish_reason: str | None = None
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    view: View | None = None
-    error: Exception | None = None
-
-
-@dataclass(eq=False)
-class Request:
-    """What a client asks for: a reply to the last message, or, with `sampling` None, a session as it is.
-
-    Attributes:
-        namespace: whose sessions it can reach.
-        messages: the whole dialogue; none: the named session's own.
-        name: the session's name, if the client gave one.
-        ratio: compression from here on; None: as before.
-        on_text, on_end: called in a thread of the worker's, `on_end` once.
-        known: steps of the named session as they were read from the store; None: not read.
-    """
-
-    namespace: str
-    messages: Sequence[dict[str, str]] = ()
-    name: str | None = None
-    ratio: float | None = None
-    sampling: SamplingConfig | None = None
-    on_text: Callable[[str], None] = lambda text: None
-    on_end: Callable[[Outcome], None] = lambda outcome: None
-    cancelled: bool = False
-    known: Sequence[Step] | None = None
-    since: float = field(default_factory=time.monotonic)
+LOOK_SECONDS = 0.25  # between looks at what has become idle, while there is nothing to do
 
 
 @dataclass(eq=False)
@@ -133,7 +84,6 @@ class Worker:
                 "serve compresses by ratio: give --compression-ratio, and --kv-memory for the sum"
             )
         self.model, self.config, self.options = model, config, options
-        self.limit = parse_bytes(options.kv_memory)
         self.shelf = Shelf()
         self.counts = Counter[str]()
         self.default_ratio = max(budget.compression_ratio or 0.0, options.min_compression_ratio)
@@ -142,16 +92,11 @@ class Worker:
         self._scope = digest(model.fingerprint(), adapter, asdict(config), options.slice_tokens)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._archive = Archive(store, self._wake)
-        self._waiting: OrderedDict[str, deque[Request]] = OrderedDict()  # by namespace
+        self._memory = Memory(self.shelf, self._archive, options, self.counts, self._inbox.put)
+        self._waiting = Waiting(options.max_waiting, options.max_waiting_per_key)
         self._jobs: dict[Turn, _Job] = {}
-        self._queued = Counter[str]()  # by namespace; shared with other threads
-        self._lock = threading.Lock()
         self.engine = self._new_engine()
         self._stopping = False
-        self._writing: Node | None = None
-        self._leaving = 0  # bytes that go when they are written
-        self._looked = self._swept = time.monotonic()
-        self._store_failed = -RETRY_SECONDS
         self._thread = threading.Thread(target=self._run, name="sonic-kv-model", daemon=True)
 
     def _new_engine(self) -> Engine:
@@ -184,14 +129,8 @@ class Worker:
         """
         if not self.alive:
             raise BusyError("the server is stopping")
-        with self._lock:
-            mine, total = self._queued[request.namespace], self._queued.total()
-            if mine >= self.options.max_waiting_per_key:
-                raise BusyError(f"{mine} of your requests are waiting: try again later", yours=True)
-            if total >= self.options.max_waiting:
-                raise BusyError(f"{total} requests are waiting: try again later")
-            self._queued[request.namespace] += 1
-        self._inbox.put(lambda: self._waiting.setdefault(request.namespace, deque()).append(request))
+        self._waiting.enter(request)
+        self._inbox.put(lambda: self._waiting.line_up(request))
 
     def cancel(self, request: Request) -> None:
         """Drop a request whose client has gone."""
@@ -201,9 +140,9 @@ class Worker:
         """Figures for the metrics, each read by itself while the worker runs."""
         return {
             "kv_bytes": self.shelf.nbytes + self.engine.nbytes,
-            "kv_limit_bytes": self.limit,
+            "kv_limit_bytes": self._memory.limit,
             "sessions_resident": len(self.shelf),
-            "requests_waiting": self._queued.total(),
+            "requests_waiting": self._waiting.total,
             "requests_running": len(self._jobs),
             "rows_decoding": self.engine.decoding,
         }
@@ -219,7 +158,7 @@ class Worker:
             self._read_inbox(wait=not busy)
             self._admit()
             busy = self.engine.step()
-            self._tend()
+            self._memory.tend()
         self._finish()
 
     def _read_inbox(self, wait: bool) -> None:
@@ -232,10 +171,10 @@ class Worker:
 
     def _admit(self) -> None:
         """Take up requests, from every namespace in turn, as long as there is room for the next."""
-        self._refuse_late()
-        while self._waiting and len(self._jobs) < self.options.max_batch:
-            namespace, waiting = next(iter(self._waiting.items()))
-            request = waiting[0]
+        for late in self._waiting.late(self.options.queue_timeout):
+            self._waiting.leave(late)
+            late.on_end(Outcome(error=BusyError("the server had no room in time: try again later")))
+        while len(self._jobs) < self.options.max_batch and (request := self._waiting.first()) is not None:
             if self._unread(request):
                 self._read(request)
                 continue
@@ -244,17 +183,7 @@ class Worker:
                     return
             except Exception as error:
                 request.on_end(Outcome(error=error))
-            self._unqueue(request)
-            if waiting:
-                self._waiting.move_to_end(namespace)
-
-    def _refuse_late(self) -> None:
-        late = time.monotonic() - self.options.queue_timeout
-        for waiting in list(self._waiting.values()):
-            while waiting and waiting[0].since < late:
-                request = waiting[0]
-                self._unqueue(request)
-                request.on_end(Outcome(error=BusyError("the server had no room in time: try again later")))
+            self._waiting.take(request)
 
     def _unread(self, request: Request) -> bool:
         """Whether a named session is to be looked up on the store: what is in memory may be behind it if
@@ -266,43 +195,28 @@ class Worker:
 
     def _read(self, request: Request) -> None:
         """Look a named session up; meanwhile others are taken up, and it still counts as waiting."""
-        self._put_aside(request)
+        self._waiting.put_aside(request)
         reading = self._archive.steps(self._label(request))
         reading.add_done_callback(lambda done: self._inbox.put(lambda: self._have_read(request, done)))
 
     def _have_read(self, request: Request, done: "Future[list[Step] | None]") -> None:
         failed = done.exception()
         if failed is not None:
-            self._note_failure(failed)
+            self._memory.note_failure(failed)
             error: Exception = StoreError(str(failed))
         elif request.cancelled or self._stopping:
             error = BusyError("the server is stopping: try again later")
         else:
             request.known = done.result() or ()
-            self._waiting.setdefault(request.namespace, deque()).appendleft(request)
+            self._waiting.line_up(request, first=True)
             return
-        self._uncount(request)
+        self._waiting.leave(request)
         request.on_end(Outcome(error=error))
-
-    def _unqueue(self, request: Request) -> None:
-        self._put_aside(request)
-        self._uncount(request)
-
-    def _put_aside(self, request: Request) -> None:
-        waiting = self._waiting[request.namespace]
-        waiting.remove(request)
-        if not waiting:
-            del self._waiting[request.namespace]
-
-    def _uncount(self, request: Request) -> None:
-        with self._lock:
-            self._queued[request.namespace] -= 1
-            self._queued += Counter()  # drops those at zero
 
     def _cancel(self, request: Request) -> None:
         request.cancelled = True
-        if request in self._waiting.get(request.namespace, ()):
-            self._unqueue(request)
+        if request in self._waiting:
+            self._waiting.leave(request)
             request.on_end(Outcome(error=BusyError("cancelled")))
         for turn, job in self._jobs.items():
             turn.cancelled = turn.cancelled or job.request is request
@@ -327,17 +241,17 @@ class Worker:
             base.used = time.monotonic()
             request.on_end(Outcome(view=self.view(base)))
             return True
-        entries = self._most_entries(request, steps, base)
-        alone = self._bytes_of([entries])
-        if alone > self.limit:
+        entries = most_entries(self.model, self.config, steps, base, request.sampling)
+        bytes_of = partial(turns_bytes, self.model, self._entry_bytes)
+        alone = bytes_of([entries])
+        if alone > self._memory.limit:
             raise MemoryLimitError(
                 f"this dialogue may need {bytes_text(alone)} of keys and values, and the server has "
-                f"{bytes_text(self.limit)}: shorten it, or ask for more compression"
+                f"{bytes_text(self._memory.limit)}: shorten it, or ask for more compression"
             )
         if base is not None:
             base.users += 1  # it is not to be evicted for its own sake
-        held = self._bytes_of([*(job.entries for job in self._jobs.values()), entries])
-        if not self._make_room(held + self.shelf.nbytes - self.limit):
+        if not self._memory.make_room(bytes_of([*(job.entries for job in self._jobs.values()), entries])):
             if base is not None:
                 base.users -= 1
             return False
@@ -363,133 +277,6 @@ class Worker:
     def _usable(self, request: Request, keys: list[str]) -> list[str]:
         """Keys of the states that a request can go on from: it adds a message if it wants a reply."""
         return keys if request.sampling is None else keys[:-1]
-
-    def _most_entries(self, request: Request, steps: Sequence[Step], base: Node | None) -> int:
-        """Entries that a session with these steps and a reply can have.
-
-        Raises:
-            ContextLengthError: there is no room for a reply.
-        """
-        form, messages = self.model.format, messages_of(steps)
-        system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
-        prefix = len(form.opening(system)[0])
-        if base is None:
-            tokens = closed = prefix
-            new = messages[system is not None :]
-        else:
-            tokens, closed = base.session.cache.logical_length, base.session.cache.lengths.closed
-            new = messages[len(messages_of(base.steps)) :]
-        for message in new:
-            text = message["content"]
-            tokens += len(form.user(text) if message["role"] == "user" else form.assistant(text))
-        ratio = min(s.compression_ratio or 0.0 for s in steps if isinstance(s, Budget))
-        limit = self.model.max_length
-        if ratio == 0.0 and tokens >= limit and request.sampling is not None:
-            raise ContextLengthError(
-                f"the dialogue has {tokens} tokens, and the model {limit} positions: shorten it, or ask for compression"
-            )
-        if request.sampling is not None:
-            opening, end = form.generation_prompt(), form.assistant_close()
-            tokens += len(opening) + request.sampling.max_new_tokens + len(end)
-        if ratio == 0.0:
-            return min(tokens, limit)  # raw entries have positions of their own
-        segments = tokens // self.config.min_segment_tokens + 1  # each keeps one entry at least
-        still_open = min(tokens - closed, self.config.max_segment_tokens)
-        return min(tokens, prefix + int((1.0 - ratio) * tokens) + segments + still_open)
-
-    def _bytes_of(self, entries: Sequence[int]) -> int:
-        """Bytes that jobs of so many entries can come to hold."""
-        # each session twice: as it is, and as it was before the message that is being fed, or as it grows
-        sizes = [n + SPARE_ENTRIES + n // SPARE_SHARE for n in entries]
-        # and while it decodes, where each head's free rows are, and what hides the other heads' from every query head
-        heads, most = self.model.num_heads, MOST_AT_ONCE // self.model.num_heads
-        query_heads: int = self.model.config.num_attention_heads
-        row = self.model.num_layers * heads * query_heads * self.model.dtype.itemsize
-        free = self.model.num_layers * (2 * heads + query_heads) * 8  # numbers of rows
-        return 2 * sum(sizes) * self._entry_bytes + sum(row * min(n, most) + free for n in sizes)
-
-    # --- memory -------------------------------------------------------------------------------
-
-    def _make_room(self, need: int) -> bool:
-        """Let idle sessions go until `need` bytes are free; False as long as they are not."""
-        if need > 0 and self.options.pressure_ratio is not None:
-            for node in self.shelf.idle():
-                if need > self._leaving:
-                    need -= self._press(node, self.options.pressure_ratio)
-        for node in self.shelf.idle():
-            if need > self._leaving:
-                need -= self._evict(node)
-        return need <= 0
-
-    def _press(self, node: Node, ratio: float) -> int:
-        """Compress an idle session further; returns the bytes that it frees."""
-        if node.pressed or node.superseded or (self._archive.exists and not node.stored):
-            return 0  # what is dropped must be on the store
-        before = node.nbytes
-        session = node.session.fork()
-        if (session.budget.compression_ratio or 0.0) < ratio:
-            session.set_budget(Budget(compression_ratio=ratio))
-            session.budget = node.session.budget  # what is still to come is kept as was asked for
-            node.session = session
-            self.shelf.resize(node)
-            self.counts["pressed"] += 1
-        node.pressed = True
-        return before - node.nbytes
-
-    def _evict(self, node: Node) -> int:
-        """Let an idle session leave memory; returns the bytes freed now. If it must be written first, it
-        leaves later.
-        """
-        if node.stored or node.superseded or node.pressed or not self._store_works:
-            self.shelf.drop(node.key)
-            self.counts["evicted"] += 1
-            return node.nbytes
-        node.leaving = True
-        self._leaving += node.nbytes
-        self._keep(node)
-        return 0
-
-    @property
-    def _store_works(self) -> bool:
-        return self._archive.exists and time.monotonic() - self._store_failed > RETRY_SECONDS
-
-    def _keep(self, node: Node) -> None:
-        """Write a session's cache to the store."""
-        node.stored = True
-        future = self._archive.keep(node)
-        future.add_done_callback(lambda done: self._inbox.put(lambda: self._kept(node, done)))
-
-    def _kept(self, node: Node, done: "Future[None]") -> None:
-        if done.exception() is not None:
-            node.stored = False
-            self._note_failure(done.exception())
-        if node.leaving:
-            self._leaving -= node.nbytes
-            node.leaving = False
-            if self.shelf.get(node.key) is node:
-                self.shelf.drop(node.key)
-                self.counts["evicted"] += 1
-
-    def _note_failure(self, error: BaseException | None) -> None:
-        if time.monotonic() - self._store_failed > RETRY_SECONDS:
-            log.error("%s", error)
-        self.counts["store_errors"] += 1
-        self._store_failed = time.monotonic()
-
-    def _tend(self) -> None:
-        """Now and then: write the cache of one idle session, and tidy the store."""
-        now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS / 10 or not self._store_works:
-            return
-        self._looked = now
-        for node in self.shelf.idle():
-            idle = now - node.used > self.options.store_after
-            if idle and not (node.stored or node.superseded or node.pressed):
-                self._keep(node)
-                break
-        if now - self._swept > SWEEP_SECONDS:
-            self._swept = now
-            self._archive.sweep()
 
     # --- a turn -------------------------------------------------------------------------------
 
@@ -575,7 +362,7 @@ class Worker:
     def _acknowledge(self, request: Request, outcome: Outcome, done: "Future[None]") -> None:
         error = done.exception()
         if error is not None:
-            self._note_failure(error)
+            self._memory.note_failure(error)
             outcome = Outcome(error=StoreError(f"the reply could not be stored: {error}"))
         request.on_end(outcome)
 
@@ -599,7 +386,7 @@ class Worker:
             if before is not None:
                 before.superseded = True
             self.shelf.drop(job.grandparent)
-            if self._store_works and job.grandparent is not None:
+            if self._memory.store_works and job.grandparent is not None:
                 self._archive.forget(job.grandparent)
         return node
 
@@ -612,9 +399,8 @@ class Worker:
         """End everything under way, and write what is not on the store yet."""
         self._read_inbox(wait=False)
         error = BusyError("the server is stopping: try again later")
-        for waiting in self._waiting.values():
-            for request in waiting:
-                request.on_end(Outcome(error=error))
+        for request in self._waiting:
+            request.on_end(Outcome(error=error))
         for turn, job in list(self._jobs.items()):
             turn.cancelled = True
             job.request.on_end(Outcome(error=error))

@@ -1,0 +1,192 @@
+"""How much memory dialogues take, and which give way: idle sessions are compressed, written or let go."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from sonic_kv.config import Budget, SamplingConfig, ServeOptions, SessionConfig, parse_bytes
+from sonic_kv.errors import ContextLengthError
+from sonic_kv.growing import MOST_AT_ONCE, SPARE_ENTRIES, SPARE_SHARE
+from sonic_kv.model import SonicModel
+from sonic_kv.server.archive import Archive
+from sonic_kv.server.dialogue import Step, messages_of
+from sonic_kv.server.shelf import Node, Shelf
+
+log = logging.getLogger(__name__)
+LOOK_SECONDS = 0.025  # between looks at what has become idle, at least
+SWEEP_SECONDS = 60.0
+RETRY_SECONDS = 5.0  # after the store has failed
+
+
+class Memory:
+    """Keeps sessions in memory within a limit; all of it in the worker's thread.
+
+    Args:
+        shelf: sessions in memory.
+        archive: where they are written to before they go.
+        options: the limit, and when idle sessions are written or compressed.
+        counts: what happened how often, for the metrics.
+        later: has a function called in the worker's thread, from any other.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        archive: Archive,
+        options: ServeOptions,
+        counts: Counter[str],
+        later: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self.limit = parse_bytes(options.kv_memory)
+        self._shelf, self._archive, self._options = shelf, archive, options
+        self._counts, self._later = counts, later
+        self._leaving = 0  # bytes that go when they are written
+        self._looked = self._swept = time.monotonic()
+        self._store_failed = -RETRY_SECONDS
+
+    @property
+    def store_works(self) -> bool:
+        """Whether there is a store that has not failed of late."""
+        return self._archive.exists and time.monotonic() - self._store_failed > RETRY_SECONDS
+
+    def note_failure(self, error: BaseException | None) -> None:
+        """The store has failed: it is left alone for a while."""
+        if time.monotonic() - self._store_failed > RETRY_SECONDS:
+            log.error("%s", error)
+        self._counts["store_errors"] += 1
+        self._store_failed = time.monotonic()
+
+    def make_room(self, held: int) -> bool:
+        """Let idle sessions go until turns can hold so many bytes; False as long as they cannot."""
+        need = held + self._shelf.nbytes - self.limit
+        if need > 0 and self._options.pressure_ratio is not None:
+            for node in self._shelf.idle():
+                if need > self._leaving:
+                    need -= self._press(node, self._options.pressure_ratio)
+        for node in self._shelf.idle():
+            if need > self._leaving:
+                need -= self._evict(node)
+        return need <= 0
+
+    def tend(self) -> None:
+        """Now and then: write the cache of one idle session, and tidy the store."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS or not self.store_works:
+            return
+        self._looked = now
+        for node in self._shelf.idle():
+            idle = now - node.used > self._options.store_after
+            if idle and not (node.stored or node.superseded or node.pressed):
+                self._keep(node)
+                break
+        if now - self._swept > SWEEP_SECONDS:
+            self._swept = now
+            self._archive.sweep()
+
+    def _press(self, node: Node, ratio: float) -> int:
+        """Compress an idle session further; returns the bytes that it frees."""
+        if node.pressed or node.superseded or (self._archive.exists and not node.stored):
+            return 0  # what is dropped must be on the store
+        before = node.nbytes
+        session = node.session.fork()
+        if (session.budget.compression_ratio or 0.0) < ratio:
+            session.set_budget(Budget(compression_ratio=ratio))
+            session.budget = node.session.budget  # what is still to come is kept as was asked for
+            node.session = session
+            self._shelf.resize(node)
+            self._counts["pressed"] += 1
+        node.pressed = True
+        return before - node.nbytes
+
+    def _evict(self, node: Node) -> int:
+        """Let an idle session leave memory; returns the bytes freed now. If it must be written first, it
+        leaves later.
+        """
+        if node.stored or node.superseded or node.pressed or not self.store_works:
+            self._drop(node)
+            return node.nbytes
+        node.leaving = True
+        self._leaving += node.nbytes
+        self._keep(node)
+        return 0
+
+    def _drop(self, node: Node) -> None:
+        self._shelf.drop(node.key)
+        self._counts["evicted"] += 1
+
+    def _keep(self, node: Node) -> None:
+        """Write a session's cache to the store."""
+        node.stored = True
+        future = self._archive.keep(node)
+        future.add_done_callback(lambda done: self._later(lambda: self._kept(node, done)))
+
+    def _kept(self, node: Node, done: "Future[None]") -> None:
+        if done.exception() is not None:
+            node.stored = False
+            self.note_failure(done.exception())
+        if node.leaving:
+            self._leaving -= node.nbytes
+            node.leaving = False
+            if self._shelf.get(node.key) is node:
+                self._drop(node)
+
+
+def most_entries(
+    model: SonicModel,
+    config: SessionConfig,
+    steps: Sequence[Step],
+    base: Node | None,
+    sampling: SamplingConfig | None,
+) -> int:
+    """Entries that a session with these steps, and a reply, can have.
+
+    Args:
+        base: the state that it goes on from, if any.
+        sampling: of the reply; None: there is to be none.
+
+    Raises:
+        ContextLengthError: there is no room for a reply.
+    """
+    form, messages = model.format, messages_of(steps)
+    system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+    prefix = len(form.opening(system)[0])
+    if base is None:
+        tokens = closed = prefix
+        new = messages[system is not None :]
+    else:
+        tokens, closed = base.session.cache.logical_length, base.session.cache.lengths.closed
+        new = messages[len(messages_of(base.steps)) :]
+    for message in new:
+        text = message["content"]
+        tokens += len(form.user(text) if message["role"] == "user" else form.assistant(text))
+    ratio = min(s.compression_ratio or 0.0 for s in steps if isinstance(s, Budget))
+    if sampling is not None:
+        if ratio == 0.0 and tokens >= model.max_length:
+            raise ContextLengthError(
+                f"the dialogue has {tokens} tokens, and the model {model.max_length} positions: "
+                "shorten it, or ask for compression"
+            )
+        tokens += len(form.generation_prompt()) + sampling.max_new_tokens + len(form.assistant_close())
+    if ratio == 0.0:
+        return min(tokens, model.max_length)  # raw entries have positions of their own
+    segments = tokens // config.min_segment_tokens + 1  # each keeps one entry at least
+    still_open = min(tokens - closed, config.max_segment_tokens)
+    return min(tokens, prefix + int((1.0 - ratio) * tokens) + segments + still_open)
+
+
+def turns_bytes(model: SonicModel, entry_bytes: int, entries: Sequence[int]) -> int:
+    """Bytes that turns on sessions of so many entries can come to hold.
+
+    Args:
+        entry_bytes: of one entry in all layers and heads.
+    """
+    # each session twice: as it is, and as it was before the message that is being fed, or as it grows
+    sizes = [n + SPARE_ENTRIES + n // SPARE_SHARE for n in entries]
+    # and while it decodes, where each head's free rows are, and what hides the other heads' from every query head
+    heads, most = model.num_heads, MOST_AT_ONCE // model.num_heads
+    query_heads: int = model.config.num_attention_heads
+    row = model.num_layers * heads * query_heads * model.dtype.itemsize
+    free = model.num_layers * (2 * heads + query_heads) * 8  # numbers of rows
+    return 2 * sum(sizes) * entry_bytes + sum(row * min(n, most) + free for n in sizes)

@@ -1,0 +1,133 @@
+"""What clients ask for, what becomes of it, and the line they wait in."""
+
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sonic_kv.config import SamplingConfig
+from sonic_kv.errors import BusyError
+from sonic_kv.server.dialogue import Step
+from sonic_kv.session import SessionStats
+
+
+@dataclass(frozen=True)
+class View:
+    """A session as it stands."""
+
+    name: str
+    messages: list[dict[str, str]]
+    compression_ratio: float
+    stats: SessionStats
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a request: an `error`, or the rest; `view` is None if the dialogue is full."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    view: View | None = None
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class Request:
+    """What a client asks for: a reply to the last message, or, with `sampling` None, a session as it is.
+
+    Attributes:
+        namespace: whose sessions it can reach.
+        messages: the whole dialogue; none: the named session's own.
+        name: the session's name, if the client gave one.
+        ratio: compression from here on; None: as before.
+        on_text, on_end: called in a thread of the worker's, `on_end` once.
+        known: steps of the named session as they were read from the store; None: not read.
+    """
+
+    namespace: str
+    messages: Sequence[dict[str, str]] = ()
+    name: str | None = None
+    ratio: float | None = None
+    sampling: SamplingConfig | None = None
+    on_text: Callable[[str], None] = lambda text: None
+    on_end: Callable[[Outcome], None] = lambda outcome: None
+    cancelled: bool = False
+    known: Sequence[Step] | None = None
+    since: float = field(default_factory=time.monotonic)
+
+
+class Waiting:
+    """Requests in line, taken from every namespace in turn; `enter` and `total` are for any thread.
+
+    A request counts from `enter` until it leaves, also while it is put aside.
+    """
+
+    def __init__(self, most: int, most_each: int) -> None:
+        self._most, self._most_each = most, most_each
+        self._lines: OrderedDict[str, deque[Request]] = OrderedDict()  # by namespace
+        self._counts = Counter[str]()  # by namespace; shared with other threads
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter([request for line in self._lines.values() for request in line])
+
+    @property
+    def total(self) -> int:
+        """How many wait."""
+        return self._counts.total()
+
+    def enter(self, request: Request) -> None:
+        """Count a request.
+
+        Raises:
+            BusyError: too many wait already, of all or of its namespace.
+        """
+        with self._lock:
+            mine = self._counts[request.namespace]
+            if mine >= self._most_each:
+                raise BusyError(f"{mine} of your requests are waiting: try again later", yours=True)
+            if self.total >= self._most:
+                raise BusyError(f"{self.total} requests are waiting: try again later")
+            self._counts[request.namespace] += 1
+
+    def line_up(self, request: Request, *, first: bool = False) -> None:
+        """Put a request at the end of its namespace's line, or at its front."""
+        line = self._lines.setdefault(request.namespace, deque())
+        if first:
+            line.appendleft(request)
+        else:
+            line.append(request)
+
+    def first(self) -> Request | None:
+        """Whose turn it is."""
+        return next(iter(self._lines.values()))[0] if self._lines else None
+
+    def put_aside(self, request: Request) -> None:
+        """Take a request out of the line until it lines up again."""
+        line = self._lines[request.namespace]
+        line.remove(request)
+        if not line:
+            del self._lines[request.namespace]
+
+    def take(self, request: Request) -> None:
+        """Let a request leave, and turn to the next namespace."""
+        self.leave(request)
+        if request.namespace in self._lines:
+            self._lines.move_to_end(request.namespace)
+
+    def leave(self, request: Request) -> None:
+        """Count a request no more, in line or aside."""
+        if request in self._lines.get(request.namespace, ()):
+            self.put_aside(request)
+        with self._lock:
+            self._counts[request.namespace] -= 1
+            self._counts += Counter()  # drops those at zero
+
+    def late(self, seconds: float) -> list[Request]:
+        """Those in line for longer than that."""
+        before = time.monotonic() - seconds
+        return [request for request in self if request.since < before]

@@ -17,6 +17,7 @@ PACKAGE = Path(sonic_kv.__file__).parent
 LEVELS: dict[str, int] = {
     "errors": 0,
     "config": 0,
+    "atomic": 1,
     "files": 1,
     "fingerprint": 1,
     "export": 1,

@@ -4,10 +4,13 @@ import dataclasses
 import gzip
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ import torch
 from tiny import DIALOGUE, tiny_model
 
 from sonic_kv import __version__, cli
-from sonic_kv.config import DEFAULT_BUDGET, Budget, ModelOptions, SessionConfig, TrainConfig
+from sonic_kv.config import DEFAULT_BUDGET, Budget, ModelOptions, SessionConfig, SynthConfig, TrainConfig
+from sonic_kv.data import synth
 from sonic_kv.errors import ConfigError
 from sonic_kv.flags import Parser, add_flags, build, given_flags, read_toml
 from sonic_kv.repl import Repl, parse_budget
@@ -431,6 +435,30 @@ def test_data_synth_writes_lines_or_a_file(sonic: Any, tmp_path: Path) -> None:
     path = tmp_path / "some.jsonl.gz"
     assert sonic("data", "synth", "--dialogues", "3", "--seed", "5", "--out", path) == (0, "", "")
     assert gzip.decompress(path.read_bytes()).decode().splitlines() == lines
+
+
+def test_a_pipe_stays_a_pipe(sonic: Any, tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(path.read_text)
+        assert sonic("data", "synth", "--dialogues", "1", "--out", path) == (0, "", "")
+    assert len(reading.result().splitlines()) == 1
+    assert path.is_fifo()
+
+
+def test_an_interrupted_file_is_the_one_before(
+    sonic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: SynthConfig) -> Iterator[dict[str, Any]]:
+        yield {"messages": []}
+        raise KeyboardInterrupt
+
+    path = tmp_path / "some.jsonl"
+    path.write_text("before")
+    monkeypatch.setattr(synth, "generate_dialogues", interrupted)
+    assert sonic("data", "synth", "--out", path) == (130, "", "")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["before"]
 
 
 # --- train -------------------------------------------------------------------------------------

@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 import sonic_kv.model
 from sonic_kv import SonicModel, losses
+from sonic_kv.atomic import write_atomic
 from sonic_kv.config import AdapterConfig, LossConfig, PlanConfig, SynthConfig, TrainConfig
 from sonic_kv.data.mixture import synthetic
 from sonic_kv.data.tokens import trainable, truncate
-from sonic_kv.files import write_atomic
 from sonic_kv.human import table
 from sonic_kv.layout import Layout, own_segment
 from sonic_kv.segments import Encoded

@@ -10,12 +10,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sonic_kv import __version__
+from sonic_kv.atomic import replacing
 from sonic_kv.config import (
     DEFAULT_BUDGET,
     AdapterConfig,
@@ -41,7 +42,7 @@ from sonic_kv.config import (
     SynthConfig,
     TrainConfig,
 )
-from sonic_kv.errors import ConfigError, FileError, ServeError, SonicError
+from sonic_kv.errors import ConfigError, ServeError, SonicError
 from sonic_kv.flags import Given, Parser, add_flags, build, given_flags, nearest, read_toml
 from sonic_kv.human import percent_text
 
@@ -160,12 +161,13 @@ def chat(call: Call) -> None:
 def demo(call: Call) -> None:
     """Replay dialogues with full, dropped and compressed history."""
     from sonic_kv import demo as replay
-    from sonic_kv.demo_page import write_page
+    from sonic_kv.demo_page import page
 
     options = call.options(DemoOptions)
     result = replay.run(load_for_decoding(call.options(ModelOptions)), options)
     if options.html:
-        write_page(result, options.html)
+        with replacing(options.html) as file:
+            file.write(page(result).encode())
         print(f"sonic-kv: wrote {options.html}", file=sys.stderr)
     print(json.dumps(replay.as_json(result), ensure_ascii=False) if call.json else replay.as_text(result))
 
@@ -408,23 +410,17 @@ def data_synth(call: Call) -> None:
     """Write synthetic dialogues, one JSON object a line."""
     from sonic_kv.data.synth import generate_dialogues
 
+    lines = (json.dumps(d, ensure_ascii=False) for d in generate_dialogues(call.options(SynthConfig)))
     out = call.options(OutputOptions).out
-    with _writing(out) as file:
-        for dialogue in generate_dialogues(call.options(SynthConfig)):
-            file.write(json.dumps(dialogue, ensure_ascii=False) + "\n")
-
-
-def _writing(path: str | None) -> AbstractContextManager[IO[str]]:
-    try:
-        if path is None:
-            return nullcontext(sys.stdout)
-        return (
-            gzip.open(path, "wt", encoding="utf-8")
-            if path.endswith(".gz")
-            else open(path, "w", encoding="utf-8")
-        )
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror}") from error
+    if out is None:
+        for line in lines:
+            print(line)
+        return
+    with (
+        replacing(out) as file,
+        gzip.open(file, "wb") if out.endswith(".gz") else nullcontext(file) as packed,
+    ):
+        packed.writelines(f"{line}\n".encode() for line in lines)
 
 
 COMMANDS = (

@@ -4,10 +4,8 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from math import ceil, log10
-from pathlib import Path
 
 from sonic_kv.demo import Answer, Method, Result, Summary, exchanges, recall_text, summaries
-from sonic_kv.errors import FileError
 from sonic_kv.human import bytes_text
 from sonic_kv.segments import Message
 
@@ -241,15 +239,3 @@ segments compressed by SONIC. Model: {escape(result.model)}, {result.parameters:
 </body>
 </html>
 """
-
-
-def write_page(result: Result, path: str) -> None:
-    """Write the page.
-
-    Raises:
-        FileError: the file cannot be written.
-    """
-    try:
-        Path(path).write_text(page(result), encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror}") from error

@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -13,27 +10,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from sonic_kv.atomic import write_atomic
 from sonic_kv.errors import FileError
 
 HEADER = "sonic_kv"
 VERSION = 1
-
-
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise FileError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:

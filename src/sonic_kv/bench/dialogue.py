@@ -22,12 +22,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sonic_kv import __version__
+from sonic_kv.atomic import write_atomic
 from sonic_kv.bench.timing import Machine, Ratio, decode_bound, measure_machine, ratio_of_sums, seconds
 from sonic_kv.cache import SessionCache
 from sonic_kv.compressor import Compressor
 from sonic_kv.config import BenchDialogueOptions, Budget, SamplingConfig, SessionConfig, Storage, TurnTokens
 from sonic_kv.errors import ConfigError
-from sonic_kv.files import write_atomic
 from sonic_kv.generate import generate_step
 from sonic_kv.human import bytes_text
 from sonic_kv.importance import Importance, WindowImportance

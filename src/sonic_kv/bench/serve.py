@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from sonic_kv import __version__
+from sonic_kv.atomic import write_atomic
 from sonic_kv.batch import batch_step
 from sonic_kv.bench.timing import Machine, Ratio, measure_machine, ratio_of_sums, seconds
 from sonic_kv.cache import SessionCache
@@ -36,7 +37,6 @@ from sonic_kv.config import (
     SynthConfig,
 )
 from sonic_kv.data.synth import generate_dialogues
-from sonic_kv.files import write_atomic
 from sonic_kv.generate import generate_step
 from sonic_kv.human import bytes_text
 from sonic_kv.model import SonicModel

@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tqdm import tqdm
 
 from sonic_kv import __version__
+from sonic_kv.atomic import write_atomic
 from sonic_kv.config import (
     BenchSoakOptions,
     Budget,
@@ -36,7 +37,6 @@ from sonic_kv.config import (
 )
 from sonic_kv.data.synth import generate_dialogues
 from sonic_kv.errors import ServeError
-from sonic_kv.files import write_atomic
 from sonic_kv.human import bytes_text, percent_text
 from sonic_kv.model import SonicModel
 from sonic_kv.session import ChatSession

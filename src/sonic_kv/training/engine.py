@@ -23,10 +23,11 @@ from torch import Tensor
 
 from sonic_kv import __version__
 from sonic_kv.adapter import Adapter
+from sonic_kv.atomic import write_atomic
 from sonic_kv.config import AdapterConfig, LossConfig, PlanConfig, SynthConfig, TrainConfig
 from sonic_kv.data.mixture import Mixture, synthetic, tokenised
 from sonic_kv.errors import ConfigError, FileError, NumericalError
-from sonic_kv.files import read_sealed, write_atomic, write_sealed
+from sonic_kv.files import read_sealed, write_sealed
 from sonic_kv.model import SonicModel
 from sonic_kv.segments import Encoded
 from sonic_kv.training.calibration import calibrate

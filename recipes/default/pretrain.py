@@ -3,10 +3,11 @@
     python pretrain.py --packed ../../runs/packed --out ../../runs/base --minutes 55
 
 Writes `log.jsonl`, `checkpoint.safetensors` (with `--resume` the run goes on) and, with every checkpoint
-and at the end, the model and its tokenizer in bf16 under `OUT/export`.
+and at the end, the model and its tokenizer in bf16 under `OUT/export`: the mean weights of the last steps.
 """
 
 import argparse
+import copy
 import itertools
 import json
 import lzma
@@ -133,11 +134,23 @@ class Progress:
     recall: float = 0.0  # moving average on fresh training dialogues
 
 
+@torch.no_grad()
+def follow(average: Qwen3ForCausalLM, model: Qwen3ForCausalLM, steps: int) -> None:
+    """Move the mean weights of the last `steps` steps, older ones fading, towards those of the newest."""
+    for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(weight, 1.0 / steps)
+
+
 def save_checkpoint(
-    path: Path, model: Qwen3ForCausalLM, optimizers: list[torch.optim.Optimizer], progress: Progress
+    path: Path,
+    model: Qwen3ForCausalLM,
+    average: Qwen3ForCausalLM,
+    optimizers: list[torch.optim.Optimizer],
+    progress: Progress,
 ) -> None:
-    """Write model, optimiser state and progress to one file, which is complete or not there."""
+    """Write weights, their mean, optimiser state and progress to one file, which is complete or not there."""
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    tensors |= {f"average.{name}": p.detach() for name, p in average.named_parameters()}
     for i, optimizer in enumerate(optimizers):
         for j, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{key}": value for key, value in state.items()}
@@ -146,11 +159,17 @@ def save_checkpoint(
     temporary.replace(path)
 
 
-def load_checkpoint(path: Path, model: Qwen3ForCausalLM, optimizers: list[torch.optim.Optimizer]) -> Progress:
-    """Put a checkpoint's tensors into model and optimisers."""
+def load_checkpoint(
+    path: Path,
+    model: Qwen3ForCausalLM,
+    average: Qwen3ForCausalLM,
+    optimizers: list[torch.optim.Optimizer],
+) -> Progress:
+    """Put a checkpoint's tensors into model, mean and optimisers."""
     with safe_open(path, "pt") as file, torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(file.get_tensor(f"model.{name}"))
+        for sort, of in (("model", model), ("average", average)):
+            for name, parameter in of.named_parameters():
+                parameter.copy_(file.get_tensor(f"{sort}.{name}"))
         states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
         for key in file.keys():  # noqa: SIM118 (the file is no dict)
             if key.startswith("optimizer."):
@@ -308,18 +327,19 @@ def train(arguments: argparse.Namespace) -> None:
     bf16 = multiplies_bf16(device)
     if not bf16:
         torch.optim._muon._zeropower_via_newtonschulz = orthogonalised
-    if device.type == "cuda":
-        model.model.compile(dynamic=True)
-    else:
+    if device.type != "cuda":
         AttentionInterface.register("blockwise", blockwise_attention)
         model.set_attn_implementation("blockwise")
+    average = copy.deepcopy(model).requires_grad_(False)  # what is validated and exported
+    if device.type == "cuda":
+        model.model.compile(dynamic=True)
     optimizers = make_optimizers(model, config)
     arguments.out.mkdir(parents=True, exist_ok=True)
     target = arguments.export or arguments.out / "export"
     checkpoint = arguments.out / "checkpoint.safetensors"
     progress = Progress(exchanges=settings["start_exchanges"])
     if arguments.resume:
-        progress = load_checkpoint(checkpoint, model, optimizers)
+        progress = load_checkpoint(checkpoint, model, average, optimizers)
         progress.exchanges = min(progress.exchanges, settings["max_exchanges"])
     (arguments.out / "config.json").write_text(json.dumps(config, indent=1))
     mixture = Mixture(config, tokenizer, arguments.packed)
@@ -355,6 +375,7 @@ def train(arguments: argparse.Namespace) -> None:
                 optimizer.zero_grad(set_to_none=True)
             progress.step += 1
             progress.steps_at_level += 1
+            follow(average, model, min(progress.step, settings["average_steps"]))
             progress.tokens += int((batch.weights > 0).sum())
             progress.seconds = time.monotonic() - started
             if batch.count:
@@ -362,7 +383,7 @@ def train(arguments: argparse.Namespace) -> None:
             record = {**asdict(progress), "loss": loss.item(), "lr": scale}
             if progress.step % settings["evaluate_every"] == 0:
                 with autocast():
-                    record["validation_recall"], _ = validation_recall(model, mixture, progress.exchanges)
+                    record["validation_recall"], _ = validation_recall(average, mixture, progress.exchanges)
             if progress.step % 20 == 0:
                 log.write(json.dumps(record) + "\n")
                 log.flush()
@@ -376,11 +397,11 @@ def train(arguments: argparse.Namespace) -> None:
                 progress.exchanges += 1
                 progress.steps_at_level = 0
             if progress.seconds - saved > 60 * settings["checkpoint_minutes"]:
-                save_checkpoint(checkpoint, model, optimizers, progress)
-                export(model, tokenizer, target)
+                save_checkpoint(checkpoint, model, average, optimizers, progress)
+                export(average, tokenizer, target)
                 saved = progress.seconds
-    save_checkpoint(checkpoint, model, optimizers, progress)
-    export(model, tokenizer, target)
+    save_checkpoint(checkpoint, model, average, optimizers, progress)
+    export(average, tokenizer, target)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -294,10 +295,17 @@ def test_the_best_adapter_is_the_one_that_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_packed_run_is_the_run(tmp_path: Path) -> None:
-    plain = load_file(trainer(tmp_path / "a", max_steps=3, importance_steps=0).run())
-    packed = load_file(trainer(tmp_path / "b", max_steps=3, importance_steps=0, pack_tokens=4096).run())
+    options: dict[str, Any] = {"max_steps": 3, "importance_steps": 0, "bf16": False}
+    plain = load_file(trainer(tmp_path / "a", **options).run())
+    packed = load_file(trainer(tmp_path / "b", **options, pack_tokens=4096).run())
     for name, tensor in plain.items():
-        assert torch.allclose(tensor, packed[name], rtol=1e-3, atol=1e-4), name
+        # A constant that is added to all scores of a head changes no loss: the gradient of these biases is rounding,
+        # which differs between processors, and Adam makes full steps of it.
+        if not re.fullmatch(r"scorer\.down\.\d+\.bias", name):
+            assert torch.allclose(tensor, packed[name], rtol=1e-3, atol=1e-4), name
+    for mine, other in zip(read_log(tmp_path / "a"), read_log(tmp_path / "b"), strict=True):
+        for name in ("importance", "distillation", "grad_norm"):
+            assert mine.get(name) == pytest.approx(other.get(name), rel=1e-4), name
 
 
 def test_tensorboard_files_hold_the_losses(tmp_path: Path) -> None:

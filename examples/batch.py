@@ -1,7 +1,7 @@
 """Answer in several dialogues of different length at once, each from its own compressed cache."""
 
 from sonic_kv import Budget, ChatSession, SamplingConfig, SonicModel
-from sonic_kv.generate import generate
+from sonic_kv.session.generate import generate
 
 DIALOGUES = {
     "My brother Tom plays the violin.": "What does Tom play?",

@@ -3,7 +3,7 @@
 from vllm import LLM, SamplingParams
 
 from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
-from sonic_kv.model import DEFAULT_MODEL
+from sonic_kv.model.model import DEFAULT_MODEL
 
 FOLDER, QUESTION = "runs/exports", "Where does Ada live?"
 

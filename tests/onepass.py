@@ -6,12 +6,12 @@ import torch
 from tiny import tiny_tokenizer
 from torch import Tensor
 
-from sonic_kv import layout as lay
-from sonic_kv.cache import SessionCache
-from sonic_kv.config import Budget, SessionConfig
-from sonic_kv.model import SonicModel
-from sonic_kv.reread import Reread
-from sonic_kv.session import ChatSession
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.compress.options import Budget, SessionConfig
+from sonic_kv.model import layout as lay
+from sonic_kv.model.model import SonicModel
+from sonic_kv.model.reread import Reread
+from sonic_kv.session.session import ChatSession
 
 
 class RecordingModel(SonicModel):

@@ -13,13 +13,16 @@ import httpx
 import uvicorn
 from tiny import tiny_model
 
-from sonic_kv.config import Budget, SamplingConfig, ServeOptions, SessionConfig, parse_bytes
-from sonic_kv.model import SonicModel
+from sonic_kv.compress.options import Budget, SessionConfig
+from sonic_kv.model.model import SonicModel
+from sonic_kv.options import parse_bytes
 from sonic_kv.server.app import make_app
+from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.run import listen
 from sonic_kv.server.store import Store, open_store
 from sonic_kv.server.worker import Worker
-from sonic_kv.session import ChatSession
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.session import ChatSession
 
 HALF = Budget(compression_ratio=0.5)
 SMALL = SessionConfig(min_segment_tokens=16, max_segment_tokens=40)

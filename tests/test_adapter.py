@@ -12,11 +12,11 @@ from tiny import FAMILIES, random_adapter, tiny_base, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
 from sonic_kv import files
-from sonic_kv import layout as lay
-from sonic_kv.adapter import FILE_NAME, Adapter, fingerprint
-from sonic_kv.config import AdapterConfig
 from sonic_kv.errors import AdapterError, FileError, NumericalError, SonicError, UnsupportedModelError
-from sonic_kv.model import SonicModel
+from sonic_kv.model import layout as lay
+from sonic_kv.model.adapter import FILE_NAME, Adapter, fingerprint
+from sonic_kv.model.model import SonicModel
+from sonic_kv.model.options import AdapterConfig
 
 KINDS: list[dict[str, Any]] = [
     {},

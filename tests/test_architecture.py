@@ -12,53 +12,25 @@ import sonic_kv
 
 PACKAGE = Path(sonic_kv.__file__).parent
 
-# A module may import from lower levels, and from its own level where no cycle arises. A folder
-# stands for all modules in it.
-LEVELS: dict[str, int] = {
-    "errors": 0,
-    "config": 0,
-    "atomic": 1,
-    "files": 1,
-    "fingerprint": 1,
-    "export": 1,
-    "flags": 1,
-    "human": 1,
-    "segments": 1,
-    "budget": 1,
-    "selection": 1,
-    "layout": 1,
-    "quantize": 1,
-    "growing": 2,
-    "layers": 2,
-    "adapter": 2,
-    "cache": 2,
-    "batch": 2,
-    "compiled": 2,
-    "attention": 2,
-    "reread": 2,
-    "losses": 2,
-    "model": 3,
-    "importance": 3,
-    "compressor": 3,
-    "generate": 3,
-    "session": 3,
-    "engine": 3,
-    "training": 3,
-    "data": 3,
-    "server": 4,
-    "integrations": 4,
-    "bench": 4,
-    "eval": 4,
-    "cli": 5,
-    "demo": 5,
-    "demo_page": 5,
-    "inspection": 5,
-    "repl": 5,
-}
-# Modules that may know about transformers and PEFT. Only the first group touches their internals:
-# it subclasses, patches or registers; the others call public entry points.
-INTERNALS = {"adapter", "growing", "layers", "cache", "batch", "compiled", "attention"}
-CALLERS = {"model", "bench", "cli"}  # bench: the plain cache it is compared with
+# A folder imports from those above it only. A folder's name stands for all modules in it.
+FOLDERS = (
+    ("errors",),
+    ("options", "text"),
+    ("files",),
+    ("cache",),
+    ("model",),
+    ("compress",),
+    ("session", "data"),
+    ("training", "server", "eval"),
+    ("bench", "integrations"),
+    ("cli",),
+)
+LEVELS = {name: number for number, names in enumerate(FOLDERS) for name in names}
+# Options are plain data and can be read from anywhere: they import nothing but each other.
+OPTIONS = "options"
+# Folders that may know about transformers and PEFT: `model` and `cache` touch their internals (subclass, patch,
+# register); the others call public entry points.
+LIBRARIES = {"model", "cache", "bench", "cli"}
 
 
 def modules() -> dict[str, Path]:
@@ -106,32 +78,43 @@ def edges() -> dict[str, dict[str, int]]:
     return graph
 
 
-def level(module: str) -> int:
-    return LEVELS[module.split(".")[0]]
+def folder(module: str) -> str:
+    return module.split(".")[0]
 
 
-def named(module: str) -> bool:
-    """Whether the module has a place in the table; the package itself and `__main__` need none."""
-    return module not in ("", "__main__")
+def is_options(module: str) -> bool:
+    return module.rpartition(".")[2] == OPTIONS
 
 
-def test_every_module_has_a_level() -> None:
-    missing = sorted({m.split(".")[0] for m in modules() if named(m)} - set(LEVELS))
-    assert not missing, (
-        f"no level for {', '.join(missing)}: add each to LEVELS in tests/test_architecture.py and to the "
-        "table in docs/architecture.md (0 options and errors, 1 pure functions, 2 tensors and library "
-        "internals, 3 the engine, training and data, 4 measurement, 5 what people call)"
-    )
+def test_every_module_stands_in_a_known_folder() -> None:
+    unknown = sorted({folder(m) for m in modules() if m} - set(LEVELS))
+    assert not unknown, f"no place for {', '.join(unknown)}: see FOLDERS here, and docs/architecture.md"
 
 
-def test_imports_go_down_only() -> None:
+def test_the_top_level_is_readable_in_one_look() -> None:
+    beside = [name for name in modules() if name and (PACKAGE / f"{name}.py").exists()]
+    assert sorted(beside) == ["errors", "files", "options", "text"]
+
+
+def test_folders_import_downwards_only() -> None:
     wrong = [
-        f"sonic_kv/{source} (level {level(source)}), line {line}: imports {target} (level {level(target)})"
+        f"sonic_kv/{source}, line {line}: imports {target}"
         for source, targets in edges().items()
         for target, line in targets.items()
-        if named(source) and named(target) and level(target) > level(source)
+        if source and target and folder(source) != folder(target) and not is_options(target)
+        if LEVELS[folder(target)] >= LEVELS[folder(source)]
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_options_import_options_only() -> None:
+    wrong = [
+        f"{source}: {target}"
+        for source, targets in edges().items()
+        for target in targets
+        if is_options(source) and not (is_options(target) or target == "errors" or not target)
+    ]
+    assert not wrong
 
 
 def test_no_import_cycles() -> None:
@@ -146,33 +129,18 @@ def test_no_import_cycles() -> None:
                     visit(target, (*trail, module))
             done.add(module)
 
-    for module in filter(named, graph):
+    for module in filter(None, graph):
         visit(module, ())
 
 
-def test_only_a_few_modules_know_the_libraries() -> None:
-    known = modules()
+def test_only_a_few_folders_know_the_libraries() -> None:
     wrong = [
         f"sonic_kv/{module}, line {line}: {name}"
-        for module, path in known.items()
+        for module, path in modules().items()
         for name, line in imported(path, module)
-        if name.split(".")[0] in ("transformers", "peft") and module.split(".")[0] not in INTERNALS | CALLERS
+        if name.split(".")[0] in ("transformers", "peft") and folder(module) not in LIBRARIES
     ]
     assert not wrong, "transformers and PEFT are reached through sonic_kv.model:\n" + "\n".join(wrong)
-
-
-def test_level_table_is_documented() -> None:
-    page = PACKAGE.parent.parent / "docs" / "architecture.md"
-    if not page.exists():
-        pytest.skip("installed without its documentation")
-    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    missing = [
-        name
-        for name, number in LEVELS.items()
-        if (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).exists()
-        if not any(row.startswith(f"| {number} |") and f"`{name}`" in row for row in rows)
-    ]
-    assert not missing, f"docs/architecture.md: no row for {', '.join(missing)} at its level"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +148,7 @@ def test_level_table_is_documented() -> None:
     [
         ("import sonic_kv", ("torch", "transformers", "peft", "numpy")),
         ("from sonic_kv import Budget, SessionConfig, SamplingConfig, SonicError", ("torch", "transformers")),
-        ("import sonic_kv.cli", ("torch", "transformers", "peft")),
+        ("import sonic_kv.cli.main", ("torch", "transformers", "peft")),
     ],
 )
 def test_light_imports_stay_light(statement: str, absent: tuple[str, ...]) -> None:

@@ -12,9 +12,15 @@ from tiny import tiny_model, tiny_tokenizer
 
 from sonic_kv.bench import batch, dialogue
 from sonic_kv.bench.closing import as_json, measure, report
+from sonic_kv.bench.options import (
+    BENCH_METHODS,
+    BenchBatchOptions,
+    BenchClosingOptions,
+    BenchDialogueOptions,
+    Shape,
+)
 from sonic_kv.bench.shapes import SHAPES, random_model
 from sonic_kv.bench.timing import decode_bound, measure_machine, paired, ratio_of_sums
-from sonic_kv.config import BENCH_METHODS, BenchBatchOptions, BenchClosingOptions, BenchDialogueOptions, Shape
 from sonic_kv.errors import BudgetError, ConfigError
 
 

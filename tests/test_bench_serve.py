@@ -7,10 +7,11 @@ import pytest
 from tiny import tiny_model
 
 from sonic_kv.bench import serve, soak
-from sonic_kv.config import BenchServeOptions, BenchSoakOptions, ModelOptions
+from sonic_kv.bench.options import BenchServeOptions, BenchSoakOptions
 from sonic_kv.errors import ConfigError, ServeError
-from sonic_kv.model import SonicModel
-from sonic_kv.session import ChatSession
+from sonic_kv.model.model import SonicModel
+from sonic_kv.model.options import ModelOptions
+from sonic_kv.session.session import ChatSession
 
 SHORT = BenchServeOptions(
     length=96, user_tokens=24, reply_tokens=8, dialogues=3, ratio=0.5, kv_memory="200kB", repetitions=2

@@ -6,10 +6,12 @@ import pytest
 import torch
 from tiny import tiny_model
 
+from sonic_kv.bench.options import BenchTrainingOptions
 from sonic_kv.bench.training import draw, measure, segment_by_segment
-from sonic_kv.config import BenchTrainingOptions, PlanConfig, SynthConfig
 from sonic_kv.data.mixture import synthetic
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.errors import ConfigError
+from sonic_kv.training.options import PlanConfig
 
 
 @pytest.mark.parametrize("form", ["anchored", "learned"])

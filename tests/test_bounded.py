@@ -9,12 +9,13 @@ import torch
 from tiny import DIALOGUE, random_adapter, tiny_base, tiny_model, tiny_tokenizer
 
 from sonic_kv.bench.dialogue import Newest
-from sonic_kv.cache import Lengths
-from sonic_kv.compressor import MIN_GROUPS, Compressor
-from sonic_kv.config import Budget, SamplingConfig, SessionConfig, Storage
+from sonic_kv.cache.cache import Lengths
+from sonic_kv.compress.compressor import MIN_GROUPS, Compressor
+from sonic_kv.compress.options import Budget, SessionConfig, Storage
 from sonic_kv.errors import ContextLengthError
-from sonic_kv.model import SonicModel
-from sonic_kv.session import ChatSession
+from sonic_kv.model.model import SonicModel
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.session import ChatSession
 
 CONFIG = SessionConfig(min_segment_tokens=8, max_segment_tokens=40)
 
@@ -94,9 +95,9 @@ def test_rebased_keys_are_those_of_nearer_positions() -> None:
 
 def test_distances_that_fit_are_kept_when_positions_are_rebased(monkeypatch: pytest.MonkeyPatch) -> None:
     """If everything kept is near enough, a rebased session says what one with more positions says."""
-    monkeypatch.setattr("sonic_kv.compressor.MIN_GROUPS", 1)
+    monkeypatch.setattr("sonic_kv.compress.compressor.MIN_GROUPS", 1)
     monkeypatch.setattr(
-        "sonic_kv.compressor.ENTRIES_PER_GROUP", 1000
+        "sonic_kv.compress.compressor.ENTRIES_PER_GROUP", 1000
     )  # no entry is kept for its segment's sake
     chats = []
     for size in (300, 4096):

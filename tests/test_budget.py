@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sonic_kv.budget import allocate, select_by_segment, select_global, select_pooled, target_entries
-from sonic_kv.config import AdapterConfig, Budget, SamplingConfig, SessionConfig
+from sonic_kv.compress.budget import allocate, select_by_segment, select_global, select_pooled, target_entries
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import BudgetError, ConfigError
+from sonic_kv.model.options import AdapterConfig
+from sonic_kv.session.options import SamplingConfig
 
 RATIOS = st.floats(0.001, 0.999)
 SIZES = {"segments": 3, "prefix": 7, "bytes_per_entry": 100}

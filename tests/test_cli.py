@@ -17,13 +17,17 @@ import pytest
 import torch
 from tiny import DIALOGUE, tiny_model
 
-from sonic_kv import __version__, cli
-from sonic_kv.config import DEFAULT_BUDGET, Budget, ModelOptions, SessionConfig, SynthConfig, TrainConfig
+from sonic_kv import __version__
+from sonic_kv.cli import main as cli
+from sonic_kv.cli.chat import Repl, parse_budget
+from sonic_kv.cli.flags import Parser, add_flags, build, given_flags, read_toml
+from sonic_kv.compress.options import DEFAULT_BUDGET, Budget, SessionConfig
 from sonic_kv.data import synth
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.errors import ConfigError
-from sonic_kv.flags import Parser, add_flags, build, given_flags, read_toml
-from sonic_kv.repl import Repl, parse_budget
-from sonic_kv.session import ChatSession
+from sonic_kv.model.options import ModelOptions
+from sonic_kv.session.session import ChatSession
+from sonic_kv.training.options import TrainConfig
 
 Ran = tuple[int, str, str]
 
@@ -62,7 +66,7 @@ def assert_one_line(error: str) -> None:
 
 def test_help_loads_no_torch_and_is_quick() -> None:
     code = (
-        "import sys; from sonic_kv.cli import main\n"
+        "import sys; from sonic_kv.cli.main import main\n"
         "try: main(['chat', '--help'])\nfinally: print('torch' in sys.modules)"
     )
     start = time.perf_counter()

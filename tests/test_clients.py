@@ -14,7 +14,7 @@ import pytest
 from serving import Served, fresh, serving, user
 from tiny import tiny_model
 
-from sonic_kv.model import SonicModel
+from sonic_kv.model.model import SonicModel
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

@@ -7,9 +7,9 @@ import torch
 from tiny import tiny_model
 
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig
-from sonic_kv.cache import SessionCache
-from sonic_kv.compiled import CompiledStep
+from sonic_kv.cache.cache import SessionCache
 from sonic_kv.errors import ConfigError
+from sonic_kv.model.compiled import CompiledStep
 
 pytestmark = [
     pytest.mark.slow,

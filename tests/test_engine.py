@@ -7,13 +7,14 @@ import torch
 from tiny import DIALOGUE, FAMILIES, tiny_model
 from torch import Tensor
 
-from sonic_kv import engine as engine_module
-from sonic_kv.cache import SessionCache
-from sonic_kv.config import Budget, SamplingConfig, SessionConfig
-from sonic_kv.engine import Engine, Preparing, Turn
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ContextLengthError, NumericalError
-from sonic_kv.model import SonicModel
-from sonic_kv.session import ChatSession
+from sonic_kv.model.model import SonicModel
+from sonic_kv.session import engine as engine_module
+from sonic_kv.session.engine import Engine, Preparing, Turn
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.session import ChatSession
 
 HALF = Budget(compression_ratio=0.5)
 SMALL = SessionConfig(min_segment_tokens=16, max_segment_tokens=40)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from tiny import DIALOGUE, tiny_model
 
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig
-from sonic_kv.config import EvalOptions
 from sonic_kv.errors import ConfigError
 from sonic_kv.eval import judge as judging
 from sonic_kv.eval.benchmarks import Case
 from sonic_kv.eval.judge import Endpoint, JudgeError, Verdicts, digest, parse, prompt
 from sonic_kv.eval.matching import exact_match, last_number, similarity
+from sonic_kv.eval.options import EvalOptions
 from sonic_kv.eval.report import as_markdown, write
 from sonic_kv.eval.run import Evaluation
 

@@ -9,13 +9,13 @@ from tiny import DIALOGUE, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
-from sonic_kv.attention import with_cache
-from sonic_kv.cache import SessionCache
+from sonic_kv.cache.cache import SessionCache
 from sonic_kv.eval.benchmarks import Case
 from sonic_kv.eval.methods import OWN, Method, Unfair, close_all
 from sonic_kv.eval.presses import PRESSES
 from sonic_kv.eval.replay import Outcome, Script, make_script, open_dialogues, replay
 from sonic_kv.eval.turns import Row, read
+from sonic_kv.model.attention import with_cache
 
 CONFIG = SessionConfig(min_segment_tokens=32, max_segment_tokens=64)
 METHODS = {**OWN, **PRESSES}

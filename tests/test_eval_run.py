@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from tiny import DIALOGUE, TEMPLATE, tiny_base, tiny_model, tiny_tokenizer
 
-from sonic_kv.config import EvalOptions, SessionConfig
+from sonic_kv.compress.options import SessionConfig
 from sonic_kv.errors import ConfigError, DataError, FileError
 from sonic_kv.eval import run as runs
 from sonic_kv.eval.benchmarks import SORTS, Case, Question, load
+from sonic_kv.eval.options import EvalOptions
 from sonic_kv.eval.report import _overview, as_text, write
 from sonic_kv.eval.results import Results
 from sonic_kv.eval.run import Evaluation
@@ -495,7 +496,7 @@ def test_every_benchmark_has_a_summary_and_criteria() -> None:
 def test_the_command_evaluates_a_local_model_and_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sonic_kv.cli import main
+    from sonic_kv.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     tiny_base("llama").save_pretrained(tmp_path / "model")

@@ -14,10 +14,10 @@ from tiny import DIALOGUE, tiny_base, tiny_model, tiny_tokenizer
 from transformers import DynamicCache
 
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig, SonicError, SonicModel
-from sonic_kv.attention import with_cache
+from sonic_kv.cache.export import read_export
 from sonic_kv.errors import ConfigError, FileError, MessageError, UnsupportedModelError
-from sonic_kv.export import read_export
-from sonic_kv.fingerprint import checkpoint_fingerprint
+from sonic_kv.model.attention import with_cache
+from sonic_kv.model.fingerprint import checkpoint_fingerprint
 
 COMPACT = SessionConfig(min_segment_tokens=16, max_segment_tokens=40, positions="compact")
 BRIEF = SamplingConfig(max_new_tokens=6)
@@ -166,9 +166,9 @@ def test_a_checkpoint_has_the_fingerprint_of_the_model_loaded_from_it(
 def test_reading_an_export_needs_neither_transformers_nor_the_engine(tmp_path: Path) -> None:
     export = talk(tiny_model()).export(tmp_path)
     code = (
-        "import json, sys; from sonic_kv.export import read_export; "
+        "import json, sys; from sonic_kv.cache.export import read_export; "
         f"read_export({str(tmp_path)!r}, {export.digest!r}).load(); "
-        "print(json.dumps([m for m in sys.modules if m in ('transformers', 'peft', 'sonic_kv.model')]))"
+        "print(json.dumps([m for m in sys.modules if m in ('transformers', 'peft', 'sonic_kv.model.model')]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []

@@ -24,13 +24,14 @@ from serving import Served, assistant, serving, user
 from test_vllm import serving as vllm_server
 from tiny import DIALOGUE, tiny_model
 
-from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig, SonicModel, cli
-from sonic_kv.config import ServeOptions
+from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig, SonicModel
+from sonic_kv.cli import main as cli
 from sonic_kv.errors import ConfigError
-from sonic_kv.generate import detokenize
+from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.vllm import Exports
 from sonic_kv.server.worker import Worker
-from sonic_kv.session import Reply
+from sonic_kv.session.generate import detokenize
+from sonic_kv.session.session import Reply
 
 COMPACT = SessionConfig(positions="compact", min_segment_tokens=24, max_segment_tokens=64)
 HALF = Budget(compression_ratio=0.5)
@@ -143,7 +144,16 @@ def test_the_command_refuses_original_positions(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.slow
 def test_the_command_takes_compact_positions_by_itself(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sonic_kv.cli", *COMMAND, "--vllm-folder", str(tmp_path), "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "sonic_kv.cli",
+        *COMMAND,
+        "--vllm-folder",
+        str(tmp_path),
+        "--port",
+        "0",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = [process.stderr.readline() for _ in range(2)]

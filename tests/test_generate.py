@@ -11,12 +11,13 @@ from tiny import DIALOGUE, FAMILIES, tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sonic_kv.cache import SessionCache
-from sonic_kv.config import Budget, SamplingConfig, SessionConfig
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ConfigError, ContextLengthError, NumericalError
-from sonic_kv.generate import Detokenizer, generate, sample, stream_generate
-from sonic_kv.model import SonicModel
-from sonic_kv.session import ChatSession
+from sonic_kv.model.model import SonicModel
+from sonic_kv.session.generate import Detokenizer, generate, sample, stream_generate
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.session import ChatSession
 
 TOKENIZER = tiny_tokenizer()
 EIGHT = SamplingConfig(max_new_tokens=8)
@@ -138,7 +139,7 @@ def script(monkeypatch: pytest.MonkeyPatch, *rows: list[int]) -> None:
         step = next(steps)
         return torch.tensor([row[step] if step < len(row) else 0 for row in rows])
 
-    monkeypatch.setattr("sonic_kv.generate.sample", next_tokens)
+    monkeypatch.setattr("sonic_kv.session.generate.sample", next_tokens)
 
 
 def test_finish_reasons(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ from onepass import RecordingModel, one_pass_logits
 from test_session import assert_same, state
 from tiny import DIALOGUE, random_adapter, tiny_base, tiny_model, tiny_tokenizer
 
-from sonic_kv.config import Budget, SamplingConfig, SessionConfig
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import MessageError
-from sonic_kv.session import ChatSession
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.session import ChatSession
 
 HALF = Budget(compression_ratio=0.5)
 IDLE = SessionConfig(min_segment_tokens=16, max_segment_tokens=200, closing="idle")

@@ -7,7 +7,7 @@ import torch
 from onepass import one_pass_logits, record
 from tiny import DIALOGUE, FAMILIES, random_adapter, tiny_base
 
-from sonic_kv.config import Budget, SessionConfig
+from sonic_kv.compress.options import Budget, SessionConfig
 
 HALF = Budget(compression_ratio=0.5)
 SHORT = [

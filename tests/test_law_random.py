@@ -8,7 +8,7 @@ import torch
 from onepass import one_pass_logits, record
 from tiny import random_adapter, tiny_base
 
-from sonic_kv.config import Budget, SessionConfig
+from sonic_kv.compress.options import Budget, SessionConfig
 
 KINDS: list[dict[str, Any] | None] = [{}, {"scope": "segment"}, {"form": "learned"}, {"lora_rank": 0}, None]
 

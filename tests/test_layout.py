@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sonic_kv import layout as lay
-from sonic_kv.layout import visible
+from sonic_kv.model import layout as lay
+from sonic_kv.model.layout import visible
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from test_train import read_log
 from test_training import free_port
 from tiny import tiny_model
 
-from sonic_kv import losses
-from sonic_kv.cli import main
-from sonic_kv.config import LossConfig, PlanConfig, SynthConfig, TrainConfig
-from sonic_kv.flags import read_toml
-from sonic_kv.training.engine import multiplies_bf16
+from sonic_kv.cli.flags import read_toml
+from sonic_kv.cli.main import main
+from sonic_kv.data.options import SynthConfig
+from sonic_kv.training import losses
+from sonic_kv.training.options import LossConfig, PlanConfig, TrainConfig
+from sonic_kv.training.trainer import multiplies_bf16
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "multi-gpu"
 MEMORY = runpy.run_path(str(RECIPE / "memory.py"))

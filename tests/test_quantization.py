@@ -10,9 +10,12 @@ from onepass import RecordingModel, one_pass_logits
 from tiny import DIALOGUE
 
 from sonic_kv import Budget, ChatSession, SonicModel
-from sonic_kv.config import AdapterConfig, LossConfig, SessionConfig, SynthConfig, TrainConfig
+from sonic_kv.compress.options import SessionConfig
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.errors import AdapterError, ConfigError
-from sonic_kv.training.engine import Trainer
+from sonic_kv.model.options import AdapterConfig
+from sonic_kv.training.options import LossConfig, TrainConfig
+from sonic_kv.training.trainer import Trainer
 
 installed = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 pytestmark = pytest.mark.filterwarnings("default")  # bitsandbytes warns of kernels that it does without

@@ -7,10 +7,11 @@ import torch
 from tiny import DIALOGUE, tiny_model
 from torch import Tensor
 
-from sonic_kv.config import Budget, SamplingConfig, SessionConfig, Storage
+from sonic_kv.cache.bits import channel_factors, pack, unpack, vector_bytes
+from sonic_kv.compress.options import Budget, SessionConfig, Storage
 from sonic_kv.errors import ConfigError
-from sonic_kv.quantize import channel_factors, pack, unpack, vector_bytes
-from sonic_kv.session import ChatSession
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.session import ChatSession
 
 HALF = Budget(compression_ratio=0.5)
 BRIEF = SamplingConfig(max_new_tokens=6)

@@ -17,11 +17,13 @@ import pytest
 from serving import assistant, user
 
 from sonic_kv.bench.soak import launched
-from sonic_kv.cli import main
-from sonic_kv.config import Budget, SamplingConfig, SynthConfig
+from sonic_kv.cli.main import main
+from sonic_kv.compress.options import Budget
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
-from sonic_kv.model import SonicModel
-from sonic_kv.session import ChatSession
+from sonic_kv.model.model import SonicModel
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.session import ChatSession
 
 DIALOGUES, TURNS, CLIENTS = 50, 10, 8
 BRIEF = 8  # tokens of a reply

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sonic_kv.errors import MessageError
-from sonic_kv.segments import ChatFormat, Encoded, check_messages, segment_ends
+from sonic_kv.model.chat_format import ChatFormat, Encoded, check_messages, segment_ends
 
 GENERATE = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 CHATML = (

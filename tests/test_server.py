@@ -12,8 +12,8 @@ import pytest
 from serving import HALF, Served, assistant, fresh, serving, user
 from tiny import DIALOGUE, tiny_model
 
-from sonic_kv.config import Budget
-from sonic_kv.model import SonicModel
+from sonic_kv.compress.options import Budget
+from sonic_kv.model.model import SonicModel
 
 TEXTS = [
     "my sister Ada lives in Oslo",

@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import DynamicCache
 
-from sonic_kv.adapter import Adapter
-from sonic_kv.attention import with_cache
-from sonic_kv.cache import SessionCache
-from sonic_kv.config import AdapterConfig, Budget, SamplingConfig, SessionConfig
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.cache.growing import SPARE_ENTRIES, SPARE_SHARE
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import (
     AdapterError,
     BudgetError,
@@ -30,11 +29,14 @@ from sonic_kv.errors import (
     NumericalError,
     SonicError,
 )
-from sonic_kv.generate import generate
-from sonic_kv.growing import SPARE_ENTRIES, SPARE_SHARE
-from sonic_kv.model import SonicModel
-from sonic_kv.segments import segment_ends
-from sonic_kv.session import ChatSession
+from sonic_kv.model.adapter import Adapter
+from sonic_kv.model.attention import with_cache
+from sonic_kv.model.chat_format import segment_ends
+from sonic_kv.model.model import SonicModel
+from sonic_kv.model.options import AdapterConfig
+from sonic_kv.session.generate import generate
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.session import ChatSession
 
 HALF = Budget(compression_ratio=0.5)
 SMALL = SessionConfig(min_segment_tokens=16, max_segment_tokens=40)
@@ -86,7 +88,7 @@ def say(monkeypatch: pytest.MonkeyPatch, *replies: str) -> None:
     tokenizer = tiny_tokenizer()
     script = iter([i for text in replies for i in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
     monkeypatch.setattr(
-        "sonic_kv.generate.sample", lambda logits, *_: torch.tensor([next(script)] * len(logits))
+        "sonic_kv.session.generate.sample", lambda logits, *_: torch.tensor([next(script)] * len(logits))
     )
 
 
@@ -227,7 +229,7 @@ import json, sys
 from pathlib import Path
 from test_session import continued
 from tiny import tiny_model
-from sonic_kv.session import ChatSession
+from sonic_kv.session.session import ChatSession
 print(json.dumps(continued(ChatSession.load(tiny_model(), sys.argv[1]))))
 """
 
@@ -573,7 +575,7 @@ def test_sending_and_extending_the_same_tokens_is_the_same_session(
 def test_a_session_closes_segments_where_segment_ends_says(
     least: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sonic_kv.compressor.MIN_GROUPS", 1000)  # the oldest would be counted as one
+    monkeypatch.setattr("sonic_kv.compress.compressor.MIN_GROUPS", 1000)  # the oldest would be counted as one
     model = tiny_model()
     encoded = model.format.encode(DIALOGUE)
     chat = ChatSession(model, HALF, config=SessionConfig(least, most))

@@ -17,12 +17,13 @@ import pytest
 from serving import Served, assistant, fresh, serving, user
 from tiny import tiny_model
 
-from sonic_kv.config import Budget, SamplingConfig, SessionConfig
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ConfigError, StoreError
-from sonic_kv.model import SonicModel
+from sonic_kv.model.model import SonicModel
 from sonic_kv.server.run import listen
 from sonic_kv.server.store import Store, open_store
-from sonic_kv.session import ChatSession
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.session import ChatSession
 
 KEYS = [letter * 64 for letter in "abc"]
 TEXTS = ["my sister Ada lives in Oslo", "the door code is 4711, keep it", "hi", "where does Ada live?"]
@@ -369,7 +370,9 @@ def test_a_full_disk_is_said_and_survived(small_disk: Path, model: SonicModel) -
 DEADLY = """
 import os, signal, sys
 from pathlib import Path
-from sonic_kv import cli, compressor, engine
+from sonic_kv.cli import main as cli
+from sonic_kv.compress import compressor
+from sonic_kv.session import engine
 
 trigger, moment = Path(sys.argv[1]), sys.argv[2]
 

@@ -23,8 +23,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from sonic_kv.attention import with_cache
-from sonic_kv.config import Budget, SamplingConfig, SessionConfig
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import (
     ContextLengthError,
     FileError,
@@ -33,8 +32,10 @@ from sonic_kv.errors import (
     SonicError,
     UnsupportedModelError,
 )
-from sonic_kv.model import SonicModel
-from sonic_kv.session import ChatSession
+from sonic_kv.model.attention import with_cache
+from sonic_kv.model.model import SonicModel
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.session import ChatSession
 
 HALF = Budget(compression_ratio=0.5)
 SMALL = SessionConfig(min_segment_tokens=16, max_segment_tokens=40)

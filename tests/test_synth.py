@@ -11,8 +11,8 @@ import unicodedata
 
 import pytest
 
-from sonic_kv.config import SynthConfig
 from sonic_kv.data import wordings
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import (
     TRAINING_ATTRIBUTES,
     _Dialogue,
@@ -25,7 +25,7 @@ from sonic_kv.data.synth import (
 )
 from sonic_kv.data.wordings import ATTRIBUTES, CHATTER, COUNTED, REFUSAL, SPLITS, SYSTEM_PROMPTS
 from sonic_kv.errors import ConfigError
-from sonic_kv.segments import check_messages
+from sonic_kv.model.chat_format import check_messages
 
 OTHER_BLOCKS = (
     *(wordings.COUNT_STATEMENTS, wordings.COUNT_MORE, wordings.COUNT_LESS, wordings.COUNT_QUESTIONS),

@@ -17,25 +17,20 @@ import torch
 from safetensors.torch import load_file
 from tiny import DIALOGUE, random_adapter, tiny_base, tiny_model, tiny_tokenizer
 
-from sonic_kv import losses
-from sonic_kv.adapter import Adapter
-from sonic_kv.config import (
-    AdapterConfig,
-    Budget,
-    LossConfig,
-    PlanConfig,
-    SessionConfig,
-    SynthConfig,
-    TrainConfig,
-)
+from sonic_kv.compress.options import Budget, SessionConfig
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.errors import ConfigError, DataError, FileError, NumericalError
-from sonic_kv.model import SonicModel
-from sonic_kv.session import ChatSession
-from sonic_kv.training import engine
+from sonic_kv.model.adapter import Adapter
+from sonic_kv.model.model import SonicModel
+from sonic_kv.model.options import AdapterConfig
+from sonic_kv.session.session import ChatSession
+from sonic_kv.training import losses
+from sonic_kv.training import trainer as engine
 from sonic_kv.training.calibration import divergences
-from sonic_kv.training.engine import Trainer
 from sonic_kv.training.objectives import Objective
+from sonic_kv.training.options import LossConfig, PlanConfig, TrainConfig
 from sonic_kv.training.plan import draw_plan
+from sonic_kv.training.trainer import Trainer
 from sonic_kv.training.validation import session_plan
 
 QUICK: dict[str, Any] = {

@@ -22,18 +22,19 @@ from safetensors.torch import load_file
 from test_train import lesson_of, read_log, trainer
 from tiny import DIALOGUE, random_adapter, tiny_base, tiny_model, tiny_tokenizer
 
-from sonic_kv import layout as lay
-from sonic_kv import losses
-from sonic_kv.config import LossConfig, PlanConfig, SynthConfig, TrainConfig
 from sonic_kv.data.dialogues import read_source
 from sonic_kv.data.mixture import Mixture, synthetic
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.tokens import TokenisedSource
 from sonic_kv.errors import ConfigError, DataError, FileError
 from sonic_kv.files import read_sealed
-from sonic_kv.model import SonicModel
-from sonic_kv.training.engine import check_even
+from sonic_kv.model import layout as lay
+from sonic_kv.model.model import SonicModel
+from sonic_kv.training import losses
 from sonic_kv.training.objectives import Objective, raw_rows
+from sonic_kv.training.options import LossConfig, PlanConfig, TrainConfig
 from sonic_kv.training.plan import draw_plan
+from sonic_kv.training.trainer import check_even
 
 EVERY_LOSS = LossConfig(
     distillation_need=3.0,

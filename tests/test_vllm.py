@@ -22,9 +22,9 @@ import torch
 from tiny import DIALOGUE, random_adapter, tiny_base, tiny_tokenizer
 
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig, SonicModel
+from sonic_kv.cache.export import Export
 from sonic_kv.errors import SonicError
-from sonic_kv.export import Export
-from sonic_kv.model import DEFAULT_MODEL
+from sonic_kv.model.model import DEFAULT_MODEL
 
 pytestmark = [
     pytest.mark.vllm,

@@ -6,9 +6,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from sonic_kv.adapter import Adapter
-from sonic_kv.config import AdapterConfig
-from sonic_kv.model import SonicModel
+from sonic_kv.model.adapter import Adapter
+from sonic_kv.model.model import SonicModel
+from sonic_kv.model.options import AdapterConfig
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"

@@ -23,16 +23,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import sonic_kv.model
-from sonic_kv import SonicModel, losses
-from sonic_kv.atomic import write_atomic
-from sonic_kv.config import AdapterConfig, LossConfig, PlanConfig, SynthConfig, TrainConfig
+from sonic_kv import SonicModel
 from sonic_kv.data.mixture import synthetic
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.tokens import trainable, truncate
-from sonic_kv.human import table
-from sonic_kv.layout import Layout, own_segment
-from sonic_kv.segments import Encoded
-from sonic_kv.training.engine import Trainer
+from sonic_kv.files import write_atomic
+from sonic_kv.model.chat_format import Encoded
+from sonic_kv.model.layout import Layout, own_segment
+from sonic_kv.model.options import AdapterConfig
+from sonic_kv.text import table
+from sonic_kv.training import losses
 from sonic_kv.training.objectives import Objective
+from sonic_kv.training.options import LossConfig, PlanConfig, TrainConfig
+from sonic_kv.training.trainer import Trainer
 from sonic_kv.training.validation import RATIOS, history_logits
 
 MAX_TOKENS = 768

@@ -22,12 +22,13 @@ from tqdm import tqdm
 
 import sonic_kv.training.plan
 from sonic_kv import SonicModel
-from sonic_kv.budget import allocate
-from sonic_kv.config import Allocation, LossConfig, PlanConfig
-from sonic_kv.human import table
-from sonic_kv.segments import Encoded
-from sonic_kv.selection import Entries, Selection
+from sonic_kv.compress.budget import allocate
+from sonic_kv.compress.options import Allocation
+from sonic_kv.compress.selection import Entries, Selection
+from sonic_kv.model.chat_format import Encoded
+from sonic_kv.text import table
 from sonic_kv.training.objectives import Objective
+from sonic_kv.training.options import LossConfig, PlanConfig
 from sonic_kv.training.teacher import Teacher, run_teacher
 
 Weigh = Callable[[int], Tensor]  # tokens' weights at a closing, from its transcript position. (T,)

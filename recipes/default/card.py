@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from sonic_kv import Budget, ChatSession, SonicModel
-from sonic_kv.config import SamplingConfig
+from sonic_kv.session.options import SamplingConfig
 
 SAMPLES = (
     (

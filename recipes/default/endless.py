@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
 from sonic_kv.bench.dialogue import WHOLE_SEGMENT, Newest
-from sonic_kv.cache import SessionCache
-from sonic_kv.compressor import Compressor
-from sonic_kv.config import SynthConfig
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.cli.demo import exchanges
+from sonic_kv.compress.compressor import Compressor
+from sonic_kv.compress.policies import WindowImportance
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
-from sonic_kv.demo import exchanges
-from sonic_kv.importance import WindowImportance
 
 
 class Recorder(SonicModel):

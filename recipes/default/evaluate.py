@@ -1,6 +1,6 @@
 """Measure a base model: recall of facts over distance, and bits per byte of real dialogues.
 
-    python evaluate.py --model ../../src/sonic_kv/assets/default
+    python evaluate.py --model ../../src/sonic_kv/model/assets/tiny
 
 Recall: greedy replies to the questions of generated dialogues (`test`: wordings and entities the model
 has not seen), the history before each question as it is in the dialogue. A reply is right if it
@@ -18,7 +18,7 @@ import torch
 from common import DATA, HERE, collate, encode, load_config, loss_and_recall, real_dialogues
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sonic_kv.config import SynthConfig
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
 
 FACTS = ("fact", "code", "update", "coreference")  # kinds of question that `recall` counts

@@ -21,7 +21,7 @@ from common import BOS, DATA, END, HERE, SCALES, load_config, real_dialogues, re
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from sonic_kv.config import SynthConfig
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
 
 SPECIAL = [BOS, "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", END]

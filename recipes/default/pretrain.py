@@ -45,9 +45,9 @@ from transformers import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from sonic_kv.config import SynthConfig
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
-from sonic_kv.training.engine import multiplies_bf16
+from sonic_kv.training.trainer import multiplies_bf16
 
 
 def blockwise_attention(

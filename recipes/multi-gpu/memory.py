@@ -20,14 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from sonic_kv import losses
-from sonic_kv.adapter import Adapter
-from sonic_kv.attention import BLOCK_ROWS
 from sonic_kv.bench.shapes import SHAPES
-from sonic_kv.config import AdapterConfig, LossConfig, PlanConfig
-from sonic_kv.model import SonicModel
-from sonic_kv.segments import Encoded
+from sonic_kv.model.adapter import Adapter
+from sonic_kv.model.attention import BLOCK_ROWS
+from sonic_kv.model.chat_format import Encoded
+from sonic_kv.model.model import SonicModel
+from sonic_kv.model.options import AdapterConfig
+from sonic_kv.training import losses
 from sonic_kv.training.objectives import Objective
+from sonic_kv.training.options import LossConfig, PlanConfig
 
 FITS = 0.9 * 80e9  # bytes that tensors may fill of a GPU's
 

@@ -1,8 +1,7 @@
 """SONIC: compresses the KV cache of multi-turn dialogues into a few Nexus tokens per segment.
 
 The public names below are loaded on first use, so that `import sonic_kv` costs nothing and imports
-neither torch nor transformers. `generate`, `stream_generate` and `generate_step` live in
-`sonic_kv.generate`: a name loaded on first use cannot be the name of a submodule too.
+neither torch nor transformers.
 """
 
 import importlib
@@ -11,30 +10,40 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sonic_kv.config import Budget, SamplingConfig, SessionConfig
+    from sonic_kv.compress.options import Budget, SessionConfig
     from sonic_kv.errors import SonicError
-    from sonic_kv.model import SonicModel
-    from sonic_kv.session import ChatSession, Reply
+    from sonic_kv.model.model import SonicModel
+    from sonic_kv.session.generate import Generation, generate, generate_step, stream_generate
+    from sonic_kv.session.options import SamplingConfig
+    from sonic_kv.session.session import ChatSession, Reply
 
 __all__ = [
     "Budget",
     "ChatSession",
+    "Generation",
     "Reply",
     "SamplingConfig",
     "SessionConfig",
     "SonicError",
     "SonicModel",
     "__version__",
+    "generate",
+    "generate_step",
+    "stream_generate",
 ]
 
 _HOME = {
-    "Budget": "config",
-    "ChatSession": "session",
-    "Reply": "session",
-    "SamplingConfig": "config",
-    "SessionConfig": "config",
+    "Budget": "compress.options",
+    "ChatSession": "session.session",
+    "Generation": "session.generate",
+    "Reply": "session.session",
+    "SamplingConfig": "session.options",
+    "SessionConfig": "compress.options",
     "SonicError": "errors",
-    "SonicModel": "model",
+    "SonicModel": "model.model",
+    "generate": "session.generate",
+    "generate_step": "session.generate",
+    "stream_generate": "session.generate",
 }
 
 

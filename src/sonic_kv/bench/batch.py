@@ -13,12 +13,12 @@ import torch
 from tqdm import tqdm
 
 from sonic_kv import __version__
-from sonic_kv.batch import batch_step
+from sonic_kv.bench.options import BenchBatchOptions
 from sonic_kv.bench.timing import Machine, decode_bound, measure_machine, seconds
-from sonic_kv.cache import SessionCache
-from sonic_kv.config import BenchBatchOptions
-from sonic_kv.human import bytes_text, table
-from sonic_kv.model import SonicModel
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.model.batch import batch_step
+from sonic_kv.model.model import SonicModel
+from sonic_kv.text import bytes_text, table
 
 
 @dataclass(frozen=True)

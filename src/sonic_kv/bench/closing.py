@@ -10,13 +10,14 @@ from dataclasses import asdict
 import torch
 from transformers import DynamicCache
 
-from sonic_kv.attention import with_cache
+from sonic_kv.bench.options import BenchClosingOptions
 from sonic_kv.bench.timing import Paired, paired
-from sonic_kv.cache import SessionCache
-from sonic_kv.compressor import Compressor
-from sonic_kv.config import BenchClosingOptions, Budget, SessionConfig
-from sonic_kv.human import table
-from sonic_kv.model import SonicModel
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.compress.compressor import Compressor
+from sonic_kv.compress.options import Budget, SessionConfig
+from sonic_kv.model.attention import with_cache
+from sonic_kv.model.model import SonicModel
+from sonic_kv.text import table
 
 
 @torch.no_grad()

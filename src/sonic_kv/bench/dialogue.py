@@ -22,17 +22,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sonic_kv import __version__
-from sonic_kv.atomic import write_atomic
+from sonic_kv.bench.options import BenchDialogueOptions, TurnTokens
 from sonic_kv.bench.timing import Machine, Ratio, decode_bound, measure_machine, ratio_of_sums, seconds
-from sonic_kv.cache import SessionCache
-from sonic_kv.compressor import Compressor
-from sonic_kv.config import BenchDialogueOptions, Budget, SamplingConfig, SessionConfig, Storage, TurnTokens
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.compress.compressor import Compressor
+from sonic_kv.compress.options import Budget, SessionConfig, Storage
+from sonic_kv.compress.policies import Importance, WindowImportance
 from sonic_kv.errors import ConfigError
-from sonic_kv.generate import generate_step
-from sonic_kv.human import bytes_text
-from sonic_kv.importance import Importance, WindowImportance
-from sonic_kv.model import SonicModel
-from sonic_kv.reread import Reread
+from sonic_kv.files import write_atomic
+from sonic_kv.model.model import SonicModel
+from sonic_kv.model.reread import Reread
+from sonic_kv.session.generate import generate_step
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.text import bytes_text
 
 PREFIX = 4  # tokens that are never compressed
 FULL, REPREFILLED = "full", "re-prefilled"

@@ -24,24 +24,21 @@ import torch
 from tqdm import tqdm
 
 from sonic_kv import __version__
-from sonic_kv.atomic import write_atomic
-from sonic_kv.batch import batch_step
+from sonic_kv.bench.options import BenchServeOptions
 from sonic_kv.bench.timing import Machine, Ratio, measure_machine, ratio_of_sums, seconds
-from sonic_kv.cache import SessionCache
-from sonic_kv.config import (
-    BenchServeOptions,
-    Budget,
-    SamplingConfig,
-    ServeOptions,
-    SessionConfig,
-    SynthConfig,
-)
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.compress.options import Budget, SessionConfig
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
-from sonic_kv.generate import generate_step
-from sonic_kv.human import bytes_text
-from sonic_kv.model import SonicModel
+from sonic_kv.files import write_atomic
+from sonic_kv.model.batch import batch_step
+from sonic_kv.model.model import SonicModel
+from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.requests import Outcome, Request
 from sonic_kv.server.worker import Worker
+from sonic_kv.session.generate import generate_step
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.text import bytes_text
 
 SONIC, FULL, REPREFILLED = "sonic", "full, kept", "full, re-prefilled"
 STEPS = 16  # in one timing of decoding alone

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from sonic_kv.adapter import Adapter
-from sonic_kv.config import AdapterConfig, Shape
-from sonic_kv.model import SonicModel
+from sonic_kv.bench.options import Shape
+from sonic_kv.model.adapter import Adapter
+from sonic_kv.model.model import SonicModel
+from sonic_kv.model.options import AdapterConfig
 
 LONGEST = 1 << 17  # positions, so that every length can be timed
 _QWEN3 = {

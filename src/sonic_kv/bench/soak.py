@@ -25,21 +25,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from tqdm import tqdm
 
 from sonic_kv import __version__
-from sonic_kv.atomic import write_atomic
-from sonic_kv.config import (
-    BenchSoakOptions,
-    Budget,
-    ModelOptions,
-    SamplingConfig,
-    SessionConfig,
-    SynthConfig,
-    parse_bytes,
-)
+from sonic_kv.bench.options import BenchSoakOptions
+from sonic_kv.compress.options import Budget, SessionConfig
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
 from sonic_kv.errors import ServeError
-from sonic_kv.human import bytes_text, percent_text
-from sonic_kv.model import SonicModel
-from sonic_kv.session import ChatSession
+from sonic_kv.files import write_atomic
+from sonic_kv.model.model import SonicModel
+from sonic_kv.model.options import ModelOptions
+from sonic_kv.options import parse_bytes
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.session import ChatSession
+from sonic_kv.text import bytes_text, percent_text
 
 RATIOS = (0.8, 0.8, 0.5)  # of the dialogues, by draw
 TIE = 1e-3  # logits as close as this may change places when other rows are computed beside them

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sonic_kv.model import SonicModel
+from sonic_kv.model.model import SonicModel
 
 DRAWS = 1000  # of a bootstrap
 

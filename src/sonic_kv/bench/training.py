@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from sonic_kv.adapter import Adapter
-from sonic_kv.attention import with_cache
+from sonic_kv.bench.options import BenchTrainingOptions
 from sonic_kv.bench.timing import Paired, paired
-from sonic_kv.config import AdapterConfig, BenchTrainingOptions, PlanConfig, SynthConfig
 from sonic_kv.data.mixture import synthetic
-from sonic_kv.layout import Layout, own_segment, pack
-from sonic_kv.model import SonicModel
-from sonic_kv.segments import Encoded
+from sonic_kv.data.options import SynthConfig
+from sonic_kv.model.adapter import Adapter
+from sonic_kv.model.attention import with_cache
+from sonic_kv.model.chat_format import Encoded
+from sonic_kv.model.layout import Layout, own_segment, pack
+from sonic_kv.model.model import SonicModel
+from sonic_kv.model.options import AdapterConfig
+from sonic_kv.training.options import PlanConfig
 from sonic_kv.training.plan import Plan, draw_ends, draw_plan
 
 

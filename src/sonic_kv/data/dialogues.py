@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sonic_kv.errors import DataError, MessageError
-from sonic_kv.segments import check_messages
+from sonic_kv.model.chat_format import check_messages
 
 log = logging.getLogger(__name__)
 

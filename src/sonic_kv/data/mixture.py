@@ -4,11 +4,12 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from sonic_kv.config import SynthConfig, TrainConfig
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
 from sonic_kv.data.tokens import TokenisedSource, trainable, truncate
 from sonic_kv.errors import DataError
-from sonic_kv.segments import ChatFormat, Encoded
+from sonic_kv.model.chat_format import ChatFormat, Encoded
+from sonic_kv.training.options import TrainConfig
 
 
 class Mixture:

@@ -32,8 +32,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from sonic_kv.config import SynthConfig
 from sonic_kv.data import wordings as w
+from sonic_kv.data.options import SynthConfig
 
 VERSION = 3
 HELD_OUT_VERSION = 2  # of the validation and test splits

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from sonic_kv.data.dialogues import read_source
 from sonic_kv.files import read_header, write_sealed
-from sonic_kv.segments import ChatFormat, Encoded
+from sonic_kv.model.chat_format import ChatFormat, Encoded
 
 log = logging.getLogger(__name__)
 LAYOUT = 1  # of the file: raised when it changes

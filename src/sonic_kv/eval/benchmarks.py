@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sonic_kv.config import SynthConfig
+from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
 from sonic_kv.errors import ConfigError, DataError, MessageError
-from sonic_kv.flags import nearest
-from sonic_kv.segments import Message, check_messages
+from sonic_kv.model.chat_format import Message, check_messages
+from sonic_kv.text import nearest
 
 # MT-Bench-101's tasks whose first turn only sets the scene and is not scored
 SCENE_SETTING = ("FR", "CR", "AR", "SA", "SC", "CM")

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sonic_kv.config import EvalOptions
 from sonic_kv.errors import FileError, SonicError
 from sonic_kv.eval.benchmarks import Benchmark, Case
+from sonic_kv.eval.options import EvalOptions
 from sonic_kv.eval.results import Record, append_lines
 
 ATTEMPTS, PARALLEL = 4, 4

@@ -16,15 +16,16 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from sonic_kv.budget import target_entries
-from sonic_kv.cache import SessionCache
-from sonic_kv.compressor import Compressor
-from sonic_kv.config import Budget, SamplingConfig, SessionConfig
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.compress.budget import target_entries
+from sonic_kv.compress.compressor import Compressor
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import SonicError
 from sonic_kv.eval.turns import Row, read
-from sonic_kv.generate import generate
-from sonic_kv.model import SonicModel
-from sonic_kv.reread import Reread
+from sonic_kv.model.model import SonicModel
+from sonic_kv.model.reread import Reread
+from sonic_kv.session.generate import generate
+from sonic_kv.session.options import SamplingConfig
 
 SINKS = 4  # first tokens that StreamingLLM keeps, the prefix included
 SUMMARY_TOKENS = 64  # longest summary: writing one takes a decoding step a token

@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sonic_kv.human import percent_text
+from sonic_kv.text import percent_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

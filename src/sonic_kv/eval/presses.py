@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sonic_kv.config import SessionConfig
+from sonic_kv.compress.options import SessionConfig
 from sonic_kv.errors import ConfigError
 from sonic_kv.eval.methods import SINKS, Method
 from sonic_kv.eval.turns import WINDOW, Row
-from sonic_kv.model import SonicModel
+from sonic_kv.model.model import SonicModel
 
 INSTALL = "kvpress, in an environment of its own: pip install 'sonic-kv[eval]'"
 LAG = 128  # kvpress's own lag_size

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sonic_kv.cache import SessionCache
-from sonic_kv.config import SessionConfig
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.compress.options import SessionConfig
 from sonic_kv.eval.benchmarks import Case, Question
 from sonic_kv.eval.methods import Method, close_all
 from sonic_kv.eval.turns import Row, read, write
-from sonic_kv.model import SonicModel
-from sonic_kv.segments import Encoded, segment_ends
+from sonic_kv.model.chat_format import Encoded, segment_ends
+from sonic_kv.model.model import SonicModel
 
 
 @dataclass(frozen=True)

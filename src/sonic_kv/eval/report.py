@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from sonic_kv.eval.plots import plots
 from sonic_kv.eval.results import Record, Results, key
 from sonic_kv.eval.summary import Figure, summarise
-from sonic_kv.human import percent_text, table
+from sonic_kv.text import percent_text, table
 
 Summary = dict[str, Any]
 HEAD = ("method", "removed", "recovery", "KL recovery", "agreement", "recall", "entries", "seconds")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sonic_kv.atomic import write_atomic
 from sonic_kv.errors import ConfigError, FileError
+from sonic_kv.files import write_atomic
 
 Key = tuple[str, str, str, float | None]  # benchmark, case, method, ratio
 Record = dict[str, Any]

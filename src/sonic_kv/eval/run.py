@@ -15,17 +15,18 @@ from threading import Thread
 import torch
 
 from sonic_kv import __version__
-from sonic_kv.config import EvalOptions, SessionConfig
+from sonic_kv.compress.options import SessionConfig
 from sonic_kv.errors import ConfigError, DataError
 from sonic_kv.eval.benchmarks import SORTS, Benchmark, Question, load
 from sonic_kv.eval.judge import Endpoint, Verdicts, judge, scores
 from sonic_kv.eval.matching import exact_match
 from sonic_kv.eval.methods import OWN, Method
+from sonic_kv.eval.options import EvalOptions
 from sonic_kv.eval.presses import PRESSES
 from sonic_kv.eval.replay import Opening, Outcome, Script, make_script, open_dialogues, replay
 from sonic_kv.eval.results import Key, Record, Results, key
-from sonic_kv.flags import nearest
-from sonic_kv.model import DEFAULT_MODEL, SonicModel
+from sonic_kv.model.model import DEFAULT_MODEL, SonicModel
+from sonic_kv.text import nearest
 
 METHODS: dict[str, type[Method]] = {**OWN, **PRESSES}
 CONTROLS = ("full", "none", "other-history")

@@ -16,11 +16,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sonic_kv.attention import masked_attention, no_mask, sonic_attention
-from sonic_kv.cache import Held, Lengths, SessionCache
-from sonic_kv.generate import Writer
-from sonic_kv.model import SonicModel
-from sonic_kv.reread import portions
+from sonic_kv.cache.attention import masked_attention
+from sonic_kv.cache.cache import Held, Lengths, SessionCache
+from sonic_kv.model.attention import no_mask, sonic_attention
+from sonic_kv.model.model import SonicModel
+from sonic_kv.model.reread import portions
+from sonic_kv.session.generate import Writer
 
 WINDOW = 64  # newest queries whose attention is kept apart
 WEIGHTS = 1 << 20  # attention weights held at once

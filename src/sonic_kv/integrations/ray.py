@@ -17,12 +17,15 @@ from typing import Any
 from fastapi import FastAPI
 
 from sonic_kv import errors
-from sonic_kv.config import Budget, RayOptions, SamplingConfig, ServeOptions, SessionConfig
-from sonic_kv.model import SonicModel
+from sonic_kv.compress.options import Budget, SessionConfig
+from sonic_kv.integrations.options import RayOptions
+from sonic_kv.model.model import SonicModel
 from sonic_kv.server.access import read_keys
 from sonic_kv.server.app import make_app
+from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.run import announce, listen, store_of
 from sonic_kv.server.worker import Worker
+from sonic_kv.session.options import SamplingConfig
 
 try:
     import ray

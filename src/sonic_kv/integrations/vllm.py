@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from sonic_kv.cache.export import Export, read_export
 from sonic_kv.errors import ConfigError, FileError, MessageError, SonicError
-from sonic_kv.export import Export, read_export
-from sonic_kv.fingerprint import check_fingerprint, checkpoint_fingerprint, describe
+from sonic_kv.model.fingerprint import check_fingerprint, checkpoint_fingerprint, describe
 
 try:
     from vllm.distributed.kv_transfer.kv_connector.v1.base import (

@@ -18,12 +18,13 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sonic_kv import __version__
-from sonic_kv.config import SamplingConfig, ServeOptions, parse_bytes
 from sonic_kv.errors import SonicError
+from sonic_kv.options import parse_bytes
 from sonic_kv.server import requests as work
 from sonic_kv.server.access import Access
 from sonic_kv.server.dialogue import check_request
 from sonic_kv.server.metrics import Metrics
+from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.protocol import (
     ChatRequest,
     Completion,
@@ -33,6 +34,7 @@ from sonic_kv.server.protocol import (
     session_body,
 )
 from sonic_kv.server.worker import Worker
+from sonic_kv.session.options import SamplingConfig
 
 log = logging.getLogger(__name__)
 SESSION_ID = "x-session-id"

@@ -9,9 +9,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sonic_kv.config import Budget
+from sonic_kv.compress.options import Budget
 from sonic_kv.errors import MessageError
-from sonic_kv.segments import Message, check_messages
+from sonic_kv.model.chat_format import Message, check_messages
 
 Step = dict[str, str] | Budget
 

@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from sonic_kv.config import Budget, SamplingConfig, ServeOptions, SessionConfig, parse_bytes
+from sonic_kv.cache.growing import MOST_AT_ONCE, SPARE_ENTRIES, SPARE_SHARE
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ContextLengthError
-from sonic_kv.growing import MOST_AT_ONCE, SPARE_ENTRIES, SPARE_SHARE
-from sonic_kv.model import SonicModel
+from sonic_kv.model.model import SonicModel
+from sonic_kv.options import parse_bytes
 from sonic_kv.server.archive import Archive
 from sonic_kv.server.dialogue import Step, messages_of
+from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.shelf import Node, Shelf
+from sonic_kv.session.options import SamplingConfig
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.025  # between looks at what has become idle, at least

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sonic_kv.config import SamplingConfig
 from sonic_kv.errors import (
     BusyError,
     ConfigError,
@@ -21,6 +20,7 @@ from sonic_kv.errors import (
     UpstreamError,
 )
 from sonic_kv.server.requests import Outcome, View
+from sonic_kv.session.options import SamplingConfig
 
 RETRY_AFTER = "2"  # seconds
 

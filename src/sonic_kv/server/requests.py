@@ -6,10 +6,10 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from sonic_kv.config import SamplingConfig
 from sonic_kv.errors import BusyError
 from sonic_kv.server.dialogue import Step
-from sonic_kv.session import SessionStats
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.session import SessionStats
 
 
 @dataclass(frozen=True)

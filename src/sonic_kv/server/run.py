@@ -6,13 +6,16 @@ from pathlib import Path
 
 import uvicorn
 
-from sonic_kv.config import Budget, SamplingConfig, ServeOptions, SessionConfig, parse_bytes
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ConfigError
-from sonic_kv.model import SonicModel
+from sonic_kv.model.model import SonicModel
+from sonic_kv.options import parse_bytes
 from sonic_kv.server.access import read_keys
 from sonic_kv.server.app import LOOPBACK, make_app
+from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.store import Store, open_store
 from sonic_kv.server.worker import Worker
+from sonic_kv.session.options import SamplingConfig
 
 
 def model_name(model: str | None) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sonic_kv.server.dialogue import Step
-from sonic_kv.session import ChatSession
+from sonic_kv.session.session import ChatSession
 
 
 @dataclass(eq=False)

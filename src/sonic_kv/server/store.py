@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from sonic_kv.atomic import write_atomic
 from sonic_kv.errors import ConfigError, FileError, StoreError
+from sonic_kv.files import write_atomic
 
 SUFFIX = ".safetensors"
 LEFTOVER = 3600.0  # seconds after which an unfinished file is litter

@@ -23,13 +23,16 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sonic_kv.config import SamplingConfig, ServeOptions, SessionConfig, parse_bytes
-from sonic_kv.engine import Engine, Turn, Work
+from sonic_kv.cache.export import Export, write_export
+from sonic_kv.compress.options import SessionConfig
 from sonic_kv.errors import ConfigError, FileError, StoreError, UnsupportedModelError, UpstreamError
-from sonic_kv.export import Export, write_export
-from sonic_kv.generate import Writer
-from sonic_kv.model import SonicModel
-from sonic_kv.session import ChatSession
+from sonic_kv.model.model import SonicModel
+from sonic_kv.options import parse_bytes
+from sonic_kv.server.options import ServeOptions
+from sonic_kv.session.engine import Engine, Turn, Work
+from sonic_kv.session.generate import Writer
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.session import ChatSession
 
 T = TypeVar("T")
 Write = Callable[[Path], Export]

@@ -11,9 +11,8 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from sonic_kv.compressor import Compressor
-from sonic_kv.config import Budget, ServeOptions, SessionConfig
-from sonic_kv.engine import Engine, Preparing, Turn
+from sonic_kv.compress.compressor import Compressor
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import (
     AdapterError,
     BusyError,
@@ -23,16 +22,18 @@ from sonic_kv.errors import (
     NotFoundError,
     StoreError,
 )
-from sonic_kv.human import bytes_text
-from sonic_kv.model import SonicModel
+from sonic_kv.model.model import SonicModel
 from sonic_kv.server.archive import Archive, Found
 from sonic_kv.server.dialogue import Step, chain, continued, digest, messages_of, ratio_of
 from sonic_kv.server.memory import Memory, most_entries, turns_bytes
+from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.requests import Outcome, Request, View, Waiting
 from sonic_kv.server.shelf import Node, Shelf
 from sonic_kv.server.store import Store
 from sonic_kv.server.vllm import VllmEngine
-from sonic_kv.session import ChatSession
+from sonic_kv.session.engine import Engine, Preparing, Turn
+from sonic_kv.session.session import ChatSession
+from sonic_kv.text import bytes_text
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.25  # between looks at what has become idle, while there is nothing to do

@@ -15,9 +15,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from sonic_kv.layout import pack
-from sonic_kv.reread import portions
-from sonic_kv.segments import Encoded
+from sonic_kv.model.chat_format import Encoded
+from sonic_kv.model.layout import pack
+from sonic_kv.model.reread import portions
 from sonic_kv.training.objectives import Lesson, Objective, raw_rows
 from sonic_kv.training.plan import draw_plan
 from sonic_kv.training.validation import RATIOS, session_plan

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sonic_kv import losses
-from sonic_kv.adapter import Adapter
-from sonic_kv.attention import Probe
-from sonic_kv.config import LossConfig, PlanConfig
-from sonic_kv.layout import Layout, pack
-from sonic_kv.model import SonicModel
-from sonic_kv.segments import Encoded
+from sonic_kv.model.adapter import Adapter
+from sonic_kv.model.attention import Probe
+from sonic_kv.model.chat_format import Encoded
+from sonic_kv.model.layout import Layout, pack
+from sonic_kv.model.model import SonicModel
+from sonic_kv.training import losses
+from sonic_kv.training.options import LossConfig, PlanConfig
 from sonic_kv.training.plan import Plan, draw_ends, draw_plan
 from sonic_kv.training.teacher import Teacher, offsets, run_alone, run_teacher
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sonic_kv.adapter import Adapter
-from sonic_kv.budget import allocate
-from sonic_kv.config import Allocation, PlanConfig
-from sonic_kv.layout import Layout, interleave, lifetimes
-from sonic_kv.segments import Encoded, segment_ends
-from sonic_kv.selection import Entries, Selection, candidates, in_elastic_order
+from sonic_kv.compress.budget import allocate
+from sonic_kv.compress.options import Allocation
+from sonic_kv.compress.selection import Entries, Selection, candidates, in_elastic_order
+from sonic_kv.model.adapter import Adapter
+from sonic_kv.model.chat_format import Encoded, segment_ends
+from sonic_kv.model.layout import Layout, interleave, lifetimes
+from sonic_kv.training.options import PlanConfig
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sonic_kv.attention import OnePass, Probe, no_mask, sonic_attention, with_cache
-from sonic_kv.cache import SessionCache
-from sonic_kv.layout import Layout, interleave, pack
-from sonic_kv.model import SonicModel
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.model.attention import OnePass, Probe, no_mask, sonic_attention, with_cache
+from sonic_kv.model.layout import Layout, interleave, pack
+from sonic_kv.model.model import SonicModel
 
 
 @dataclass(frozen=True)

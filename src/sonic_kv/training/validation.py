@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sonic_kv.config import PlanConfig, SessionConfig
-from sonic_kv.segments import Encoded
+from sonic_kv.compress.options import SessionConfig
+from sonic_kv.model.chat_format import Encoded
 from sonic_kv.training.objectives import Lesson, Objective, raw_rows
+from sonic_kv.training.options import PlanConfig
 from sonic_kv.training.plan import draw_plan
 
 RATIOS = (0.5, 0.8, 0.9)

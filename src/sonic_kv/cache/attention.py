@@ -1,0 +1,80 @@
+"""Attention over entries that are held: pure functions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def masked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """Grouped-query attention under a mask.
+
+    Args:
+        query: (B, H, Q, D)
+        key, value: (B, G, S, D)
+        mask: True = seen, or what is added to the logits; every row sees something. None: all is seen.
+            (B, 1 or G, Q, S)
+
+    Returns:
+        (B, H, Q, D)
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and mask is None:  # the query heads of a KV head read its entries as rows of one head
+        rows = query.unflatten(1, (-1, groups)).flatten(2, 3)
+        return masked_attention(rows, key, value, None, scale=scale, softcap=softcap).reshape(query.shape)
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        if mask is not None and mask.shape[1] > 1:
+            mask = mask.repeat_interleave(groups, 1)
+    if softcap is None:
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    logits = torch.tanh(query @ key.transpose(-1, -2) * (scale / softcap)) * softcap
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+    weights = logits.softmax(-1, dtype=torch.float32)
+    return weights.to(query.dtype) @ value
+
+
+def attend_heads(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    mask: Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """`masked_attention` over KV heads that hold different numbers of entries, without padding or copies.
+
+    Args:
+        query: (1, H, Q, D)
+        keys, values: of each KV head. (1, 1, n, D)
+        mask: added to the logits of a head with most entries; others take its last columns. None: a single
+            query that sees all. (1, 1, Q, ≥ n)
+
+    Returns:
+        (1, H, Q, D)
+    """
+    options: dict[str, Any] = {"scale": scale, "softcap": softcap}
+    if mask is None:  # a KV head's query heads are rows of one head
+        own = query.view(len(keys), 1, -1, query.shape[-1]).split(1)
+        found = [
+            masked_attention(q, k, v, None, **options) for q, k, v in zip(own, keys, values, strict=True)
+        ]
+        return torch.cat(found).view(query.shape)
+    found = []
+    for rows, *entries in zip(query.chunk(len(keys), 1), keys, values, strict=True):
+        # entries are shown to every query head, not repeated
+        key, value = (held.expand(-1, rows.shape[1], -1, -1) for held in entries)
+        allowed = mask[..., mask.shape[-1] - key.shape[2] :]
+        found.append(masked_attention(rows, key, value, allowed, **options))
+    return torch.cat(found, dim=1)

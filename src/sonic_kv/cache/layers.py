@@ -1,0 +1,275 @@
+"""A layer of the session cache: prefix, memory of which every KV head has its own amount, open segment."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from sonic_kv.cache import bits as quantize
+from sonic_kv.cache.growing import UNEVEN, Buffer, GrowingLayer, Sizes
+from sonic_kv.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one layer keeps of the closed segments, of every KV head in the order of the transcript."""
+
+    keys: Sequence[Tensor]  # each (n, D)
+    values: Sequence[Tensor]  # each (n, D)
+    positions: Sequence[Tensor]  # transcript positions. Each (n,) int32
+    scores: Sequence[Tensor]  # importance, comparable across segments. Each (n,) float32
+
+
+class SessionLayer(GrowingLayer):
+    """One layer of a session: prefix, memory, open segment.
+
+    Attributes:
+        counts: memory entries of each KV head.
+        passed: tokens for which the memory counts as length.
+        channels: factors of packed keys; None until there is memory to pack. (1, G, 1, D)
+    """
+
+    def __init__(self) -> None:
+        self._packed: _PackedMemory | None = None
+        self.counts: Sizes = ()
+        self.passed = 0
+        self.channels: Tensor | None = None
+        super().__init__()
+
+    @property
+    def _buffer(self) -> Buffer:
+        self.unpack()
+        return self._storage
+
+    @_buffer.setter
+    def _buffer(self, buffer: Buffer) -> None:
+        self._storage = buffer
+
+    @property
+    def even(self) -> bool:
+        """Whether all KV heads hold as many entries."""
+        return len(set(self.counts)) <= 1
+
+    def hold(self, keys: Tensor, values: Tensor, sizes: Sizes) -> None:
+        """Hold these entries, (N, D) head after head, instead of any before; none of them is memory."""
+        super().hold(keys, values, sizes)
+        nothing = torch.empty(0, device=keys.device)
+        self._remember((0,) * len(sizes), nothing.int(), nothing)
+
+    def _remember(self, counts: Sizes, positions: Tensor, scores: Tensor) -> None:
+        """How much of what is held is memory; its positions and scores, head after head. (N,)"""
+        self._packed, self.counts, self._positions, self._scores = None, counts, positions, scores
+
+    def fill(self, keys: Tensor, values: Tensor, positions: Tensor, scores: Tensor) -> None:
+        """Hold these entries, as many of every head, instead of any before.
+
+        Args:
+            keys, values: (1, G, S, D)
+            positions, scores: of the memory. (1, G, n)
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        self.hold(keys.flatten(0, 2), values.flatten(0, 2), (keys.shape[2],) * keys.shape[1])
+        self._remember((positions.shape[-1],) * keys.shape[1], positions.flatten(), scores.flatten())
+
+    @property
+    def raw(self) -> int:
+        """Entries of prefix and open segment, as many in every head."""
+        if not self.is_initialized:
+            return 0
+        return self.sizes[0] - (0 if self._packed is not None else self.counts[0])
+
+    @property
+    def longest(self) -> int:
+        """Entries of the KV head that has most."""
+        return self.raw + max(self.counts, default=0)
+
+    @property
+    def positions(self) -> Tensor:
+        """Transcript positions of the memory; a head that has fewer begins with -1. (1, G, n) int32"""
+        return self._table(self._positions, -1)
+
+    @property
+    def scores(self) -> Tensor:
+        """Importance of the memory; a head that has fewer begins with -inf. (1, G, n) float32"""
+        return self._table(self._scores, -torch.inf)
+
+    def _table(self, numbers: Tensor, absent: float) -> Tensor:
+        return _padded(numbers.split(self.counts), absent)
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of all heads side by side; a head that has fewer begins with zeros. (1, G, S, D)"""
+        if self.even:
+            return self.keys, self.values
+        keys, values = self.heads()
+        return _padded(keys, 0.0), _padded(values, 0.0)
+
+    def present(self, seen: Tensor) -> Tensor:
+        """What of `seen` there is in the columns of `padded`. (1, 1, N, S or more) → (1, 1 or G, N, S) bool"""
+        seen = seen[..., -self.longest :]
+        if self.even:
+            return seen
+        sizes = torch.tensor(self.sizes, device=seen.device)[:, None, None]
+        return seen & (torch.arange(self.longest, 0, -1, device=seen.device) <= sizes)
+
+    def newest(self, count: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the newest entries. (1, G, count, D)"""
+        keys, values = self.heads()
+        return (
+            torch.stack([head[len(head) - count :] for head in keys])[None],
+            torch.stack([head[len(head) - count :] for head in values])[None],
+        )
+
+    def memory(self, prefix: int) -> Memory:
+        """The memory, which stands behind `prefix` entries."""
+        spans = [slice(prefix, prefix + n) for n in self.counts]
+        keys, values = self.heads()
+        return Memory(
+            [head[span] for head, span in zip(keys, spans, strict=True)],
+            [head[span] for head, span in zip(values, spans, strict=True)],
+            self._positions.split(self.counts),
+            self._scores.split(self.counts),
+        )
+
+    def put_memory(self, memory: Memory, prefix: int, newest: int) -> None:
+        """Hold the first `prefix` entries, `memory`, and the newest ones, in storage of just that size."""
+        keys, values = (
+            torch.cat([
+                part
+                for head, fresh in zip(held, new, strict=True)
+                for part in (head[:prefix], fresh, head[len(head) - newest :])
+            ])
+            for held, new in zip(self.heads(), (memory.keys, memory.values), strict=True)
+        )  # fmt: skip
+        counts = tuple(len(head) for head in memory.positions)
+        self.hold(keys, values, tuple(prefix + n + newest for n in counts))
+        self._remember(counts, torch.cat(list(memory.positions)), torch.cat(list(memory.scores)))
+
+    def get_seq_length(self, *_: object) -> int:
+        return self.raw + self.passed
+
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
+        # only asked for masks of the model's own attention
+        if not self.even:
+            raise ModelError(UNEVEN)
+        # transformers 5.2 passes the positions of the new tokens, later versions their number
+        new = query_length if isinstance(query_length, int) else query_length.shape[0]
+        return self.longest + new, self.get_seq_length() - self.longest
+
+    # --- few bits -----------------------------------------------------------------------------
+
+    def rounded(self, memory: Memory, bits: int) -> Memory:
+        """What packing makes of `memory`; the first time, the raw entries decide the factors of the key channels."""
+        if self.channels is None:
+            self.channels = quantize.channel_factors(self.keys)
+        counts = [len(head) for head in memory.positions]
+        keys, values = self._pack(memory, bits, 0).unpack(self._factors(counts))
+        return Memory(keys.split(counts), values.split(counts), memory.positions, memory.scores)
+
+    def pack(self, prefix: int, bits: int) -> None:
+        """Keep the memory, which stands behind `prefix` entries, packed until it is used again."""
+        if self._packed is not None or not any(self.counts):
+            return
+        packed, raw = self._pack(self.memory(prefix), bits, prefix), self.raw
+        keys, values = (
+            torch.cat([
+                part
+                for head, n in zip(held, self.counts, strict=True)
+                for part in (head[:prefix], head[prefix + n :])
+            ])
+            for held in self.heads()
+        )  # fmt: skip
+        super().hold(keys, values, (raw,) * len(self.counts))
+        self._packed = packed
+
+    def _pack(self, memory: Memory, bits: int, prefix: int) -> "_PackedMemory":
+        keys = torch.cat(list(memory.keys)) / self._factors([len(head) for head in memory.keys])
+        values = torch.cat(list(memory.values))
+        return _PackedMemory(quantize.pack(keys, bits), quantize.pack(values, bits), prefix)
+
+    def _factors(self, counts: Sequence[int]) -> Tensor:
+        """The factors of each memory entry's head. (N, D)"""
+        assert self.channels is not None
+        heads = self.channels[0, :, 0]
+        return heads.repeat_interleave(torch.tensor(counts, device=heads.device), 0)
+
+    def unpack(self) -> None:
+        """Make the working copy that a forward reads."""
+        packed, self._packed = self._packed, None
+        if packed is None:
+            return
+        counts = self.counts
+        keys, values = packed.unpack(self._factors(counts))
+        positions, scores = self._positions.split(counts), self._scores.split(counts)
+        memory = Memory(keys.split(counts), values.split(counts), positions, scores)
+        self.put_memory(memory, packed.prefix, self.sizes[0] - packed.prefix)
+
+    # --- files --------------------------------------------------------------------------------
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything that takes memory."""
+        if not self.is_initialized:
+            return ()
+        held = [*self._storage.tensors(), self._positions, self._scores]
+        held += [] if self.channels is None else [self.channels]
+        return (*held, *(() if self._packed is None else self._packed.tensors().values()))
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor by name, without spare room; while the memory is packed, `keys` and `values` are the rest."""
+        if not self.is_initialized:
+            return {}
+        keys, values = (torch.cat(held) for held in self._storage.heads(self.sizes))
+        state = {"keys": keys, "values": values, "positions": self._positions, "scores": self._scores}
+        state["counts"] = torch.tensor(self.counts)
+        if self.channels is not None:
+            state["channels"] = self.channels
+        return state | ({} if self._packed is None else self._packed.tensors())
+
+    def load_state(self, state: dict[str, Tensor], prefix: int, bits: int | None) -> None:
+        """Hold what `state` returned."""
+        keys, values, counts = state["keys"], state["values"], tuple(state["counts"].tolist())
+        self.lazy_initialization(keys.new_empty(1, len(counts), 0, keys.shape[-1]), values[None, None])
+        at_rest = bits is not None and "key_codes" in state
+        raw = (len(keys) - (0 if at_rest else sum(counts))) // len(counts)
+        self.hold(keys, values, tuple(raw + (0 if at_rest else n) for n in counts))
+        self._remember(counts, state["positions"], state["scores"])
+        self.channels = state.get("channels")
+        if at_rest:
+            assert bits is not None
+            packed = [
+                quantize.Packed(state[f"{kind}_codes"], state[f"{kind}_peaks"], bits)
+                for kind in ("key", "value")
+            ]
+            self._packed = _PackedMemory(packed[0], packed[1], prefix)
+
+
+def _padded(heads: Sequence[Tensor], absent: float) -> Tensor:
+    """The heads side by side, shorter ones filled up at their beginning. Each (n, …) → (1, G, longest, …)"""
+    if len({len(head) for head in heads}) == 1:
+        return torch.stack(list(heads))[None]
+    return pad_sequence(list(heads), batch_first=True, padding_value=absent, padding_side="left")[None]
+
+
+@dataclass(frozen=True)
+class _PackedMemory:
+    """A layer's memory while it rests, head after head; `prefix`: how many entries stand before it."""
+
+    keys: quantize.Packed
+    values: quantize.Packed
+    prefix: int
+
+    def unpack(self, factors: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values. factors (N, D) → each (N, D)"""
+        return quantize.unpack(self.keys, factors.dtype) * factors, quantize.unpack(
+            self.values, factors.dtype
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            "key_codes": self.keys.codes,
+            "key_peaks": self.keys.peak,
+            "value_codes": self.values.codes,
+            "value_peaks": self.values.peak,
+        }

@@ -1,0 +1,1 @@
+"""The `sonic-kv` command."""

@@ -1,0 +1,155 @@
+"""Command-line flags and TOML files from option dataclasses; a later source wins over an earlier one.
+
+A dataclass is given as a *section*: its name stands as the table in a TOML file and as the heading in
+`--help`. A field `min_segment_tokens` is the key `min_segment_tokens` and the flag
+`--min-segment-tokens`. Defaults stay where they are, in the dataclass.
+"""
+
+import argparse
+import dataclasses
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from sonic_kv.errors import ConfigError, FileError
+from sonic_kv.text import nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Options = TypeVar("Options")
+Sections = Mapping[str, type]
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+Given = Mapping[str, Mapping[str, Any]]  # options by section and field name
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises `ConfigError` instead of printing and exiting."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+    def flags(self) -> list[str]:
+        """The long flags of this parser."""
+        return [flag for flag in self._option_string_actions if flag.startswith("--")]
+
+
+def _strip_none(hint: Any) -> Any:
+    """`X` for `X | None`; other types as they are."""
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = (part for part in get_args(hint) if part is not type(None))
+    return hint
+
+
+def _kind(hint: Any) -> dict[str, Any]:
+    """What `add_argument` needs for a field of type `hint`."""
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(hint) is Literal:
+        return {"choices": get_args(hint)}
+    if get_origin(hint) is tuple:
+        item = get_args(hint)[0]
+        return {"action": "extend", "nargs": "+", "type": item, "metavar": _METAVARS[item]}
+    return {"type": hint, "metavar": _METAVARS[hint]}
+
+
+def add_flags(parser: argparse.ArgumentParser, section: str, cls: type) -> None:
+    """Add one flag per field of the dataclass `cls`. A flag that is not given leaves no trace."""
+    summary = (cls.__doc__ or section).strip().splitlines()[0]
+    group = parser.add_argument_group(section, summary)
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        shown = "none" if field.default in (None, ()) else field.default
+        group.add_argument(
+            "--" + field.name.replace("_", "-"),
+            dest=f"{section}.{field.name}",
+            default=argparse.SUPPRESS,
+            help=f"{field.metadata['help']} (default: {shown})".replace("%", "%%"),
+            **_kind(_strip_none(hints[field.name])),
+        )
+
+
+def _fitting(value: Any, hint: Any) -> Any:
+    """The TOML `value` as the type `hint`; raises `TypeError` where it does not fit."""
+    hint = _strip_none(hint)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_fitting(part, get_args(hint)[0]) for part in value)
+    if get_origin(hint) is Literal and value in get_args(hint):
+        return value
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is hint:
+        return value
+    raise TypeError(value)
+
+
+def _expected(hint: Any) -> str:
+    hint = _strip_none(hint)
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"a list, each {_expected(get_args(hint)[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "a text")
+
+
+def read_toml(path: str | Path, sections: Sections) -> dict[str, dict[str, Any]]:
+    """The options in a TOML file, by section and field name, checked against the dataclasses.
+
+    Raises:
+        FileError: the file cannot be read.
+        ConfigError: it is not TOML, or holds an unknown section or key (the nearest is named), or a
+            value of the wrong type.
+    """
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # TOML syntax, or not UTF-8
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for name, table in tables.items():
+        if name not in sections:
+            raise ConfigError(f"{path}: unknown section [{name}]{nearest(name, sections)}")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: {name} is a section: write [{name}] and its keys below")
+        hints = get_type_hints(sections[name])
+        for key, value in table.items():
+            if key not in hints:
+                raise ConfigError(f"{path}: unknown key {key!r} in [{name}]{nearest(key, hints)}")
+            try:
+                table[key] = _fitting(value, hints[key])
+            except TypeError:
+                wanted = _expected(hints[key])
+                raise ConfigError(f"{path}: {key} = {value!r} in [{name}] must be {wanted}") from None
+    return tables
+
+
+def build(cls: type[Options], section: str, *sources: Given, exclusive: bool = False) -> Options:
+    """The options of one section; of `sources` the later wins, field by field.
+
+    `exclusive`: the fields exclude each other (a budget has one limit), so a later source that gives
+    any of them replaces all of an earlier one.
+    """
+    values: dict[str, Any] = {}
+    for source in sources:
+        given = source.get(section, {})
+        if given and exclusive:
+            values.clear()
+        values.update(given)
+    return cls(**values)
+
+
+def given_flags(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What the command line gave, by section and field name."""
+    found: dict[str, dict[str, Any]] = {}
+    for dest, value in vars(arguments).items():
+        section, dot, name = dest.partition(".")
+        if dot:
+            found.setdefault(section, {})[name] = tuple(value) if isinstance(value, list) else value
+    return found

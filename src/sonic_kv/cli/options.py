@@ -1,0 +1,52 @@
+"""Options of the commands themselves."""
+
+from dataclasses import dataclass
+
+from sonic_kv.compress.options import Budget
+from sonic_kv.options import option, require
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How one dialogue is decoded."""
+
+    compile: bool = option(
+        False,
+        "compile the decode step: small models decode faster, after up to a minute or more; needs a C++ compiler",
+    )
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """The dialogue."""
+
+    system: str | None = option(None, "system prompt")
+    load: str | None = option(None, "go on with this saved session: it brings its system prompt and settings")
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the result goes."""
+
+    out: str | None = option(None, "file to write, compressed if it ends in .gz; none: standard output")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What is replayed."""
+
+    dialogue: str | None = option(
+        None, 'JSONL file, {"messages": [{"role", "content"}, ...]} a line; none: synthetic dialogues'
+    )
+    dialogues: int = option(6, "how many dialogues; the first is shown in full")
+    exchanges: int = option(16, "exchanges of each synthetic dialogue")
+    seed: int = option(0, "seed of the synthetic dialogues")
+    ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios to compare")
+    max_new_tokens: int = option(32, "longest answer, in tokens")
+    html: str = option("demo.html", "page to write; an empty text: none")
+
+    def __post_init__(self) -> None:
+        for name in ("dialogues", "exchanges", "max_new_tokens"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        for ratio in self.ratios:
+            Budget(compression_ratio=ratio)

@@ -1,0 +1,277 @@
+"""Closing a segment: score, choose, re-encode, keep each head's share, free the raw entries."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from sonic_kv.cache.bits import vector_bytes
+from sonic_kv.cache.cache import Lengths, SessionCache
+from sonic_kv.cache.layers import Memory
+from sonic_kv.compress.budget import target_entries
+from sonic_kv.compress.options import Budget, SessionConfig
+from sonic_kv.compress.policies import Importance, LearnedImportance, WindowImportance
+from sonic_kv.compress.selection import Entries, Selection, candidates, in_elastic_order
+from sonic_kv.errors import ModelError
+from sonic_kv.model.model import SonicModel
+from sonic_kv.model.reread import Reread
+
+# Every segment keeps an entry while there are not more than this; then the oldest count as one.
+MIN_GROUPS, ENTRIES_PER_GROUP = 16, 4
+MOST_ROWS = 256  # re-encoded in one model run: they do not see each other
+
+
+class Compressor:
+    """Keeps a session cache within a budget.
+
+    Args:
+        model: base and adapter.
+        config: how segments are kept.
+        importance: which entries matter; None: the adapter's scorer, or recent queries without one.
+    """
+
+    def __init__(
+        self, model: SonicModel, config: SessionConfig, importance: Importance | None = None
+    ) -> None:
+        self.model, self.config = model, config
+        adapter = model.adapter
+        self.learned_form = adapter is not None and adapter.config.form == "learned"
+        self.reencode = config.reencode and adapter is not None and adapter.reencodes
+        if self.learned_form and not config.reencode:
+            raise ModelError("the adapter's Nexus tokens are learned: reencode cannot be off")
+        if importance is None:
+            importance = (
+                WindowImportance(model, config.window)
+                if adapter is None
+                else LearnedImportance(model, adapter)
+            )
+        self.importance = importance
+        allocation = config.allocation
+        if self.learned_form:
+            allocation = "segment"
+        elif allocation == "pooled" and config.positions == "compact":
+            allocation = "global"
+        self.selection = Selection(self.importance.recency, allocation)
+
+    def close(self, cache: SessionCache, token_ids: Sequence[int], budget: Budget) -> None:
+        """Replace the open segment by its Nexus tokens, and let older segments make room.
+
+        The cache changes at the very end and at once: if anything fails it is as it was.
+
+        Args:
+            token_ids: of the open segment; their number is `cache.open_length`.
+
+        Raises:
+            BudgetError: the budget cannot hold the prefix.
+        """
+        self.close_all([(cache, token_ids)], budget)
+
+    def close_all(self, open_segments: Sequence[tuple[SessionCache, Sequence[int]]], budget: Budget) -> None:
+        """`close` several caches; what is re-encoded of them is in one model run. If it fails, each cache is as it
+        was or closed."""
+        going = [self.steps(cache, token_ids, budget) for cache, token_ids in open_segments]
+        while wanted := {steps: request for steps in going for request in islice(steps, 1)}:
+            self.model.reread(list(wanted.values()))
+            going = list(wanted)
+
+    def closing(
+        self, cache: SessionCache, token_ids: Sequence[int], budget: Budget
+    ) -> Generator[None, None, None]:
+        """`close` that pauses between its steps, of which each takes a while; left there, it is called off."""
+        yield
+        for request in self.steps(cache, token_ids, budget):
+            yield
+            self.model.reread([request])
+            yield
+
+    def steps(
+        self, cache: SessionCache, token_ids: Sequence[int], budget: Budget
+    ) -> Generator[Reread, None, None]:
+        """`close`, but the caller has the model read again what it yields: of several caches at once, say."""
+        length = len(token_ids)
+        assert length == cache.open_length > 0
+        old = cache.lengths
+        lengths = Lengths(
+            prefix=old.prefix,
+            memory=old.memory + length,
+            segment_starts=(*old.segment_starts, old.closed),
+            closed=old.closed + length,
+            merged=old.merged,
+            rebased=old.rebased,
+        )
+        total = self._target(lengths, budget)
+        if total is not None:
+            lengths = lengths.merge_oldest(max(MIN_GROUPS, total // ENTRIES_PER_GROUP))
+        request = self.importance.reading(cache, token_ids)
+        if request is not None:
+            yield request
+        scores = self.importance.scores(cache, request)
+        entries = [self._with_open(cache, layer, scores[layer]) for layer in range(self.model.num_layers)]
+        if total is None or total >= lengths.memory:
+            everything = [entry.scores[0] > -torch.inf for entry in entries]
+            self._store(cache, entries, everything, lengths, [])
+            self._rebase(cache)
+            return
+        if self.learned_form:
+            entries = [replace(e, scores=in_elastic_order(e.scores, old.memory)) for e in entries]
+        kept, share = self._select(entries, lengths, total)
+        encoded: list[Reread] = []
+        if self.reencode:
+            if self.learned_form:
+                rows = torch.arange(length - share, length, device=self.model.device)
+            else:
+                rows = candidates(
+                    [mask[:, -length:] for mask in kept],
+                    [entry.scores[0, :, -length:] for entry in entries],
+                    self.config.candidates,
+                )
+            for part in rows.split(MOST_ROWS):
+                encoded.append(Reread(cache, token_ids, part, encode=True, segment=lengths.segments))
+                yield encoded[-1]
+        self._store(cache, entries, kept, replace(lengths, memory=total), encoded)
+        self._rebase(cache)
+
+    def shrink(self, cache: SessionCache, budget: Budget) -> None:
+        """Lower the memory to `budget` by dropping the least important entries; the model is not run.
+
+        Raises:
+            BudgetError: the budget cannot hold the prefix.
+        """
+        total = self._target(cache.lengths, budget)
+        if total is not None and total < cache.lengths.memory:
+            entries = [Entries(layer.positions, layer.scores) for layer in cache.layers]
+            kept, _ = self._select(entries, cache.lengths, total)
+            self._store(cache, entries, kept, replace(cache.lengths, memory=total), None)
+
+    def bytes_per_entry(self) -> int:
+        """Bytes of one memory entry over all layers and KV heads, bookkeeping included."""
+        vectors, bits = self.model.bytes_per_token, self.config.bits
+        if bits is not None:
+            vectors = 2 * self._heads * vector_bytes(self.model.head_dim, bits)
+        return vectors + 8 * self._heads
+
+    @property
+    def _heads(self) -> int:
+        return self.model.num_layers * self.model.num_heads
+
+    def _target(self, lengths: Lengths, budget: Budget) -> int | None:
+        other, entry = 0, self.bytes_per_entry()
+        if self.config.bits is not None:  # the prefix is not packed; key channels have a factor each
+            other = lengths.prefix * (self.model.bytes_per_token - entry)
+            other += self._heads * self.model.head_dim * self.model.dtype.itemsize
+        return target_entries(
+            budget,
+            history=lengths.closed - lengths.prefix,
+            segments=len(lengths.segment_starts),
+            prefix=lengths.prefix,
+            bytes_per_entry=entry,
+            other_bytes=other,
+        )
+
+    def _with_open(self, cache: SessionCache, layer: int, scores: Tensor) -> Entries:
+        """Memory and open segment of a layer, as candidates for keeping."""
+        old = cache.layers[layer].positions
+        fresh = torch.arange(
+            cache.lengths.closed, cache.logical_length, dtype=torch.int32, device=self.model.device
+        )
+        return Entries(torch.cat((old, fresh.expand(1, self.model.num_heads, -1)), dim=-1), scores)
+
+    def _select(self, entries: Sequence[Entries], lengths: Lengths, total: int) -> tuple[list[Tensor], int]:
+        """Kept entries of each layer (G, N), and the newest segment's share of them (0: each head's own)."""
+        counts = self.selection.counts(entries, lengths.segment_starts, lengths.closed, total)
+        kept = self.selection.keep(entries, lengths.segment_starts, lengths.closed, total, counts)
+        return kept, counts[-1] if counts else 0
+
+    def _store(
+        self,
+        cache: SessionCache,
+        entries: Sequence[Entries],
+        kept: Sequence[Tensor],
+        lengths: Lengths,
+        encoded: Sequence[Reread] | None,
+    ) -> None:
+        """Put each head's selection into the cache; in compact mode at consecutive positions.
+
+        Args:
+            entries: the memory's, and the open segment's if that is closed.
+            kept: of each layer. (G, N) bool
+            encoded: what of the open segment was re-encoded; None: it stays open.
+        """
+        selected = [
+            _gather(cache, n, *pair, encoded) for n, pair in enumerate(zip(entries, kept, strict=True))
+        ]
+        if cache.compact:
+            selected = [
+                self._move(cache, layer, memory, kept[layer]) for layer, memory in enumerate(selected)
+            ]
+        shift = torch.tensor(lengths.memory - cache.lengths.memory)
+        cache.replace_memory(selected, lengths, drop_open=encoded is not None)
+        if cache.compact and encoded is None and cache.open_length:
+            for number, layer in enumerate(cache.layers):
+                start = lengths.prefix + lengths.memory
+                tail = self.model.rope.rotate(number, layer.keys[:, :, start:], shift)
+                keys = torch.cat((layer.keys[:, :, :start], tail), dim=2)
+                layer.fill(keys, layer.values, layer.positions, layer.scores)
+
+    def _rebase(self, cache: SessionCache) -> None:
+        """Before the model's positions run out, move the memory's keys back, all by one distance.
+
+        So distances stay what they are; what would pass the prefix stops behind it, as far away as the
+        model can see. Compact positions never run out, and a sliding window would lose sight of the keys.
+        """
+        lengths, limit = cache.lengths, self.model.max_length
+        high = limit - max(limit // 4, min(limit // 2, 2 * self.config.max_segment_tokens))
+        spare = cache.next_position <= high or lengths.prefix >= high
+        if spare or cache.compact or not self.model.can_rebase:
+            return
+        rebased = cache.logical_length - (lengths.prefix + (high - lengths.prefix) * 2 // 3)
+        moved = []
+        for number, memory in enumerate(cache.memory()):
+            shifts = [
+                (at - rebased).clamp_min(lengths.prefix) - (at - lengths.rebased).clamp_min(lengths.prefix)
+                for at in memory.positions
+            ]
+            keys = [
+                self.model.rope.rotate(number, head, shift)
+                for head, shift in zip(memory.keys, shifts, strict=True)
+            ]
+            moved.append(replace(memory, keys=keys))
+        cache.replace_memory(moved, replace(lengths, rebased=rebased), drop_open=False)
+
+    def _move(self, cache: SessionCache, layer: int, memory: Memory, kept: Tensor) -> Memory:
+        """Rotate kept keys from where they were encoded to consecutive positions behind the prefix."""
+        keys = []
+        for head, mask in zip(memory.keys, kept, strict=True):  # entries stood side by side, one a column
+            encoded_at = mask.nonzero()[:, 0]
+            here = torch.arange(len(head), device=head.device)
+            keys.append(self.model.rope.rotate(layer, head, here - encoded_at))
+        return replace(memory, keys=keys)
+
+
+def _gather(
+    cache: SessionCache, layer: int, entries: Entries, kept: Tensor, encoded: Sequence[Reread] | None
+) -> Memory:
+    """The kept entries of each head, from memory and open segment; re-encoded ones instead of raw ones.
+
+    Args:
+        kept: (G, N) bool
+    """
+    layer_cache, prefix = cache.layers[layer], cache.lengths.prefix
+    behind = kept.shape[-1] - (0 if encoded is None else cache.open_length)  # columns of the memory
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
+    positions, scores = [], []
+    for head, (*pair, count) in enumerate(zip(*layer_cache.heads(), layer_cache.counts, strict=True)):
+        mask = kept[head]
+        old, fresh = mask[behind - count : behind].nonzero()[:, 0], mask[behind:].nonzero()[:, 0]
+        for held, vectors, of in zip((keys, values), pair, (0, 1), strict=True):
+            opened = vectors[prefix + count :]
+            for request in encoded or ():
+                opened = opened.index_copy(0, request.offsets, request.entries[layer][of][0, head])
+            memory = vectors[prefix : prefix + count]
+            held.append(torch.cat((memory.index_select(0, old), opened.index_select(0, fresh))))
+        positions.append(entries.positions[0, head][mask])
+        scores.append(entries.scores[0, head][mask])
+    return Memory(keys, values, positions, scores)

@@ -1,0 +1,217 @@
+"""What SONIC trains beside the frozen base: Nexus embedding, conditional LoRA, importance scorer."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sonic_kv.errors import FileError, NumericalError, UnsupportedModelError
+from sonic_kv.files import read_sealed, write_sealed
+from sonic_kv.model.attention import sonic_attention
+from sonic_kv.model.fingerprint import SAMPLE, check_fingerprint, describe, head_dim, kv_heads
+from sonic_kv.model.options import AdapterConfig
+
+FILE_NAME = "adapter.safetensors"
+LORA_NAME = "sonic"
+
+
+def fingerprint(base: PreTrainedModel) -> dict[str, Any]:
+    """What an adapter or a saved session depends on: shapes, and a digest of sampled weights."""
+    weights = (
+        (name, weight.shape, weight.detach().flatten()[:SAMPLE]) for name, weight in base.named_parameters()
+    )
+    return describe(base.config.get_text_config(), weights)
+
+
+class ImportanceScorer(nn.Module):
+    """Per layer a two-layer MLP: a token's key (unrotated) and value in all KV heads → one score per head.
+
+    The score predicts, up to a constant, the log of the attention that later turns will pay to the
+    token in the full-context base; a learned multiple of (log) distance is the recency.
+    What later queries pay depends on a token through its key alone, so the cache itself is the input:
+    nothing is computed while decoding.
+    """
+
+    def __init__(self, num_layers: int, num_heads: int, head_dim: int, hidden: int) -> None:
+        super().__init__()
+        width = 2 * num_heads * head_dim
+        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(num_layers))
+        self.up = nn.ModuleList(nn.Linear(width, hidden) for _ in range(num_layers))
+        self.down = nn.ModuleList(nn.Linear(hidden, num_heads) for _ in range(num_layers))
+        self.log_rate = nn.Parameter(torch.full((num_layers, num_heads), -1.0))
+        self.linear_rate = nn.Parameter(torch.full((num_layers, num_heads), -4.0))
+
+    def forward(self, layer: int, keys: Tensor, values: Tensor) -> Tensor:
+        """Importance of entries, recency apart.
+
+        Args:
+            keys: unrotated. (B, G, S, D)
+            values: (B, G, S, D)
+
+        Returns:
+            (B, G, S) float32
+        """
+        dtype = self.linear_rate.dtype
+        entry = torch.cat((keys.transpose(1, 2).flatten(2), values.transpose(1, 2).flatten(2)), dim=-1)
+        hidden = nn.functional.gelu(self.up[layer](self.norm[layer](entry.to(dtype))))
+        scores: Tensor = self.down[layer](hidden)
+        return scores.transpose(1, 2).float()
+
+    def recency(self, layer: int, distance: Tensor) -> Tensor:
+        """What the distance (in tokens, ≥ 0) takes from the score. (…, G, S) → (…, G, S), ≤ 0"""
+        log_rate = nn.functional.softplus(self.log_rate[layer].float())[:, None]
+        linear_rate = nn.functional.softplus(self.linear_rate[layer].float())[:, None]
+        distance = distance.float()
+        return -(log_rate * torch.log1p(distance) + linear_rate * distance / 64)
+
+
+class Adapter(nn.Module):
+    """All trained tensors. The base model is changed only inside `attached`.
+
+    Args:
+        base: the frozen model; LoRA layers are built for it and kept outside of it.
+    """
+
+    def __init__(self, base: PreTrainedModel, config: AdapterConfig) -> None:
+        super().__init__()
+        text = base.config.get_text_config()
+        self.config = config
+        self.scorer = ImportanceScorer(
+            text.num_hidden_layers, kv_heads(text), head_dim(text), config.scorer_hidden
+        )
+        # anchored: added to the anchor's embedding; learned: the whole embedding, with the turn's
+        self.embedding = nn.Parameter(torch.zeros(text.hidden_size))
+        self.turn = nn.Embedding(config.turn_classes, text.hidden_size)
+        nn.init.zeros_(self.turn.weight)
+        if config.form == "learned":
+            weight = base.get_input_embeddings().weight.detach().float()
+            with torch.no_grad():
+                self.embedding.copy_(weight.mean(0).cpu())
+                self.turn.weight.normal_(std=float(weight.std()))
+        self._base = (base,)  # a tuple: the base is no part of this module
+        self._lora: list[tuple[nn.Module, str, LoraLayer]] = []
+        self.lora = nn.ModuleDict()
+        self._rows: Tensor | None = None
+        if config.lora_rank:
+            self._inject(base)
+        self.to(next(base.parameters()).device)
+
+    def _inject(self, base: PreTrainedModel) -> None:
+        decoder = base.get_decoder()
+        layers = next(name for name, module in decoder.named_children() if isinstance(module, nn.ModuleList))
+        options = LoraConfig(
+            r=self.config.lora_rank,
+            lora_alpha=self.config.lora_alpha,
+            target_modules=rf".*\b{layers}\.\d+\..*proj",
+        )
+        try:
+            inject_adapter_in_model(options, base, LORA_NAME)
+        except ValueError as error:  # nothing matches
+            vars(base).pop("peft_config", None)
+            raise UnsupportedModelError(
+                f"{type(base).__name__} has no linear layers named …proj for a LoRA to act on: use lora_rank=0"
+            ) from error
+        del base.peft_config  # the base is nobody's PEFT model: it may get another adapter
+        for name, module in list(base.named_modules()):
+            if isinstance(module, LoraLayer):
+                path, _, child = name.rpartition(".")
+                self._lora.append((base.get_submodule(path), child, module))
+                pair = nn.ModuleDict({"A": module.lora_A[LORA_NAME], "B": module.lora_B[LORA_NAME]})
+                self.lora[name.replace(".", "/")] = pair
+                module.lora_B[LORA_NAME].register_forward_hook(self._only_nexus_rows)
+        self._detach()
+
+    def _only_nexus_rows(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return output if self._rows is None else output * self._rows[..., None].to(output.dtype)
+
+    def _detach(self) -> None:
+        for parent, name, layer in self._lora:
+            setattr(parent, name, layer.base_layer)
+
+    @contextmanager
+    def attached(self, nexus_rows: Tensor | None = None) -> Iterator[None]:
+        """Put LoRA layers and registered attention in place; outside, the base is its own, bit for bit.
+
+        Args:
+            nexus_rows: rows on which the LoRA acts (B, T) bool; None: all. Run the backward pass
+                inside too: gradient checkpointing runs the layers again.
+        """
+        self._rows = nexus_rows
+        for parent, name, layer in self._lora:
+            setattr(parent, name, layer)
+        try:
+            with sonic_attention(self._base[0]):
+                yield
+        finally:
+            self._detach()
+            self._rows = None
+
+    @property
+    def reencodes(self) -> bool:
+        """Whether there is anything to re-encode entries with."""
+        return bool(self._lora)
+
+    def embed(self, anchors: Tensor, segment: Tensor) -> Tensor:
+        """Input embeddings of Nexus tokens.
+
+        Args:
+            anchors: embeddings of the anchor tokens. (B, N, C)
+            segment: number of the segment, from 1. (B, N)
+
+        Returns:
+            (B, N, C)
+        """
+        if self.config.form == "anchored":
+            return anchors + self.embedding.to(anchors.dtype)
+        # classes double in width: segments 1, 2–3, 4–7, …
+        turn = segment.clamp(min=1).float().log2().floor().long().clamp(max=self.config.turn_classes - 1)
+        rows: Tensor = self.embedding + self.turn(turn)
+        return rows.to(anchors.dtype)
+
+    def save(self, folder: str | Path, base: dict[str, Any], notes: dict[str, Any] | None = None) -> Path:
+        """Write `adapter.safetensors` for a base with fingerprint `base`; returns its path."""
+        path = Path(folder) / FILE_NAME
+        header = {"config": asdict(self.config), "base": base, "notes": notes or {}}
+        write_sealed(path, "adapter", header, self.state_dict())
+        return path
+
+    def digest(self) -> str:
+        """Identifies the weights, whatever their dtype and device."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            weights = tensor.detach().to("cpu", torch.bfloat16).flatten().view(torch.uint8)
+            digest.update(name.encode() + weights.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @classmethod
+    def load(cls, base: PreTrainedModel, path: str | Path) -> "Adapter":
+        """Read an adapter folder or file.
+
+        Raises:
+            FileError: missing, damaged or changed.
+            AdapterError: made for another model.
+            NumericalError: it holds NaN or infinite weights.
+        """
+        path = Path(path)
+        path = path / FILE_NAME if path.is_dir() else path
+        header, tensors = read_sealed(path, "adapter")
+        check_fingerprint(header.get("base", {}), fingerprint(base), f"adapter {path}")
+        bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+        if bad:
+            raise NumericalError(f"adapter {path} holds NaN or infinite weights in {bad[0]}: train it again")
+        try:
+            adapter = cls(base, AdapterConfig(**header["config"]))
+            adapter.load_state_dict(tensors)
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = json.dumps(str(error).splitlines()[0])
+            raise FileError(f"adapter {path} does not fit this version of sonic-kv: {reason}") from error
+        return adapter.eval()

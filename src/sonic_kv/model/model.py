@@ -1,0 +1,328 @@
+"""`SonicModel`: a Hugging Face causal language model, its tokenizer, and what compresses its cache."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+
+from sonic_kv.cache.cache import Held, SessionCache
+from sonic_kv.errors import ConfigError, ContextLengthError, FileError, ModelError, UnsupportedModelError
+from sonic_kv.files import from_hub
+from sonic_kv.model.adapter import FILE_NAME, Adapter, fingerprint
+from sonic_kv.model.attention import (
+    OnePass,
+    Probe,
+    Rope,
+    no_mask,
+    respect_softcap,
+    sonic_attention,
+    verify,
+    with_cache,
+)
+from sonic_kv.model.chat_format import ChatFormat
+from sonic_kv.model.compiled import CompiledStep
+from sonic_kv.model.fingerprint import head_dim, kv_heads
+from sonic_kv.model.layout import Layout
+from sonic_kv.model.options import Quantization
+from sonic_kv.model.reread import Reread, Rereading, portions
+
+DEFAULT_MODEL = Path(__file__).parent / "assets" / "tiny"
+
+
+class SonicModel:
+    """A frozen base model with an optional adapter.
+
+    Args:
+        base: a decoder-only Hugging Face model with rotary positions.
+        tokenizer: its tokenizer.
+        adapter: trained for this base; None: importance comes from recent queries and kept entries
+            are not re-encoded (eviction).
+
+    Raises:
+        UnsupportedModelError: the architecture cannot be compressed correctly.
+    """
+
+    def __init__(self, base: PreTrainedModel, tokenizer: Any, adapter: Adapter | None = None) -> None:
+        self.config = base.config.get_text_config()
+        _refuse_encoder_decoder(base.config, type(base).__name__)
+        self.rope = Rope(base)
+        respect_softcap(base)
+        self.base = base.eval()
+        self.tokenizer = tokenizer
+        self.adapter = adapter
+        self.format = ChatFormat(tokenizer)
+        self.num_layers: int = self.config.num_hidden_layers
+        self.num_heads: int = kv_heads(self.config)
+        self.head_dim: int = head_dim(self.config)
+        verify(base, self.rope, self.num_heads, self.head_dim)
+        self.max_length: int = self.config.max_position_embeddings
+        self.sliding_window = _sliding_window(self.config)
+        self._step: CompiledStep | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        adapter: str | Path | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        quantization: Quantization | None = None,
+    ) -> "SonicModel":
+        """Load a model by path or hub id; without a name, the default model that is shipped.
+
+        Args:
+            adapter: folder, file or hub id; None: the adapter beside the weights in a local folder, if any.
+            dtype: of the weights; None: as stored, but float32 on a CPU.
+            quantization: keep the base's matrices in four bits (bitsandbytes, as QLoRA does, arXiv:2305.14314);
+                it is then another base, to which an adapter of the whole one does not belong.
+
+        Raises:
+            ConfigError: bitsandbytes is not installed.
+            FileError: a path does not exist or its files are damaged.
+            ModelError: transformers cannot load the model.
+        """
+        name = str(DEFAULT_MODEL if model is None else model)
+        dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else None)
+        quantized = {} if quantization is None else _four_bits(quantization, dtype, device)
+        try:
+            _refuse_encoder_decoder(AutoConfig.from_pretrained(name), f"model {name!r}")
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            base = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", **quantized)
+            base = base if quantized else base.to(device)
+            for layer in base.modules():
+                if hasattr(layer, "support_avx512bf16_for_cpu"):  # bitsandbytes' packed form has no gradient
+                    layer.support_avx512bf16_for_cpu = False
+        except UnsupportedModelError:
+            raise
+        except Exception as error:  # transformers raises anything from KeyError to its own classes
+            missing = not Path(name).exists() and ("/" not in name or name.startswith((".", "/", "~")))
+            reason = (
+                "no such folder" if missing else (str(error).strip().splitlines() or ["unknown reason"])[0]
+            )
+            raise (FileError if missing else ModelError)(f"cannot load model {name!r}: {reason}") from error
+        found = _find_adapter(name, adapter)
+        self = cls(base, tokenizer)
+        if found is not None:
+            self.adapter = Adapter.load(base, found)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.base.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.base.dtype
+        return dtype
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one raw token's keys and values over all layers."""
+        return 2 * self.num_layers * self.num_heads * self.head_dim * self.dtype.itemsize
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What saved sessions and adapters of this model depend on."""
+        return fingerprint(self.base)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a reply: the tokenizer's and the model's end tokens."""
+        ids = self.base.generation_config.eos_token_id if self.base.generation_config is not None else None
+        found = ids if isinstance(ids, list) else [ids]
+        return frozenset(
+            i for i in (*found, self.tokenizer.eos_token_id, *self.format.stop_ids) if i is not None
+        )
+
+    @property
+    def can_rebase(self) -> bool:
+        """Whether kept keys may be moved when positions run out: a sliding window would not see them."""
+        return self.sliding_window is None
+
+    def room(self, cache: SessionCache) -> int:
+        """Tokens that can still be fed."""
+        return min(self.max_length, self.sliding_window or self.max_length) - cache.next_position
+
+    def check_room(self, cache: SessionCache, new_tokens: int) -> None:
+        """Raise unless `new_tokens` more tokens have positions.
+
+        Raises:
+            ContextLengthError: they would pass the model's trained positions.
+            UnsupportedModelError: they would pass a sliding window.
+        """
+        end = cache.next_position + new_tokens
+        if end > self.max_length:
+            compact = "use positions='compact'"
+            raise ContextLengthError(
+                f"{new_tokens} new tokens would end at position {end}, and the model has {self.max_length}: "
+                f"shorten the message, or {'lower the budget' if cache.compact else compact}"
+            )
+        if new_tokens > self.room(cache):
+            raise UnsupportedModelError(
+                f"the dialogue would pass the model's sliding window of {self.sliding_window} tokens: kept entries "
+                "of older turns would be out of its sight; use a model with full attention"
+            )
+
+    def compile(self) -> None:
+        """Compile the decode step of one dialogue; batches are decoded as before.
+
+        It takes from seconds to minutes, once. Logits are then equal to the base's to about 1e-5.
+
+        Raises:
+            ConfigError: it cannot be compiled here.
+        """
+        step = CompiledStep(self.base)
+        step(SessionCache(self.num_layers), 0)
+        self._step = step
+
+    @torch.no_grad()
+    def feed(self, cache: SessionCache, token_ids: Sequence[int], *, all_logits: bool = False) -> Tensor:
+        """Append tokens to the cache; logits after the last of them (V,), or after each (T, V)."""
+        if self._step is not None and len(token_ids) == 1:
+            row = self._step(cache, token_ids[0])
+            return row[None] if all_logits else row
+        start = cache.next_position
+        ids = torch.tensor([list(token_ids)], device=self.device)
+        call = {
+            "input_ids": ids,
+            "position_ids": torch.arange(start, start + ids.shape[1], device=self.device)[None],
+            "logits_to_keep": 0 if all_logits else 1,
+            **with_cache(self.base, cache),
+        }
+        if cache.even:
+            output = self.base(**call)
+        else:
+            with sonic_attention(self.base):
+                output = self.base(
+                    **call,
+                    attention_mask=no_mask(self.device),
+                    sonic=Held(cache, ids.shape[1], self.dtype, self.device),
+                )
+        logits: Tensor = output.logits[0]
+        return logits if all_logits else logits[-1]
+
+    @torch.no_grad()
+    def reread(self, requests: Sequence[Reread]) -> None:
+        """Read again what is asked for, as much of it in one forward as fits."""
+        for encode in (False, True):
+            asked = [request for request in requests if request.encode == encode]
+            for part in portions(asked, lambda request: len(request.offsets)):
+                self._reread(part, encode)
+
+    def _reread(self, requests: Sequence[Reread], encode: bool) -> None:
+        ids = [
+            torch.tensor(list(request.token_ids), device=self.device)[request.offsets] for request in requests
+        ]
+        embeddings = self.base.get_input_embeddings()(torch.cat(ids)[None])  # (1, N, C)
+        if encode:
+            assert self.adapter is not None
+            segments = [torch.full_like(of, r.segment) for of, r in zip(ids, requests, strict=True)]
+            embeddings = self.adapter.embed(embeddings, torch.cat(segments)[None])
+        seen = [request.seen(encode and self.whole_segment) for request in requests]
+        with self.adapter.attached() if self.adapter and encode else sonic_attention(self.base):
+            self.base.get_decoder()(
+                inputs_embeds=embeddings,
+                attention_mask=no_mask(self.device),
+                position_ids=torch.cat([request.positions() for request in requests])[None],
+                use_cache=False,
+                sonic=Rereading(requests, seen, self.dtype),
+            )
+
+    @property
+    def whole_segment(self) -> bool:
+        """Whether Nexus tokens see their whole segment."""
+        config = None if self.adapter is None else self.adapter.config
+        return config is not None and (config.form == "learned" or config.scope == "segment")
+
+    def embed(self, token_ids: Tensor, layout: Layout) -> Tensor:
+        """Input embeddings of a layout's rows, raw and Nexus. token_ids (B, length) → (B, T, C)"""
+        embeddings: Tensor = self.base.get_input_embeddings()(token_ids.gather(1, layout.index))
+        if self.adapter is not None and bool(layout.nexus.any()):
+            nexus = self.adapter.embed(embeddings, layout.segment - layout.origin)
+            embeddings = torch.where(layout.nexus[..., None], nexus, embeddings)
+        return embeddings
+
+    def one_pass(
+        self,
+        token_ids: Tensor,
+        layout: Layout,
+        lifetime: Sequence[Tensor],
+        *,
+        compact: bool = False,
+        rows: Tensor | None = None,
+        flex: bool = False,
+        probe: Probe | None = None,
+    ) -> Tensor:
+        """The training forward: all segments and their Nexus tokens at once.
+
+        Equal to a step-by-step session that closes the same segments and keeps the same entries.
+        Call it inside `adapter.attached(layout.nexus)` if there are Nexus rows.
+
+        Args:
+            token_ids: the transcripts. (B, length)
+            layout: rows, (B, T)
+            lifetime: per layer, (B, G, T)
+            compact: memory keys at consecutive positions.
+            rows: compute logits of these rows only. (R,)
+            flex: FlexAttention with a block mask; else SDPA, a block of rows at a time.
+            probe: records what its rows attend to.
+
+        Returns:
+            logits (B, T, V), or (B, R, V)
+        """
+        embeddings = self.embed(token_ids, layout)
+        plan = OnePass(layout, lifetime, self.rope if compact else None, flex, probe)
+        with sonic_attention(self.base):
+            output = self.base(
+                inputs_embeds=embeddings,
+                attention_mask=no_mask(self.device),
+                position_ids=layout.position,
+                use_cache=False,
+                logits_to_keep=0 if rows is None else rows,
+                sonic=plan,
+            )
+        logits: Tensor = output.logits
+        return logits
+
+
+def _four_bits(kind: Quantization, dtype: torch.dtype | None, device: str | torch.device) -> dict[str, Any]:
+    """What `from_pretrained` is told to keep the base in four bits on `device`."""
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(f"quantization={kind!r} needs bitsandbytes: pip install 'sonic-kv[quantized]'")
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_compute_dtype=dtype or torch.bfloat16,
+        bnb_4bit_use_double_quant=True,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _refuse_encoder_decoder(config: Any, name: str) -> None:
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"{name} is an encoder-decoder model: only decoder-only models have a dialogue cache"
+        )
+
+
+def _find_adapter(model: str, adapter: str | Path | None) -> Path | None:
+    """The adapter's path; a hub id is downloaded."""
+    if adapter is None:
+        beside = Path(model) / FILE_NAME
+        return beside if beside.is_file() else None
+    path = Path(adapter)
+    return path if path.exists() else from_hub(str(adapter), FILE_NAME)
+
+
+def _sliding_window(config: Any) -> int | None:
+    """Tokens that the narrowest sliding-window layer sees, if there is one."""
+    layer_types = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    if window is None or (layer_types is not None and "sliding_attention" not in layer_types):
+        return None
+    return None if window >= config.max_position_embeddings else int(window)

@@ -1,0 +1,56 @@
+"""Options of models and adapters."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sonic_kv.options import option, require
+
+Form = Literal["anchored", "learned"]
+Scope = Literal["causal", "segment"]
+Quantization = Literal["nf4", "fp4"]
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The shape of an adapter: what is trained beside the frozen base."""
+
+    form: Form = option(
+        "anchored", "a Nexus token starts as a raw token (anchored) or as an embedding (learned)"
+    )
+    scope: Scope = option(
+        "causal", "an anchored Nexus token sees its segment up to its anchor (causal) or whole"
+    )
+    lora_rank: int = option(
+        16, "rank of the conditional LoRA; 0: importance only, entries are not re-encoded"
+    )
+    lora_alpha: int = option(32, "LoRA scale is alpha / rank")
+    scorer_hidden: int = option(64, "width of the importance scorer's hidden layer")
+    turn_classes: int = option(8, "classes of the turn embedding (learned form): segments 1, 2–3, 4–7, …")
+
+    def __post_init__(self) -> None:
+        require(self.form in ("anchored", "learned"), f"form={self.form!r}: anchored or learned")
+        require(self.scope in ("causal", "segment"), f"scope={self.scope!r}: causal or segment")
+        require(self.lora_rank >= 0, f"lora_rank={self.lora_rank} must not be negative")
+        require(
+            self.form == "anchored" or self.lora_rank > 0,
+            "form='learned' needs lora_rank >= 1: a learned Nexus token has no raw entry to fall back on",
+        )
+        require(self.scorer_hidden >= 1, f"scorer_hidden={self.scorer_hidden} must be at least 1")
+        require(self.turn_classes >= 1, f"turn_classes={self.turn_classes} must be at least 1")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and where it runs."""
+
+    model: str | None = option(None, "base model: path or hub id; none: the default model")
+    adapter: str | None = option(
+        None, "adapter: path or hub id; none: the one in the model's local folder, if any"
+    )
+    device: str = option("cpu", "torch device")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(
+        None, "of the weights; none: as stored, on a CPU float32"
+    )
+    quantization: Quantization | None = option(
+        None, "keep the base in four bits (nf4 or fp4; needs bitsandbytes); none: as it is"
+    )

@@ -1,0 +1,1 @@
+"""One dialogue, and many at once: sessions, sampling, the engine, saved state."""

@@ -1,0 +1,238 @@
+"""Next tokens: `generate_step` → `stream_generate` → `generate`, for one dialogue or a batch."""
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.errors import ConfigError, NumericalError
+from sonic_kv.model.batch import batch_step
+from sonic_kv.model.model import SonicModel
+from sonic_kv.session.options import SamplingConfig
+
+NAN_LOGITS = "the model produced NaN logits: its weights are damaged or its dtype overflows"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished reply: its text, the tokens it was sampled as, and why it ended ("stop" or "length")."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One step of one row: new text (may be empty), the token, and why the reply ended, if it did."""
+
+    text: str
+    token_id: int
+    finish_reason: str | None = None
+
+
+def sample(logits: Tensor, sampling: SamplingConfig, generator: torch.Generator | None) -> Tensor:
+    """Choose a token a row. (B, V) → (B,)
+
+    Raises:
+        NumericalError: the logits are not finite.
+    """
+    best = logits.max(-1, keepdim=True).values  # NaN if any is
+    if not bool(best.isfinite().all()):
+        raise NumericalError(NAN_LOGITS)
+    if sampling.temperature == 0.0:
+        return logits.argmax(-1)
+    # the best is at 0, so that no temperature, however low, overflows
+    probabilities = ((logits - best).float() / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1.0:
+        ranked, order = probabilities.sort(-1, descending=True)
+        outside = ranked.cumsum(-1) - ranked >= sampling.top_p
+        probabilities = torch.zeros_like(ranked).scatter(-1, order, ranked.masked_fill(outside, 0.0))
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+def new_generator(model: SonicModel, sampling: SamplingConfig) -> torch.Generator:
+    """A random generator seeded as `sampling` says."""
+    generator = torch.Generator(model.device)
+    if sampling.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(sampling.seed)
+    return generator
+
+
+@torch.no_grad()
+def generate_step(
+    model: SonicModel,
+    prompts: Sequence[Sequence[int]],
+    caches: Sequence[SessionCache],
+    sampling: SamplingConfig,
+) -> Generator[list[int], None, None]:
+    """Feed each prompt to its cache, then yield one token a row, endlessly: close it to stop.
+
+    A yielded token is fed when the next one is asked for.
+
+    Args:
+        prompts: new tokens of each dialogue, none empty.
+        caches: what each dialogue has already fed; lengths may differ.
+    """
+    generator = new_generator(model, sampling)
+    logits = torch.stack([model.feed(cache, ids) for cache, ids in zip(caches, prompts, strict=True)])
+    if len(caches) == 1:
+        while True:
+            token = int(sample(logits, sampling, generator))
+            yield [token]
+            logits = model.feed(caches[0], [token])[None]
+    while True:
+        tokens = sample(logits, sampling, generator).tolist()
+        yield tokens
+        logits = batch_step(model.base, caches, tokens)
+
+
+def detokenize(tokenizer: Any, token_ids: list[int]) -> str:
+    """The text of a reply's tokens: special ones left out, spaces as they are."""
+    return str(tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+class Detokenizer:
+    """Text of a growing list of tokens, without half characters and without stop texts."""
+
+    def __init__(self, model: SonicModel, stop: Sequence[str]) -> None:
+        self._tokenizer = model.tokenizer
+        self._stop = tuple(stop)
+        self._longest = max((len(text) for text in self._stop), default=0)
+        self._ids: list[int] = []
+        self._context = 0  # first token of the decoding window
+        self._read = 0  # tokens whose text is known
+        self._held = ""  # text that may be the beginning of a stop text
+        self.stopped = False
+
+    def add(self, token_id: int) -> str:
+        """Text that has become certain with this token."""
+        self._ids.append(token_id)
+        return self._advance(final=False)
+
+    def finish(self) -> str:
+        """What is left at the end of the reply."""
+        return "" if self.stopped else self._advance(final=True)
+
+    def _advance(self, final: bool) -> str:
+        before = detokenize(self._tokenizer, self._ids[self._context : self._read])
+        text = detokenize(self._tokenizer, self._ids[self._context :])
+        new = text[len(before) :]
+        # A character split over tokens decodes to U+FFFD until it is complete. A token without text
+        # does not move the window: what follows may need the token before it for its space.
+        if not final and text.endswith("\ufffd"):
+            new = ""
+        if new:
+            self._context, self._read = self._read, len(self._ids)
+        self._held += new
+        found = [at for at in map(self._held.find, self._stop) if at >= 0]
+        if found:  # several may end with the same token: the reply ends where the first begins
+            self.stopped = True
+            self._held = self._held[: min(found)]
+        keep = 0
+        if not (final or self.stopped):
+            sizes = range(min(self._longest, len(self._held)), 0, -1)
+            keep = next((n for n in sizes if any(s.startswith(self._held[-n:]) for s in self._stop)), 0)
+        certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return certain
+
+
+class Writer:
+    """One reply as its tokens come.
+
+    Args:
+        room: most tokens that it may have.
+    """
+
+    def __init__(self, model: SonicModel, stop: Sequence[str], room: int) -> None:
+        self._stop_ids = model.stop_ids
+        self._text = Detokenizer(model, (*model.format.stop, *stop))
+        self._room = room
+        self.count = 0
+
+    @property
+    def left(self) -> int:
+        """Tokens that it may still have."""
+        return self._room - self.count
+
+    def add(self, token_id: int) -> Piece:
+        """What this token adds to the text, and whether it ends the reply."""
+        self.count += 1
+        if token_id in self._stop_ids:
+            return Piece(self._text.finish(), token_id, "stop")
+        text = self._text.add(token_id)
+        if not self._text.stopped and self.count >= self._room:
+            text += self._text.finish()
+            return Piece(text, token_id, "stop" if self._text.stopped else "length")
+        return Piece(text, token_id, "stop" if self._text.stopped else None)
+
+
+def stream_generate(
+    model: SonicModel,
+    prompts: Sequence[Sequence[int]],
+    caches: Sequence[SessionCache] | None = None,
+    sampling: SamplingConfig | None = None,
+) -> Generator[list[Piece | None], None, None]:
+    """Yield, at each step, a `Piece` for every row that is still going (None: that row has ended).
+
+    When it ends, or is closed, every cache holds its prompt and its reply except the reply's last
+    token (which was sampled, not fed).
+
+    Args:
+        caches: of the dialogues so far; None: fresh ones.
+    """
+    sampling = sampling or SamplingConfig()
+    caches = [SessionCache(model.num_layers) for _ in prompts] if caches is None else list(caches)
+    if not prompts or not all(prompts):
+        raise ConfigError("generate needs at least one prompt, and every prompt at least one token")
+    for cache, prompt in zip(caches, prompts, strict=True):
+        model.check_room(cache, len(prompt) + 1)
+    writers = [
+        Writer(model, sampling.stop, min(sampling.max_new_tokens, model.room(cache) - len(prompt)))
+        for cache, prompt in zip(caches, prompts, strict=True)
+    ]
+    done = [False] * len(prompts)
+    try:
+        with closing(generate_step(model, prompts, caches, sampling)) as steps:
+            for tokens in steps:
+                pieces: list[Piece | None] = []
+                for row, token in enumerate(tokens):
+                    if done[row]:
+                        pieces.append(None)
+                        continue
+                    piece = writers[row].add(token)
+                    done[row] = piece.finish_reason is not None
+                    pieces.append(piece)
+                yield pieces
+                if all(done):
+                    return
+    finally:
+        # rows that ended early were fed on for the others' sake
+        fed = max(writer.count for writer in writers)
+        for cache, writer in zip(caches, writers, strict=True):
+            cache.drop_newest(fed - writer.count)
+
+
+def generate(
+    model: SonicModel,
+    prompts: Sequence[Sequence[int]],
+    caches: Sequence[SessionCache] | None = None,
+    sampling: SamplingConfig | None = None,
+) -> list[Generation]:
+    """The replies to `prompts`, as `stream_generate` yields them piece by piece."""
+    texts: list[str] = [""] * len(prompts)
+    tokens: list[list[int]] = [[] for _ in prompts]
+    reasons = ["length"] * len(prompts)
+    for pieces in stream_generate(model, prompts, caches, sampling):
+        for row, piece in enumerate(pieces):
+            if piece is not None:
+                texts[row] += piece.text
+                tokens[row].append(piece.token_id)
+                reasons[row] = piece.finish_reason or reasons[row]
+    return [Generation(*row) for row in zip(texts, tokens, reasons, strict=True)]

@@ -1,0 +1,404 @@
+"""The training loop: one process or several, resumable at any step.
+
+Everything random is drawn from (seed, step, place in the batch), never from what came before: a resumed
+run is the run it continues, and two processes train what one does. Each process runs its share of a
+step's dialogues; the adapter's gradients, which are small, are then summed over the processes.
+"""
+
+import json
+import math
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, parse_flag_from_env, reduce
+from torch import Tensor
+
+from sonic_kv import __version__
+from sonic_kv.data.mixture import Mixture, synthetic, tokenised
+from sonic_kv.data.options import SynthConfig
+from sonic_kv.errors import ConfigError, FileError, NumericalError
+from sonic_kv.files import read_sealed, write_atomic, write_sealed
+from sonic_kv.model.adapter import Adapter
+from sonic_kv.model.chat_format import Encoded
+from sonic_kv.model.model import SonicModel
+from sonic_kv.model.options import AdapterConfig
+from sonic_kv.training.calibration import calibrate
+from sonic_kv.training.objectives import Objective
+from sonic_kv.training.options import LossConfig, PlanConfig, TrainConfig
+from sonic_kv.training.validation import history_losses, recovery
+
+CHECKPOINT = "checkpoint.safetensors"
+BEST = "best.safetensors"
+LOG = "log.jsonl"
+Record = dict[str, Any]
+
+
+class Trainer:
+    """A resumable training run in one folder: checkpoint, `log.jsonl`, and at the end the adapter.
+
+    Args:
+        model: the base, without adapter.
+        adapter: shape of what is trained.
+        synth: what synthetic dialogues are mixed in.
+        config: data, schedule, files.
+        loss: what is trained towards.
+        plan: how budgets are drawn.
+
+    Raises:
+        ConfigError: the folder holds a run with other options; a sharded base would not run equally often on
+            every process.
+        DataError: a source cannot be read or has no dialogue.
+        FileError: the folder cannot be written, or its disk is too full for a checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: SonicModel,
+        adapter: AdapterConfig,
+        synth: SynthConfig,
+        config: TrainConfig,
+        loss: LossConfig | None = None,
+        plan: PlanConfig | None = None,
+    ) -> None:
+        loss, plan = loss or LossConfig(), plan or PlanConfig()
+        self.model, self.config = model, config
+        self.processes = PartialState(cpu=model.device.type == "cpu")
+        self.folder = Path(config.out)
+        torch.manual_seed(config.seed)
+        self._fingerprint = model.fingerprint()
+        model.adapter = self.adapter = Adapter(model.base, adapter)
+        model.base.requires_grad_(False)
+        self.adapter.requires_grad_(True)
+        if sharded := config.shard_base or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            _shard(model)
+        flex = config.attention == "flex" or (config.attention == "auto" and model.device.type == "cuda")
+        self.objective = Objective(
+            model,
+            self.adapter,
+            loss,
+            plan,
+            flex=flex,
+            checkpointing=config.gradient_checkpointing,
+            bf16=multiplies_bf16(model.device) if config.bf16 is None else config.bf16,
+        )
+        scorer = [p for n, p in self.adapter.named_parameters() if n.startswith("scorer.")]
+        others = [p for n, p in self.adapter.named_parameters() if not n.startswith("scorer.")]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": scorer, "peak": config.scorer_lr}, {"params": others, "peak": config.lr}],
+            weight_decay=0.0,
+            betas=(0.9, 0.98),
+        )
+        self.step, self.best = 0, -math.inf
+        self._options = {"train": asdict(config), "adapter": asdict(adapter), "synth": asdict(synth)}
+        self._options |= {"loss": asdict(loss), "plan": asdict(plan)}
+        with self.processes.main_process_first():  # one process tokenises, the others read what it wrote
+            self._make_folder()
+            self._resume()
+            self.data = Mixture(model.format, config, synth)
+            self._held_out = self._validation_dialogues(synth) if config.validate_every else []
+        if sharded:
+            check_even(self.processes.num_processes, config, len(self._held_out))
+        self._board = self._tensorboard()
+
+    def run(self, progress: Callable[[Record], None] = lambda record: None) -> Path:
+        """Train to `max_steps`; returns the adapter's path. `progress` gets every step's record."""
+        config = self.config
+        while self.step < config.max_steps:
+            start = time.perf_counter()
+            record = {"step": self.step + 1, **self._train_step()}
+            self.step += 1
+            if self._calibrates and self.step == self._scorer_steps:
+                self._calibrate(progress)
+            if config.validate_every and self.step % config.validate_every == 0:
+                record |= self._validate()
+            record["seconds"] = round(time.perf_counter() - start, 3)
+            progress({**record, "tokens_per_second": record["tokens"] / max(record["seconds"], 1e-3)})
+            if self.step % config.log_every == 0 or "recovery" in record:
+                self._log(record)
+            if self.step % config.save_every == 0 or self.step == config.max_steps:
+                self._save()
+        return self._finish()
+
+    def _train_step(self) -> Record:
+        config, world, rank = self.config, self.processes.num_processes, self.processes.process_index
+        scorer, others = self.optimizer.param_groups
+        scorer["lr"] = scorer["peak"] * self._rate(0, self._scorer_steps)
+        others["lr"] = others["peak"] * self._rate(config.scorer_alone, config.max_steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        mine = range(rank, config.batch_size, world)
+        batch = {place: self.data.dialogue(self.step, place) for place in mine}
+        sums: dict[str, float] = {}
+        for places in _packs(batch, config.pack_tokens):
+            found = self.objective.backward(
+                [batch[place] for place in places],
+                [random.Random(f"{config.seed}-plan-{self.step}-{place}") for place in places],
+                1.0 / config.batch_size,
+                scorer=self.step < self._scorer_steps,
+                student=self.step >= config.scorer_alone,
+            )
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + value / config.batch_size
+        sums["tokens"] = float(sum(len(encoded.token_ids) for encoded in batch.values()))
+        sums = self._over_processes(sums)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), config.grad_clip))
+        if not all(math.isfinite(value) for value in (norm, *sums.values())):
+            self._refuse(list(batch.values()))
+        self.optimizer.step()
+        rates = {"scorer_lr": scorer["lr"], "lr": others["lr"]}
+        return {name: round(value, 6) for name, value in {**sums, "grad_norm": norm, **rates}.items()}
+
+    def _rate(self, start: int, end: int) -> float:
+        """Share of the peak rate of what is trained from step `start` to `end`."""
+        done = self.step - start
+        warm_up = min((done + 1) / max(self.config.warmup_steps, 1), 1.0)
+        return warm_up * (1.0 - done / (end - start)) if 0 <= done < end - start else 0.0
+
+    @property
+    def _calibrates(self) -> bool:
+        config = self.config
+        return (
+            bool(config.calibration_rounds and config.scorer_alone) and self.adapter.config.form == "anchored"
+        )
+
+    @property
+    def _scorer_steps(self) -> int:
+        """Steps after which the scorer stays as it is; where it can be calibrated, that is done then."""
+        config = self.config
+        rests = self._calibrates and self.objective.has_student
+        return min(config.scorer_alone, config.max_steps) if rests else config.max_steps
+
+    def _calibrate(self, progress: Callable[[Record], None]) -> None:
+        """Set the heads' constants: every process tries out some of them."""
+        config = self.config
+        third = range(config.calibration_dialogues // 3)
+        batches = [[self.data.dialogue(-step, place) for place in third] for step in (1, 2, 3)]
+
+        def note(record: dict[str, float]) -> None:
+            self._log({"step": self.step, **record})
+            progress({"step": self.step, **record})
+
+        calibrate(self.objective, batches, config.calibration_rounds, config.seed, self._spread, note)
+
+    def _spread(self, measure: Callable[[Tensor], float], samples: Tensor) -> list[float]:
+        """What is measured of each sample; all processes measure equally often, as a sharded base needs it."""
+        rank, world = self.processes.process_index, self.processes.num_processes
+        found = torch.zeros(len(samples), dtype=torch.float64)
+        for start in range(0, len(samples), world):
+            place = min(start + rank, len(samples) - 1)
+            value = measure(samples[place])
+            found[place] = value if place == start + rank else 0.0
+        found = found if world == 1 else reduce(found.to(self.model.device), "sum")
+        return [float(value) for value in found]
+
+    def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
+        """Sum gradients and logged numbers over all processes."""
+        if self.processes.num_processes == 1:
+            return sums
+        weights = list(self.adapter.parameters())
+        # a weight that no process has a gradient for keeps none: the optimiser then leaves it alone
+        has = [float(w.grad is not None) for w in weights]
+        device = weights[0].device
+        flat = torch.cat(
+            [torch.zeros_like(w).flatten() if w.grad is None else w.grad.flatten() for w in weights]
+        )
+        total: Tensor = reduce(torch.cat((torch.tensor(has, device=device), flat)), "sum")
+        counts, gradients = total[: len(weights)], total[len(weights) :].split([w.numel() for w in weights])
+        for weight, count, gradient in zip(weights, counts, gradients, strict=True):
+            weight.grad = gradient.view_as(weight) if count else None
+        found = gather_object([sums])
+        return {name: sum(s.get(name, 0.0) for s in found) for name in {n: None for s in found for n in s}}
+
+    def _validate(self) -> Record:
+        """Recovery on held-out dialogues; the best adapter so far is kept."""
+        rank, world = self.processes.process_index, self.processes.num_processes
+        sums = history_losses(self.objective, self._held_out[rank::world]).to(self.model.device)
+        found = recovery(sums if world == 1 else reduce(sums, "sum"))
+        if found["recovery"] > self.best:
+            self.best = found["recovery"]
+            if self.processes.is_main_process:
+                header = {"step": self.step, "recovery": self.best}
+                write_sealed(self.folder / BEST, "best adapter", header, self.adapter.state_dict())
+        return {name: round(value, 4) for name, value in found.items()}
+
+    def _validation_dialogues(self, synth: SynthConfig) -> list[Encoded]:
+        config, format = self.config, self.model.format
+        count = config.validation_dialogues
+        if not config.validation_data:
+            held_out = SynthConfig(**{**asdict(synth), "split": "validation", "seed": config.seed})
+            return list(islice(synthetic(format, held_out, config.max_tokens), count))
+        sources = tokenised(format, config, config.validation_data)
+        rng = random.Random(config.seed)
+        every = [(source, number) for source in sources for number in range(len(source))]
+        if not every:
+            raise ConfigError("validation_data holds no dialogue of more than one exchange")
+        return [source[number] for source, number in rng.sample(every, min(count, len(every)))]
+
+    def _make_folder(self) -> None:
+        """What cannot be written is found out before training starts."""
+        written = {"sonic_kv": __version__, **self._options}
+        header_only = self.folder / CHECKPOINT
+        if self.processes.is_main_process and not header_only.exists():
+            write_atomic(self.folder / "config.json", json.dumps(written, indent=1).encode())
+        weights = sum(p.numel() * p.element_size() for p in self.adapter.parameters())
+        needed = 2 * 4 * weights  # weights, two moments, and the adapter; twice, as files are replaced whole
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise FileError(
+                f"{self.folder}: {free // 10**6} MB are free on its disk, and a checkpoint needs "
+                f"{needed // 10**6 + 1} MB: make room or choose another --out"
+            )
+
+    def _tensorboard(self) -> Any:
+        if not (self.config.tensorboard and self.processes.is_main_process):
+            return None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError("tensorboard=true needs it installed: pip install 'sonic-kv[train]'") from error
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
+
+    def _refuse(self, batch: list[Encoded]) -> None:
+        path = self.folder / f"bad-step-{self.step + 1}.json"
+        ids = [encoded.token_ids for encoded in batch]
+        if self.processes.num_processes > 1:
+            ids = gather_object(ids)
+        if self.processes.is_main_process:
+            write_atomic(path, json.dumps(ids).encode())
+        raise NumericalError(
+            f"loss or gradient of step {self.step + 1} is not finite; its token ids are in {path}"
+        )
+
+    def _log(self, record: Record) -> None:
+        if not self.processes.is_main_process:
+            return
+        try:
+            with open(self.folder / LOG, "a", encoding="utf-8") as log:
+                log.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise FileError(f"cannot write {self.folder / LOG}: {error.strerror}") from error
+        if self._board is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, record["step"])
+
+    def _save(self) -> None:
+        if not self.processes.is_main_process:
+            return
+        tensors = {f"adapter.{name}": tensor for name, tensor in self.adapter.state_dict().items()}
+        for name, weight in self.adapter.named_parameters():
+            for key, value in self.optimizer.state.get(weight, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = value
+        header = {"step": self.step, "options": self._options, "base": self._fingerprint}
+        if self.best > -math.inf:
+            header["best"] = self.best
+        write_sealed(self.folder / CHECKPOINT, "checkpoint", header, tensors)
+
+    def _resume(self) -> None:
+        """Continue from the folder's checkpoint, if there is one."""
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return
+        header, tensors = read_sealed(path, "checkpoint")
+        if header["options"] != json.loads(json.dumps(self._options)):
+            raise ConfigError(
+                f"{self.folder} holds a run with other options: choose another --out or remove it"
+            )
+        if header["base"] != self._fingerprint:
+            raise ConfigError(f"{self.folder} holds a run for another base model: choose another --out")
+        self.step, self.best = int(header["step"]), header.get("best", -math.inf)
+        self.adapter.load_state_dict({n[8:]: t for n, t in tensors.items() if n.startswith("adapter.")})
+        for name, weight in self.adapter.named_parameters():
+            start = f"optimizer.{name}."
+            state = {n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)}
+            if state:
+                self.optimizer.state[weight] = {
+                    key: value if key == "step" else value.to(weight.device) for key, value in state.items()
+                }
+        log = self.folder / LOG
+        if log.exists() and self.processes.is_main_process:
+            # lines that a killed run wrote after its last checkpoint will be written again
+            text = log.read_text(encoding="utf-8")
+            lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may be torn
+            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+            write_atomic(log, "".join(line + "\n" for line in kept).encode())
+
+    def _finish(self) -> Path:
+        """Write the adapter: the best one if recovery was measured, else the last."""
+        if self._board is not None:
+            self._board.close()
+        notes = {"sonic_kv": __version__, "steps": self.step, **self._options}
+        if self.best > -math.inf:
+            self.processes.wait_for_everyone()
+            header, tensors = read_sealed(self.folder / BEST, "best adapter")
+            self.adapter.load_state_dict(tensors)
+            notes |= {"steps": header["step"], "recovery": header["recovery"]}
+        self.adapter.eval()
+        path = self.folder / "adapter.safetensors"
+        if self.processes.is_main_process:
+            path = self.adapter.save(self.folder, self._fingerprint, notes)
+        self.processes.wait_for_everyone()
+        return path
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether `device` is known to have instructions for bf16 products.
+
+    Emulated ones take a CPU 30 times as long as float32. Of CPUs, only AVX-512's are known.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def _packs(batch: dict[int, Encoded], pack_tokens: int) -> Iterable[list[int]]:
+    """Places of the dialogues that share a forward: in order, while they have room."""
+    pack: list[int] = []
+    used = 0
+    for place, encoded in batch.items():
+        if pack and used + len(encoded.token_ids) > pack_tokens:
+            yield pack
+            pack, used = [], 0
+        pack.append(place)
+        used += len(encoded.token_ids)
+    if pack:
+        yield pack
+
+
+def check_even(world: int, config: TrainConfig, validation_dialogues: int) -> None:
+    """All processes gather a sharded layer together: one that ran the base more often would wait forever.
+
+    Raises:
+        ConfigError: not every one of `world` processes would run the base equally often.
+    """
+    counts = {"batch_size": config.batch_size, "validation dialogues": validation_dialogues}
+    for name, count in counts.items():
+        if count % world:
+            raise ConfigError(
+                f"{name}: {count} is no multiple of the {world} processes, and all of them must run a sharded "
+                "base equally often"
+            )
+    if config.pack_tokens and world > 1:
+        raise ConfigError("pack_tokens: all processes must run a sharded base equally often, leave it out")
+
+
+def _shard(model: SonicModel) -> None:
+    """Shard the base's layers over the processes (FSDP2); the adapter stays whole on each."""
+    if not torch.distributed.is_initialized():
+        raise ConfigError(
+            "shard_base needs several processes: start them with `accelerate launch` or torchrun"
+        )
+    from torch.distributed.fsdp import fully_shard
+
+    for module in list(model.base.get_decoder().children()):
+        if isinstance(module, torch.nn.ModuleList):
+            for layer in module:
+                # a layer is a root of its own here, and FSDP2 would leave roots whole after their first forward
+                fully_shard(layer, reshard_after_forward=True)

@@ -1,94 +1,26 @@
-"""Imports go down only: the level table of docs/architecture.md, held by reading the source."""
+"""Imports go down only: the order of docs/house.py, held by reading the source."""
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import sonic_kv
 
-PACKAGE = Path(sonic_kv.__file__).parent
+sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
+from house import LEVELS, PACKAGE, edges, folder, imported, is_options, modules
 
-# A folder imports from those above it only. A folder's name stands for all modules in it.
-FOLDERS = (
-    ("errors",),
-    ("options", "text"),
-    ("files",),
-    ("cache",),
-    ("model",),
-    ("compress",),
-    ("session", "data"),
-    ("training", "server", "eval"),
-    ("bench", "integrations"),
-    ("cli",),
-)
-LEVELS = {name: number for number, names in enumerate(FOLDERS) for name in names}
-# Options are plain data and can be read from anywhere: they import nothing but each other.
-OPTIONS = "options"
 # Folders that may know about transformers and PEFT: `model` and `cache` touch their internals (subclass, patch,
 # register); the others call public entry points.
 LIBRARIES = {"model", "cache", "bench", "cli"}
 
 
-def modules() -> dict[str, Path]:
-    """Every module of the package by dotted name below `sonic_kv`; the package itself is ''."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imported(path: Path, package: str) -> Iterator[tuple[str, int]]:
-    """Absolute dotted names that a file imports anywhere (inside functions too), with their lines."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node.lineno
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = f"sonic_kv.{package}".rstrip(".").split(".")
-                base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [base])])
-            for alias in node.names:
-                yield f"{base}.{alias.name}", node.lineno
-
-
-def home(name: str, known: dict[str, Path]) -> str | None:
-    """The module of this package that a dotted import name refers to; None for other packages."""
-    if name.split(".")[0] != "sonic_kv":
-        return None
-    parts = name.split(".")[1:]
-    while parts and ".".join(parts) not in known:
-        parts.pop()
-    return ".".join(parts)
-
-
-def edges() -> dict[str, dict[str, int]]:
-    """For every module the modules of this package it imports, with the line of the import."""
-    known = modules()
-    graph: dict[str, dict[str, int]] = {}
-    for name, path in known.items():
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        targets = ((home(target, known), line) for target, line in imported(path, package))
-        graph[name] = {target: line for target, line in targets if target is not None and target != name}
-    return graph
-
-
-def folder(module: str) -> str:
-    return module.split(".")[0]
-
-
-def is_options(module: str) -> bool:
-    return module.rpartition(".")[2] == OPTIONS
-
-
 def test_every_module_stands_in_a_known_folder() -> None:
     unknown = sorted({folder(m) for m in modules() if m} - set(LEVELS))
-    assert not unknown, f"no place for {', '.join(unknown)}: see FOLDERS here, and docs/architecture.md"
+    assert not unknown, (
+        f"no place for {', '.join(unknown)}: see FOLDERS in docs/house.py, and docs/architecture.md"
+    )
 
 
 def test_the_top_level_is_readable_in_one_look() -> None:

@@ -175,7 +175,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("[session]\nreencode = 1", "must be true or false"),
         ("[session]\ncandidates = false", "must be a number"),
         ("[sampling]\nstop = [1]", "must be a list, each a text"),
-        ('[session]\npositions = "mixed"', "must be one of original, compact"),
+        ('[session]\npositions = "mixed"', "must be original or compact"),
         ("[budget]\nmax_entries =", "not valid TOML"),
     ],
 )

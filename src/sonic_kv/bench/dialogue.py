@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from sonic_kv.bench.options import BenchDialogueOptions, TurnTokens
 from sonic_kv.bench.timing import Machine, Ratio, decode_bound, measure_machine, ratio_of_sums, seconds
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.compressor import Compressor
-from sonic_kv.compress.options import Budget, SessionConfig, Storage
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.compress.policies import Importance, WindowImportance
 from sonic_kv.errors import ConfigError
 from sonic_kv.files import write_atomic
@@ -86,7 +86,7 @@ def methods(model: SonicModel, options: BenchDialogueOptions) -> list[Method]:
             own = kind == "sonic"  # the others give every head as many entries
             config = SessionConfig(
                 reencode=own,
-                storage=cast(Storage, storage),
+                storage=storage,
                 allocation=options.allocation if own else "global",
             )
             compressor = Compressor(model, config, importance)

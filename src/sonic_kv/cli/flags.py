@@ -8,12 +8,12 @@ A dataclass is given as a *section*: its name stands as the table in a TOML file
 import argparse
 import dataclasses
 import sys
-import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from sonic_kv.errors import ConfigError, FileError
+from sonic_kv.options import fits, strip_none, type_hints, wanted
 from sonic_kv.text import nearest
 
 if sys.version_info >= (3, 11):
@@ -41,13 +41,6 @@ class Parser(argparse.ArgumentParser):
         return [flag for flag in self._option_string_actions if flag.startswith("--")]
 
 
-def _strip_none(hint: Any) -> Any:
-    """`X` for `X | None`; other types as they are."""
-    if get_origin(hint) in (Union, types.UnionType):
-        (hint,) = (part for part in get_args(hint) if part is not type(None))
-    return hint
-
-
 def _kind(hint: Any) -> dict[str, Any]:
     """What `add_argument` needs for a field of type `hint`."""
     if hint is bool:
@@ -56,7 +49,7 @@ def _kind(hint: Any) -> dict[str, Any]:
         return {"choices": get_args(hint)}
     if get_origin(hint) is tuple:
         item = get_args(hint)[0]
-        return {"action": "extend", "nargs": "+", "type": item, "metavar": _METAVARS[item]}
+        return {"action": "extend", "nargs": "+", **_kind(item)}
     return {"type": hint, "metavar": _METAVARS[hint]}
 
 
@@ -64,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser, section: str, cls: type) -> None:
     """Add one flag per field of the dataclass `cls`. A flag that is not given leaves no trace."""
     summary = (cls.__doc__ or section).strip().splitlines()[0]
     group = parser.add_argument_group(section, summary)
-    hints = get_type_hints(cls)
+    hints = type_hints(cls)
     for field in dataclasses.fields(cls):
         shown = "none" if field.default in (None, ()) else field.default
         group.add_argument(
@@ -72,31 +65,15 @@ def add_flags(parser: argparse.ArgumentParser, section: str, cls: type) -> None:
             dest=f"{section}.{field.name}",
             default=argparse.SUPPRESS,
             help=f"{field.metadata['help']} (default: {shown})".replace("%", "%%"),
-            **_kind(_strip_none(hints[field.name])),
+            **_kind(strip_none(hints[field.name])),
         )
 
 
 def _fitting(value: Any, hint: Any) -> Any:
-    """The TOML `value` as the type `hint`; raises `TypeError` where it does not fit."""
-    hint = _strip_none(hint)
-    if get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(_fitting(part, get_args(hint)[0]) for part in value)
-    if get_origin(hint) is Literal and value in get_args(hint):
-        return value
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if type(value) is hint:
-        return value
-    raise TypeError(value)
-
-
-def _expected(hint: Any) -> str:
-    hint = _strip_none(hint)
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) is tuple:
-        return f"a list, each {_expected(get_args(hint)[0])}"
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "a text")
+    """The TOML `value` as the type `hint`, which it fits: a list is a tuple, a whole number a number."""
+    if isinstance(value, list):
+        return tuple(_fitting(part, get_args(strip_none(hint))[0]) for part in value)
+    return float(value) if strip_none(hint) is float else value
 
 
 def read_toml(path: str | Path, sections: Sections) -> dict[str, dict[str, Any]]:
@@ -118,15 +95,13 @@ def read_toml(path: str | Path, sections: Sections) -> dict[str, dict[str, Any]]
             raise ConfigError(f"{path}: unknown section [{name}]{nearest(name, sections)}")
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: {name} is a section: write [{name}] and its keys below")
-        hints = get_type_hints(sections[name])
+        hints = type_hints(sections[name])
         for key, value in table.items():
             if key not in hints:
                 raise ConfigError(f"{path}: unknown key {key!r} in [{name}]{nearest(key, hints)}")
-            try:
-                table[key] = _fitting(value, hints[key])
-            except TypeError:
-                wanted = _expected(hints[key])
-                raise ConfigError(f"{path}: {key} = {value!r} in [{name}] must be {wanted}") from None
+            if not fits(value, hints[key]):
+                raise ConfigError(f"{path}: {key} = {value!r} in [{name}] must be {wanted(hints[key])}")
+            table[key] = _fitting(value, hints[key])
     return tables
 
 

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from sonic_kv.compress.options import Budget
-from sonic_kv.options import option, require
+from sonic_kv.options import Options, option
 
 
 @dataclass(frozen=True)
-class DecodeOptions:
+class DecodeOptions(Options):
     """How one dialogue is decoded."""
 
     compile: bool = option(
@@ -17,7 +16,7 @@ class DecodeOptions:
 
 
 @dataclass(frozen=True)
-class ChatOptions:
+class ChatOptions(Options):
     """The dialogue."""
 
     system: str | None = option(None, "system prompt")
@@ -25,28 +24,22 @@ class ChatOptions:
 
 
 @dataclass(frozen=True)
-class OutputOptions:
+class OutputOptions(Options):
     """Where the result goes."""
 
     out: str | None = option(None, "file to write, compressed if it ends in .gz; none: standard output")
 
 
 @dataclass(frozen=True)
-class DemoOptions:
+class DemoOptions(Options):
     """What is replayed."""
 
     dialogue: str | None = option(
         None, 'JSONL file, {"messages": [{"role", "content"}, ...]} a line; none: synthetic dialogues'
     )
-    dialogues: int = option(6, "how many dialogues; the first is shown in full")
-    exchanges: int = option(16, "exchanges of each synthetic dialogue")
+    dialogues: int = option(6, "how many dialogues; the first is shown in full", least=1)
+    exchanges: int = option(16, "exchanges of each synthetic dialogue", least=1)
     seed: int = option(0, "seed of the synthetic dialogues")
-    ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios to compare")
-    max_new_tokens: int = option(32, "longest answer, in tokens")
+    ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios to compare", least=0.0, below=1.0)
+    max_new_tokens: int = option(32, "longest answer, in tokens", least=1)
     html: str = option("demo.html", "page to write; an empty text: none")
-
-    def __post_init__(self) -> None:
-        for name in ("dialogues", "exchanges", "max_new_tokens"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        for ratio in self.ratios:
-            Budget(compression_ratio=ratio)

@@ -1,53 +1,41 @@
 """Options of synthetic dialogues."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
-from sonic_kv.options import option, require
+from sonic_kv.options import Options, option, require, share
 
 
 @dataclass(frozen=True)
-class SynthConfig:
+class SynthConfig(Options):
     """Which synthetic dialogues are generated, and what is in them."""
 
-    dialogues: int = option(10_000, "how many dialogues")
+    dialogues: int = option(10_000, "how many dialogues", least=0)
     split: Literal["train", "validation", "test"] = option("train", "splits share no wording and no entity")
     seed: int = option(0, "seed of the dialogues")
-    min_exchanges: int = option(4, "fewest exchanges of a dialogue")
-    max_exchanges: int = option(12, "most exchanges of a dialogue")
-    min_distance: int = option(1, "fewest exchanges from a fact to its question")
-    max_distance: int = option(64, "most exchanges from a fact to its question")
-    question_share: float = option(0.5, "share of the exchanges that ask, where there is a fact to ask for")
-    fact_share: float = option(0.7, "share of the other exchanges that state a fact; the rest is chatter")
-    update_share: float = option(0.12, "share of the stated facts that change an earlier one")
-    coreference_share: float = option(0.15, "share of facts followed by a second one about 'she' or 'he'")
-    system_share: float = option(0.4, "share of dialogues with a system prompt")
-    chatter_sentences: int = option(2, "most sentences of a chatter message")
-    count_share: float = option(0.15, "share of the stated facts that start or change a running count")
-    instruction_share: float = option(0.15, "share of dialogues with a standing instruction")
-    secret_share: float = option(0.4, "share of codes and passwords that the user later declares secret")
-    script_share: float = option(0.05, "share of composed names in other scripts than the Latin one")
-    noise_share: float = option(0.3, "share of training sentences with words left out and put in")
-    pair_share: float = option(0.15, "share of training messages that state a fact beside their own matter")
-    aside_share: float = option(
+    min_exchanges: int = option(4, "fewest exchanges of a dialogue", least=1)
+    max_exchanges: int = option(12, "most exchanges of a dialogue", least=1)
+    min_distance: int = option(1, "fewest exchanges from a fact to its question", least=1)
+    max_distance: int = option(64, "most exchanges from a fact to its question", least=1)
+    question_share: float = share(0.5, "share of the exchanges that ask, where there is a fact to ask for")
+    fact_share: float = share(0.7, "share of the other exchanges that state a fact; the rest is chatter")
+    update_share: float = share(0.12, "share of the stated facts that change an earlier one")
+    coreference_share: float = share(0.15, "share of facts followed by a second one about 'she' or 'he'")
+    system_share: float = share(0.4, "share of dialogues with a system prompt")
+    chatter_sentences: int = option(2, "most sentences of a chatter message", least=1)
+    count_share: float = share(0.15, "share of the stated facts that start or change a running count")
+    instruction_share: float = share(0.15, "share of dialogues with a standing instruction")
+    secret_share: float = share(0.4, "share of codes and passwords that the user later declares secret")
+    script_share: float = share(0.05, "share of composed names in other scripts than the Latin one")
+    noise_share: float = share(0.3, "share of training sentences with words left out and put in")
+    pair_share: float = share(0.15, "share of training messages that state a fact beside their own matter")
+    aside_share: float = share(
         0.15, "share of training messages of facts and questions that hold chatter too"
     )
-    self_share: float = option(0.25, "share of training facts about people that are about the user")
-    casual_share: float = option(0.15, "share of training messages that are typed in a hurry: what's, I'm")
-    unnamed_share: float = option(0.15, "share of training people who are known by relation only")
+    self_share: float = share(0.25, "share of training facts about people that are about the user")
+    casual_share: float = share(0.15, "share of training messages that are typed in a hurry: what's, I'm")
+    unnamed_share: float = share(0.15, "share of training people who are known by relation only")
 
-    def __post_init__(self) -> None:
-        require(self.dialogues >= 0, f"dialogues={self.dialogues} must not be negative")
-        require(
-            self.split in ("train", "validation", "test"), f"split={self.split!r}: train, validation or test"
-        )
-        require(
-            1 <= self.min_exchanges <= self.max_exchanges,
-            "exchanges need 1 <= min_exchanges <= max_exchanges",
-        )
-        require(
-            1 <= self.min_distance <= self.max_distance, "distances need 1 <= min_distance <= max_distance"
-        )
-        for name in (f.name for f in fields(self) if f.name.endswith("_share")):
-            require(0.0 <= getattr(self, name) <= 1.0, f"{name}={getattr(self, name)} is outside [0, 1]")
-        require(self.chatter_sentences >= 1, f"chatter_sentences={self.chatter_sentences} must be at least 1")
+    def check(self) -> None:
+        require(self.min_exchanges <= self.max_exchanges, "exchanges need min_exchanges <= max_exchanges")
+        require(self.min_distance <= self.max_distance, "distances need min_distance <= max_distance")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sonic_kv.options import option, require
+from sonic_kv.options import Options, option, require
 
 Form = Literal["anchored", "learned"]
 Scope = Literal["causal", "segment"]
@@ -11,7 +11,7 @@ Quantization = Literal["nf4", "fp4"]
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(Options):
     """The shape of an adapter: what is trained beside the frozen base."""
 
     form: Form = option(
@@ -21,26 +21,23 @@ class AdapterConfig:
         "causal", "an anchored Nexus token sees its segment up to its anchor (causal) or whole"
     )
     lora_rank: int = option(
-        16, "rank of the conditional LoRA; 0: importance only, entries are not re-encoded"
+        16, "rank of the conditional LoRA; 0: importance only, entries are not re-encoded", least=0
     )
     lora_alpha: int = option(32, "LoRA scale is alpha / rank")
-    scorer_hidden: int = option(64, "width of the importance scorer's hidden layer")
-    turn_classes: int = option(8, "classes of the turn embedding (learned form): segments 1, 2–3, 4–7, …")
+    scorer_hidden: int = option(64, "width of the importance scorer's hidden layer", least=1)
+    turn_classes: int = option(
+        8, "classes of the turn embedding (learned form): segments 1, 2–3, 4–7, …", least=1
+    )
 
-    def __post_init__(self) -> None:
-        require(self.form in ("anchored", "learned"), f"form={self.form!r}: anchored or learned")
-        require(self.scope in ("causal", "segment"), f"scope={self.scope!r}: causal or segment")
-        require(self.lora_rank >= 0, f"lora_rank={self.lora_rank} must not be negative")
+    def check(self) -> None:
         require(
             self.form == "anchored" or self.lora_rank > 0,
             "form='learned' needs lora_rank >= 1: a learned Nexus token has no raw entry to fall back on",
         )
-        require(self.scorer_hidden >= 1, f"scorer_hidden={self.scorer_hidden} must be at least 1")
-        require(self.turn_classes >= 1, f"turn_classes={self.turn_classes} must be at least 1")
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(Options):
     """Which model, and where it runs."""
 
     model: str | None = option(None, "base model: path or hub id; none: the default model")

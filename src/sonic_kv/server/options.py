@@ -1,48 +1,57 @@
 """Options of the server."""
 
 from dataclasses import dataclass
-from math import inf
 from typing import Literal
 
-from sonic_kv.compress.options import Budget
-from sonic_kv.options import option, parse_bytes, require
+from sonic_kv.options import Options, option, require
 
 Engine = Literal["local", "vllm", "ray"]
 
 
 @dataclass(frozen=True)
-class ServeOptions:
+class ServeOptions(Options):
     """Where the server listens, and what it may use."""
 
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in: set API keys then")
-    port: int = option(8000, "port to listen on; 0: any free one")
+    port: int = option(8000, "port to listen on; 0: any free one", least=0, below=1 << 16)
     api_keys: str | None = option(
         None,
         "file of API keys, one a line; SONIC_KV_API_KEYS (separated by commas) adds to it; none: open to all",
     )
     cors_origins: tuple[str, ...] = option((), "origins whose pages may call this server from a browser")
-    kv_memory: str = option("2GiB", "keys and values of all dialogues together stay below this")
-    max_batch: int = option(16, "replies made at the same time")
-    max_waiting: int = option(64, "requests that may wait; more are refused with 503")
-    max_waiting_per_key: int = option(32, "requests of one API key that may wait; more are refused with 429")
-    queue_timeout: float = option(
-        60.0, "seconds a request may wait to be taken up; then it is refused with 503"
+    kv_memory: str = option("2GiB", "keys and values of all dialogues together stay below this", size=True)
+    max_batch: int = option(16, "replies made at the same time", least=1)
+    max_waiting: int = option(64, "requests that may wait; more are refused with 503", least=1)
+    max_waiting_per_key: int = option(
+        32, "requests of one API key that may wait; more are refused with 429", least=1
     )
-    slice_tokens: int = option(256, "tokens fed at once between two decode steps of the other dialogues")
-    max_body: str = option("4MiB", "largest request body")
-    max_reply_tokens: int = option(4096, "most tokens that a request may ask for")
+    queue_timeout: float = option(
+        60.0, "seconds a request may wait to be taken up; then it is refused with 503", above=0.0
+    )
+    slice_tokens: int = option(
+        256, "tokens fed at once between two decode steps of the other dialogues", least=1
+    )
+    max_body: str = option("4MiB", "largest request body", size=True)
+    max_reply_tokens: int = option(4096, "most tokens that a request may ask for", least=1)
     min_compression_ratio: float = option(
-        0.0, "a request that asks for less compression than this gets this much"
+        0.0, "a request that asks for less compression than this gets this much", least=0.0, below=1.0
     )
     pressure_ratio: float | None = option(
-        None, "before idle dialogues leave memory, compress them to this ratio; none: they leave as they are"
+        None,
+        "before idle dialogues leave memory, compress them to this ratio; none: they leave as they are",
+        least=0.0,
+        below=1.0,
     )
     store: str = option(
         "~/.cache/sonic-kv/sessions", "where dialogues are kept: a folder, an fsspec URL, redis://…, or none"
     )
-    store_after: float = option(5.0, "seconds until an idle dialogue's cache is written to the store")
-    store_ttl: float = option(7 * 86400.0, "seconds after which an unused dialogue is forgotten")
-    store_bytes: str = option("10GiB", "size of the store; beyond it the oldest dialogues are forgotten")
+    store_after: float = option(
+        5.0, "seconds until an idle dialogue's cache is written to the store", least=0.0
+    )
+    store_ttl: float = option(7 * 86400.0, "seconds after which an unused dialogue is forgotten", above=0.0)
+    store_bytes: str = option(
+        "10GiB", "size of the store; beyond it the oldest dialogues are forgotten", size=True
+    )
     engine: Engine = option(
         "local",
         "what serves: this process (local), this process while a vLLM server decodes (vllm), or replicas of it (ray)",
@@ -52,24 +61,15 @@ class ServeOptions:
         "~/.cache/sonic-kv/exports",
         "where vLLM reads exported sessions, as its connector is told; unused ones go as in the store",
     )
-    vllm_timeout: float = option(120.0, "seconds without a sign from vLLM after which a reply fails")
+    vllm_timeout: float = option(
+        120.0, "seconds without a sign from vLLM after which a reply fails", above=0.0
+    )
 
-    def __post_init__(self) -> None:
-        for name in ("kv_memory", "max_body", "store_bytes"):
-            require(parse_bytes(getattr(self, name)) > 0, f"{name} must be above 0")
-        for name in ("max_batch", "max_waiting", "max_waiting_per_key", "slice_tokens", "max_reply_tokens"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("queue_timeout", "store_ttl", "vllm_timeout"):
-            require(0.0 < getattr(self, name) < inf, f"{name}={getattr(self, name)} must be above 0")
-        require(self.store_after >= 0.0, f"store_after={self.store_after} must not be negative")
-        require(0 <= self.port < 1 << 16, f"port={self.port} is outside [0, 65535]")
-        require(self.engine in ("local", "vllm", "ray"), f"engine={self.engine!r}: local, vllm or ray")
+    def check(self) -> None:
         require(
             self.engine != "ray" or self.store != "none",
             "engine ray needs a store that all replicas reach: a dialogue outlives its replica there",
         )
-        Budget(compression_ratio=self.min_compression_ratio)
-        Budget(compression_ratio=self.pressure_ratio)
         url = self.vllm_url
         require(
             url is None or url.startswith(("http://", "https://")),

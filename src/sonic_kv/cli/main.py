@@ -25,7 +25,7 @@ from sonic_kv.bench.options import (
     BenchTrainingOptions,
 )
 from sonic_kv.cli.flags import Given, Parser, add_flags, build, given_flags, read_toml
-from sonic_kv.cli.options import ChatOptions, DecodeOptions, DemoOptions, OutputOptions
+from sonic_kv.cli.options import ChatOptions, DecodeOptions, DemoOptions, OutputOptions, PlanOptions
 from sonic_kv.compress.options import DEFAULT_BUDGET, Budget, SessionConfig
 from sonic_kv.data.options import SynthConfig
 from sonic_kv.errors import ConfigError, ServeError, SonicError
@@ -398,6 +398,15 @@ def inspect(call: Call) -> None:
     print(json.dumps(facts, ensure_ascii=False) if call.json else as_text(facts))
 
 
+def plan(call: Call) -> None:
+    """Say what compression saves for a model, from its configuration alone."""
+    from sonic_kv.cli.plan import as_text
+    from sonic_kv.cli.plan import plan as figures
+
+    found = figures(call.options(PlanOptions), call.target or "SmolLM2-135M-Instruct")
+    print(json.dumps(found) if call.json else as_text(found))
+
+
 def data_synth(call: Call) -> None:
     """Write synthetic dialogues, one JSON object a line."""
     from sonic_kv.data.synth import generate_dialogues
@@ -532,6 +541,14 @@ COMMANDS = (
         {},
         target="file, folder or hub id (default: the default model)",
         json="the facts",
+    ),
+    Command(
+        "plan",
+        "say what compression saves for a model: bytes, dialogues in a memory, and where it begins to pay",
+        plan,
+        {"sizes": PlanOptions},
+        target="folder, config.json, hub id or well-known name of a model (default: SmolLM2-135M-Instruct)",
+        json="the figures",
     ),
     Command(
         "data synth",

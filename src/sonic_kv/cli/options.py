@@ -43,3 +43,13 @@ class DemoOptions(Options):
     ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios to compare", least=0.0, below=1.0)
     max_new_tokens: int = option(32, "longest answer, in tokens", least=1)
     html: str = option("demo.html", "page to write; an empty text: none")
+
+
+@dataclass(frozen=True)
+class PlanOptions(Options):
+    """What is planned for."""
+
+    tokens: tuple[int, ...] = option(
+        (2048, 8192, 32768), "lengths of a dialogue, in tokens", least=1, filled=True
+    )
+    memory: str = option("24GB", "memory of the device, weights included", size=True)

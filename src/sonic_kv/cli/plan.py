@@ -1,0 +1,141 @@
+"""`sonic-kv plan`: what compression saves for a model, from its configuration alone."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sonic_kv.cli.options import PlanOptions
+from sonic_kv.errors import ConfigError, FileError
+from sonic_kv.model.shapes import KNOWN, ModelShape, shape_of
+from sonic_kv.options import parse_bytes
+from sonic_kv.text import bytes_text, nearest, percent_text, table
+
+NUMBER_BYTES = 2  # of a weight, a key or a value: bfloat16
+ENTRY_BYTES = 8  # beside a head's key and value: its position and its score
+SLOWER = 0.1  # a decode step is noticeably slower when it reads so much of the weights' bytes from the cache
+# A scorer reads each token forwards and backwards, without gradients of weights: 4 operations a weight.
+TRAINING_TOKENS, OPERATIONS = 60_000, 4
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to keep the past: what is removed, and in how many bits the rest is kept."""
+
+    ratio: float
+    bits: int | None = None
+
+    def __str__(self) -> str:
+        if not self.ratio:
+            return "full context"
+        return f"{percent_text(self.ratio)} removed" + (f", {self.bits} bits" if self.bits else "")
+
+
+WAYS = (Way(0.0), Way(0.5), Way(0.8), Way(0.9), Way(0.8, 8), Way(0.8, 4))
+
+
+def find(model: str) -> tuple[str, dict[str, Any]]:
+    """Name and configuration of a model: a folder, a configuration file, a well-known name or a hub id.
+
+    Raises:
+        FileError: there is none.
+    """
+    path = Path(model).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    if path.is_file():
+        try:
+            return str(model), dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise FileError(f"{path} cannot be read as JSON: {error}") from error
+    short = {name.split("/")[1].lower(): name for name in KNOWN} | {name.lower(): name for name in KNOWN}
+    if model.lower() in short:
+        name = short[model.lower()]
+        return name, KNOWN[name]
+    from sonic_kv.files import from_hub
+
+    try:
+        return model, dict(json.loads(from_hub(model, "config.json").read_text(encoding="utf-8")))
+    except FileError as error:
+        raise FileError(f"{error}{nearest(model, [n.split('/')[1] for n in KNOWN])}") from error
+
+
+def dialogue_bytes(shape: ModelShape, tokens: int, way: Way) -> int:
+    """Keys and values of a dialogue of so many tokens, all of it closed."""
+    if not way.ratio:
+        return tokens * shape.token_bytes(NUMBER_BYTES)
+    from sonic_kv.cache.bits import vector_bytes
+
+    vector = NUMBER_BYTES * shape.head_dim if way.bits is None else vector_bytes(shape.head_dim, way.bits)
+    return round((1 - way.ratio) * tokens) * shape.heads * (2 * vector + ENTRY_BYTES)
+
+
+def plan(options: PlanOptions, model: str) -> dict[str, Any]:
+    """JSON-able figures.
+
+    Raises:
+        ConfigError: the weights alone do not fit into the memory.
+        FileError: there is no such model.
+    """
+    name, config = find(model)
+    shape = shape_of(config, name)
+    weights, memory = shape.parameters * NUMBER_BYTES, parse_bytes(options.memory)
+    if memory <= weights:
+        raise ConfigError(
+            f"the weights of {name} take {bytes_text(weights)}: --memory {options.memory} is too little"
+        )
+    token = shape.token_bytes(NUMBER_BYTES)
+    rows = []
+    for way in WAYS:
+        sizes = {str(n): dialogue_bytes(shape, n, way) for n in options.tokens}
+        fit = {tokens: (memory - weights) // size for tokens, size in sizes.items()}
+        rows.append({"removed": way.ratio, "bits": way.bits, "bytes": sizes, "dialogues": fit})
+    return {
+        "model": name,
+        "layers": shape.layers,
+        "kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "positions": shape.positions,
+        "parameters": shape.parameters,
+        "weight_bytes": weights,
+        "token_bytes": token,
+        "memory": memory,
+        "rows": rows,
+        "slower_from_tokens": round(SLOWER * weights / token),
+        "training_operations": OPERATIONS * shape.parameters * TRAINING_TOKENS,
+    }
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The figures as people read them."""
+    rows, lengths = found["rows"], list(found["rows"][0]["bytes"])
+    names = [str(Way(row["removed"], row["bits"])) for row in rows]
+    head = [f"{int(n):,} tokens" for n in lengths]
+    sizes = [
+        [name, *(bytes_text(row["bytes"][n]) for n in lengths)] for name, row in zip(names, rows, strict=True)
+    ]
+    fit = [
+        [name, *(f"{row['dialogues'][n]:,}" for n in lengths)] for name, row in zip(names, rows, strict=True)
+    ]
+    longest = max(map(int, lengths))
+    alone, operations = found["slower_from_tokens"], found["training_operations"]
+    notes = [
+        "Memory is saved from the first closed segment on. A decode step of full context is slower by a tenth at "
+        f"{alone:,} tokens; in a batch of 8 at {alone // 8:,} tokens each.",
+        f"A scorer is trained on about {TRAINING_TOKENS:,} tokens: {operations:.2g} operations, "
+        f"{operations / 1e11 / 60:.0f} minutes at 100 GFLOP/s, {operations / 1e14:.1f} s at 100 TFLOP/s.",
+    ]
+    if longest > found["positions"]:
+        notes.append(f"The model was made for {found['positions']:,} tokens at most.")
+    return "\n".join(
+        [
+            f"{found['model']}: {found['parameters'] / 1e9:.3g} billion parameters "
+            f"({bytes_text(found['weight_bytes'])} in bf16), {found['layers']} layers of {found['kv_heads']} KV heads",
+            f"One token of full context takes {bytes_text(found['token_bytes'])}.",
+            "",
+            table(["keys and values of one dialogue", *head], sizes),
+            "",
+            table([f"dialogues in {bytes_text(found['memory'])}, beside the weights", *head], fit),
+            "",
+            *notes,
+        ]
+    )

@@ -52,7 +52,7 @@ class Metrics:
         )
 
     def answered(self, route: str, status: int) -> None:
-        """Count an answer."""
+        """Count an answer; status 0: there was none."""
         self._requests.labels(route, str(status)).inc()
 
     def first_token(self, seconds: float) -> None:

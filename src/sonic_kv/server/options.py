@@ -6,6 +6,8 @@ from typing import Literal
 from sonic_kv.options import Options, option, require
 
 Engine = Literal["local", "vllm", "ray"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class ServeOptions(Options):
         "file of API keys, one a line; SONIC_KV_API_KEYS (separated by commas) adds to it; none: open to all",
     )
     cors_origins: tuple[str, ...] = option((), "origins whose pages may call this server from a browser")
+    log_level: LogLevel = option("warning", "the least that is logged; info logs every request")
+    log_format: LogFormat = option("text", "log lines as text or as JSON")
     kv_memory: str = option("2GiB", "keys and values of all dialogues together stay below this", size=True)
     max_batch: int = option(16, "replies made at the same time", least=1)
     max_waiting: int = option(64, "requests that may wait; more are refused with 503", least=1)

@@ -4,6 +4,7 @@ import time
 import uuid
 from typing import Annotated, Any, Literal
 
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sonic_kv.errors import (
@@ -19,6 +20,7 @@ from sonic_kv.errors import (
     UnsupportedModelError,
     UpstreamError,
 )
+from sonic_kv.server.logs import request_id
 from sonic_kv.server.requests import Outcome, View
 from sonic_kv.session.options import SamplingConfig
 
@@ -216,11 +218,18 @@ def error_body(message: str, kind: str, code: str | None, param: str | None = No
 
 
 def error_answer(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, body and headers for an error."""
+    """Status, body and headers for an error of the request under way."""
     _, status, kind, code = next(row for row in ERRORS if isinstance(error, row[0]))
     if isinstance(error, BusyError) and error.yours:
         status, kind, code = 429, "rate_limit_error", "too_many_requests"
     # what was not raised on purpose may say anything: it goes to the log, not to the client
-    message = str(error) if isinstance(error, SonicError) else "the server failed: see its log"
+    hidden = f"the server failed: its log says why, under request {request_id.get()}"
+    message = str(error) if isinstance(error, SonicError) else hidden
     headers = {"Retry-After": RETRY_AFTER} if status in (429, 503) else {}
     return status, error_body(message, kind, code), headers
+
+
+def error_response(error: Exception) -> JSONResponse:
+    """The answer for an error of the request under way."""
+    status, body, headers = error_answer(error)
+    return JSONResponse(body, status, headers)

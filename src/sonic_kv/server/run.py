@@ -11,7 +11,9 @@ from sonic_kv.errors import ConfigError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.options import parse_bytes
 from sonic_kv.server.access import read_keys
-from sonic_kv.server.app import LOOPBACK, make_app
+from sonic_kv.server.app import make_app
+from sonic_kv.server.guard import LOOPBACK
+from sonic_kv.server.logs import set_up
 from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.store import Store, open_store
 from sonic_kv.server.worker import Worker
@@ -71,9 +73,10 @@ def serve(
 ) -> None:
     """Serve until interrupted."""
     keys = read_keys(options.api_keys)
+    set_up(options.log_level, options.log_format)
     worker = Worker(model, config, budget, options, store_of(options))
     app = make_app(worker, name, sampling, options, keys)
     listener = listen(options.host, options.port)
     announce(name, options.host, listener.getsockname()[1], keys)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
     server.run([listener])

@@ -1,0 +1,190 @@
+"""The routes of the server. None touches the model: the worker does."""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Path, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
+
+from sonic_kv.errors import SonicError
+from sonic_kv.server import requests as work
+from sonic_kv.server.dialogue import check_request
+from sonic_kv.server.metrics import Metrics
+from sonic_kv.server.options import ServeOptions
+from sonic_kv.server.protocol import ChatRequest, Completion, SessionChange, error_answer, session_body
+from sonic_kv.server.stream import DONE, Event, EventStream, Gone, events, outcome_of, server_sent
+from sonic_kv.server.worker import Worker
+from sonic_kv.session.options import SamplingConfig
+
+log = logging.getLogger(__name__)
+SESSION_ID = "x-session-id"
+NAME = r"[A-Za-z0-9._:-]{1,128}"
+PAGE = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes share: who does the work, and how it is asked for.
+
+    Attributes:
+        name: of the model.
+        sampling: what a request leaves out.
+    """
+
+    worker: Worker
+    name: str
+    sampling: SamplingConfig
+    options: ServeOptions
+    metrics: Metrics
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def check_model(self, asked: str) -> None:
+        """Raise a 404 unless this model is the one that is asked for."""
+        if asked != self.name:
+            raise HTTPException(404, f"the model {asked!r} does not exist: this server has {self.name!r}")
+
+    def model_body(self) -> dict[str, Any]:
+        """The model, as `GET /v1/models` shows it."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "sonic-kv",
+            "max_model_len": self.worker.model.max_length,
+            "compression_ratio": self.worker.default_ratio,
+        }
+
+
+def service_of(request: Request) -> Service:
+    """The service behind a request."""
+    service: Service = request.app.state.service
+    return service
+
+
+def namespace_of(request: Request) -> str:
+    """Whose a request is, as the guard has found."""
+    namespace: str = request.state.namespace
+    return namespace
+
+
+Serving = Annotated[Service, Depends(service_of)]
+Namespace = Annotated[str, Depends(namespace_of)]
+Name = Annotated[str, Path(pattern=f"^{NAME}$")]
+Session = Annotated[str | None, Header(alias=SESSION_ID, pattern=f"^{NAME}$")]
+router = APIRouter()
+
+
+@router.get("/healthz")
+async def healthz(serving: Serving) -> JSONResponse:
+    """Whether requests are being taken."""
+    alive = serving.worker.alive
+    return JSONResponse({"status": "ok" if alive else "stopped"}, 200 if alive else 503)
+
+
+@router.get("/metrics")
+async def figures(serving: Serving) -> Response:
+    """Figures for Prometheus."""
+    return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/v1/models")
+async def models(serving: Serving) -> JSONResponse:
+    """The one model that is served."""
+    return JSONResponse({"object": "list", "data": [serving.model_body()]})
+
+
+@router.get("/v1/models/{model:path}")
+async def model(model: str, serving: Serving) -> JSONResponse:
+    """The model, if it is the one that is served."""
+    serving.check_model(model)
+    return JSONResponse(serving.model_body())
+
+
+@router.post("/v1/chat/completions")
+async def chat(
+    request: Request, body: ChatRequest, serving: Serving, namespace: Namespace, session: Session = None
+) -> Response:
+    """The reply to the last message of a dialogue, given whole; whole or as a stream of events."""
+    start = time.perf_counter()
+    serving.check_model(body.model)
+    messages = [message.plain() for message in body.messages]
+    check_request(messages)
+    sampling = body.sampling(serving.sampling, serving.options.max_reply_tokens)
+    asked = work.Request(namespace, messages, session, body.sonic.compression_ratio, sampling)
+    completion = Completion(serving.name)
+    if not body.stream:
+        outcome = await outcome_of(serving.worker, asked, request.receive)
+        serving.metrics.replied(outcome, time.perf_counter() - start)
+        headers = {SESSION_ID: outcome.view.name} if outcome.view else {}
+        return JSONResponse(completion.whole(outcome), headers=headers)
+    found = events(serving.worker, asked, request.receive)
+    first = await anext(found)  # an error until here has a status of its own
+    serving.metrics.first_token(time.perf_counter() - start)
+    pieces = _pieces(serving, body, completion, first, found, start)
+    return EventStream(pieces, {SESSION_ID: session} if session else {})
+
+
+async def _pieces(
+    serving: Service,
+    body: ChatRequest,
+    completion: Completion,
+    event: Event,
+    found: AsyncIterator[Event],
+    start: float,
+) -> AsyncIterator[str]:
+    """A reply as server-sent events, `event` the first of what is `found`."""
+    yield server_sent(completion.chunk({"role": "assistant", "content": ""}))
+    try:
+        async with aclosing(found):  # type: ignore[type-var]
+            while not isinstance(event, work.Outcome):
+                yield server_sent(completion.chunk({"content": event}))
+                event = await anext(found)
+    except Gone:
+        return
+    except Exception as error:
+        if not isinstance(error, SonicError):
+            log.error("request failed", exc_info=error)
+        yield server_sent(error_answer(error)[1])
+        return
+    serving.metrics.replied(event, time.perf_counter() - start)
+    yield server_sent(completion.chunk({}, event.finish_reason))
+    if body.stream_options.include_usage:
+        yield server_sent(completion.last(event))
+    yield DONE
+
+
+async def _see(serving: Service, request: Request, asked: work.Request) -> JSONResponse:
+    outcome = await outcome_of(serving.worker, asked, request.receive)
+    assert outcome.view is not None, "a session that is asked for is shown"
+    return JSONResponse(session_body(outcome.view))
+
+
+@router.get("/v1/sessions/{session}")
+async def session(request: Request, session: Name, serving: Serving, namespace: Namespace) -> JSONResponse:
+    """A session: its messages, and what is kept of every segment."""
+    return await _see(serving, request, work.Request(namespace, name=session))
+
+
+@router.patch("/v1/sessions/{session}")
+async def change(
+    request: Request, session: Name, body: SessionChange, serving: Serving, namespace: Namespace
+) -> JSONResponse:
+    """Compress a session from now on as asked; what is kept of it shrinks at once."""
+    return await _see(serving, request, work.Request(namespace, name=session, ratio=body.compression_ratio))
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> HTMLResponse:
+    """The page for people."""
+    text = files("sonic_kv.server").joinpath("page.html").read_text(encoding="utf-8")
+    return HTMLResponse(text, headers=PAGE)

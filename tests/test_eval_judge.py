@@ -15,12 +15,12 @@ from tiny import DIALOGUE, tiny_model
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig
 from sonic_kv.errors import ConfigError
 from sonic_kv.eval import judge as judging
-from sonic_kv.eval.benchmarks import Case
 from sonic_kv.eval.judge import Endpoint, JudgeError, Verdicts, digest, parse, prompt
 from sonic_kv.eval.matching import exact_match, last_number, similarity
 from sonic_kv.eval.options import EvalOptions
-from sonic_kv.eval.report import as_markdown, write
+from sonic_kv.eval.report import as_text, write
 from sonic_kv.eval.run import Evaluation
+from sonic_kv.eval.suites import Case
 
 CONFIG = SessionConfig(min_segment_tokens=32)
 
@@ -43,6 +43,8 @@ def test_the_last_number(text: str, number: float | None) -> None:
 def test_exact_match() -> None:
     assert exact_match("She lives in Oslo!", "oslo")
     assert not exact_match("She lives in Oslofjord", "Oslo")
+    assert exact_match("Benefits of reading", "The benefits of reading")
+    assert not exact_match("Reading", "The benefits of reading")
     assert exact_match("so she makes $1,018.00 a day", "1018", number=True)
     assert not exact_match("18 eggs, which makes 9", "18", number=True)
     assert not exact_match("I do not know", "18", number=True)
@@ -148,7 +150,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluation(folder: Path, data: Path, url: str | None, **changes: Any) -> Evaluation:
     given = {
         "out": str(folder / "out"),
-        "benchmarks": ("core-res",),
+        "suites": ("core-res",),
         "data": (str(data),),
         "methods": ("sonic", "sliding"),
         "ratios": (0.6,),
@@ -190,11 +192,11 @@ def test_verdicts_are_cached_and_shared(
     assert judge.asked[0][1] == "Bearer sesame"
     assert judge.asked[0][0]["model"] == "tester"
     summary = write(run.results)
-    rows = {row["method"]: row for row in summary["benchmarks"]["core-res"]["methods"]}
+    rows = {row["method"]: row for row in summary["suites"]["core-res"]["methods"]}
     assert rows["sonic"]["judge"]["quality"]["value"] == 6.0
     assert rows["sonic"]["unreadable"] == 0
     assert rows["full"]["similarity"]["value"] == 1.0
-    assert "judge: quality" in as_markdown(summary)
+    assert "judge: quality" in as_text(summary)
     before = len(judge.asked)
     again = evaluation(tmp_path, data, judge.url)
     again.run()
@@ -218,7 +220,7 @@ def test_nonsense_is_counted_and_never_a_score(
     run = evaluation(tmp_path, data, judge.url)
     run.run()
     run.judge()
-    row = next(r for r in write(run.results)["benchmarks"]["core-res"]["methods"] if r["method"] == "sonic")
+    row = next(r for r in write(run.results)["suites"]["core-res"]["methods"] if r["method"] == "sonic")
     assert row["unreadable"] == 8  # four replies of two dialogues
     assert "judge" not in row
 
@@ -240,8 +242,9 @@ def test_a_judge_that_is_down_loses_nothing(
     broken = False
     run.judge()
     assert len(Verdicts(run.results.folder).found) > len(kept)
-    row = next(r for r in write(run.results)["benchmarks"]["core-res"]["methods"] if r["method"] == "sonic")
-    assert row["judged"] == 2
+    row = next(r for r in write(run.results)["suites"]["core-res"]["methods"] if r["method"] == "sonic")
+    assert row["judge"]["quality"]["value"] == 6.0
+    assert row["unreadable"] == 0
 
 
 def test_a_judge_that_is_not_there_is_named(

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
 from sonic_kv.cache.cache import SessionCache
-from sonic_kv.eval.benchmarks import Case
 from sonic_kv.eval.methods import OWN, Method, Unfair, close_all
 from sonic_kv.eval.presses import PRESSES
 from sonic_kv.eval.replay import Outcome, Script, make_script, open_dialogues, replay
+from sonic_kv.eval.suites import Case
 from sonic_kv.eval.turns import Row, read
 from sonic_kv.model.attention import with_cache
 

@@ -1,4 +1,4 @@
-"""Benchmarks, records and reports: the authors' formats, resuming, failures, the command."""
+"""Suites, records and reports: the authors' formats, resuming, failures, the command."""
 
 import gzip
 import json
@@ -17,12 +17,13 @@ from tiny import DIALOGUE, TEMPLATE, tiny_base, tiny_model, tiny_tokenizer
 from sonic_kv.compress.options import SessionConfig
 from sonic_kv.errors import ConfigError, DataError, FileError
 from sonic_kv.eval import run as runs
-from sonic_kv.eval.benchmarks import SORTS, Case, Question, load
+from sonic_kv.eval.figures import Draws, Figures, figure, summarise
 from sonic_kv.eval.options import EvalOptions
-from sonic_kv.eval.report import _overview, as_text, write
+from sonic_kv.eval.progress import Progress, Standing, duration
+from sonic_kv.eval.report import as_text, write
 from sonic_kv.eval.results import Results
-from sonic_kv.eval.run import Evaluation
-from sonic_kv.eval.summary import Draws, Suite, figure, summarise
+from sonic_kv.eval.run import Evaluation, paths
+from sonic_kv.eval.suites import SORTS, Case, Question, load
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "bench"
 CONFIG = SessionConfig(min_segment_tokens=32, max_segment_tokens=64)
@@ -71,6 +72,15 @@ MATH = {
     ],
     "meta": {"finals": ["5", "10"]},
 }
+LONGEVAL = {
+    "id": "l",
+    "messages": [
+        {"role": "user", "content": "Let us talk about the history of tea."},
+        {"role": "assistant", "content": "Gladly."},
+        {"role": "user", "content": "What was the first topic?"},
+    ],
+    "meta": {"answer": "The history of tea", "topics": ["The history of tea"]},
+}
 OWN = {
     "id": "d",
     "messages": DIALOGUE,
@@ -110,7 +120,7 @@ def test_safe_dial_bench_is_grouped_by_scene(tmp_path: Path) -> None:
 
 def test_gecor_asks_for_the_last_turn_that_needs_the_dialogue(tmp_path: Path) -> None:
     case = only_case("coreference", written(tmp_path, GECOR, name="g.jsonl.gz"))
-    assert case.questions == (Question(3, "What is the address of Nandos?", "coreference"),)
+    assert case.questions == (Question(3, "What is the address of Nandos?", "coreference", checked=False),)
     assert [m["content"] for m in case.messages[:2]] == ["A cheap restaurant, please.", "Nandos is cheap."]
     assert case.messages[2]["content"].endswith("What is their address?")
     assert case.messages[3]["content"] == "What is the address of Nandos?"
@@ -119,6 +129,13 @@ def test_gecor_asks_for_the_last_turn_that_needs_the_dialogue(tmp_path: Path) ->
 def test_math_chat_has_the_final_numbers(tmp_path: Path) -> None:
     case = only_case("gsm8k-var", written(tmp_path, MATH))
     assert [(q.message, q.answer, q.number) for q in case.questions] == [(1, "5", True), (3, "10", True)]
+
+
+def test_longeval_asks_for_the_first_topic(tmp_path: Path) -> None:
+    case = only_case("longeval-topics", written(tmp_path, LONGEVAL))
+    assert case.questions == (Question(3, "The history of tea", "first topic", distance=1),)
+    assert case.messages[3] == {"role": "assistant", "content": "The history of tea"}
+    assert case.group == "1 topics"
 
 
 def test_questions_in_the_projects_own_form(tmp_path: Path) -> None:
@@ -147,16 +164,16 @@ def test_a_malformed_line_is_named(tmp_path: Path, name: str, bad: Any, message:
         load(name, str(written(tmp_path, good, bad)), 0, 0, 0)
 
 
-def test_a_benchmark_without_its_file_says_how_to_give_it() -> None:
+def test_a_suite_without_its_file_says_how_to_give_it() -> None:
     with pytest.raises(ConfigError, match="--data mt-bench-101=PATH"):
         load("mt-bench-101", None, 0, 0, 0)
-    with pytest.raises(ConfigError, match="unknown benchmark 'mt-bench'; did you mean mt-bench-101"):
+    with pytest.raises(ConfigError, match="unknown suite 'mt-bench'; did you mean mt-bench-101"):
         load("mt-bench", None, 0, 0, 0)
     with pytest.raises(DataError, match="cannot be read"):
         load("mt-bench-101", "nowhere.jsonl", 0, 0, 0)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the benchmark files are not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="the files are not here")
 @pytest.mark.parametrize(
     ("name", "path", "count"),
     [
@@ -164,6 +181,8 @@ def test_a_benchmark_without_its_file_says_how_to_give_it() -> None:
         ("coreference", "bench_gecor_camrest.jsonl.gz", 552),
         ("gsm8k-var", "bench_mathchat_followup.jsonl.gz", 1319),
         ("gsm8k-socratic", "bench_gsm8k_socratic_test_multiturn.jsonl.gz", 1319),
+        ("longeval-topics", "bench_longeval_topics_1.jsonl.gz", 50),
+        ("longeval-topics", "bench_longeval_topics_5.jsonl.gz", 50),
     ],
 )
 def test_the_public_files_load(name: str, path: str, count: int) -> None:
@@ -193,7 +212,7 @@ def test_a_run_is_recorded_dialogue_by_dialogue(tmp_path: Path, model: Any) -> N
     for record in records:
         assert len(record["turns"]) == 3
         assert (record["memory"][-1] == 0) == (record["method"] == "none")
-    summary = write(evaluation.results)["benchmarks"]["synthetic"]
+    summary = write(evaluation.results)["suites"]["synthetic"]
     rows = {row["method"]: row for row in summary["methods"]}
     assert rows["full"]["recovery"]["value"] == pytest.approx(1.0, abs=1e-3)
     assert rows["none"]["recovery"]["value"] == 0.0
@@ -206,7 +225,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, model: Any)
     whole.run()
     stopped = Evaluation(model, options(tmp_path / "stopped"), CONFIG)
 
-    def stop(doing: str, records: int) -> None:
+    def stop(standing: Standing) -> None:
         if len(list(stopped.results)) > 5:
             raise KeyboardInterrupt
 
@@ -214,7 +233,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, model: Any)
         stopped.run(stop)
     done = stopped.results.path.read_text()
     assert 0 < len(done.splitlines()) < stopped.total
-    stopped.results.path.write_text(done + '{"benchmark": "synth')  # killed while it wrote
+    stopped.results.path.write_text(done + '{"suite": "synth')  # killed while it wrote
     again = Evaluation(model, options(tmp_path / "stopped", batch_size=7), CONFIG)
     assert again.done == len(done.splitlines())
     again.run()
@@ -263,7 +282,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, model: Any) -> None:
     Evaluation(model, options(tmp_path), CONFIG)
     with pytest.raises(ConfigError, match=r"another run \(it differs in max_tokens\): choose another --out"):
         Evaluation(model, options(tmp_path, max_tokens=400), CONFIG)
-    with pytest.raises(ConfigError, match="benchmark synthetic"):
+    with pytest.raises(ConfigError, match="suite synthetic"):
         Evaluation(model, options(tmp_path, exchanges=4), CONFIG)
     Evaluation(
         model, options(tmp_path, methods=("h2o",), ratios=(0.5,), limit=2), CONFIG
@@ -291,7 +310,7 @@ def test_a_method_that_crashes_on_one_dialogue_is_recorded_there(
         ("sliding", scripts[1].case.id, "RuntimeError: the reactor is leaking")
     ]
     summary = write(evaluation.results)
-    row = next(r for r in summary["benchmarks"]["synthetic"]["methods"] if r["method"] == "sliding")
+    row = next(r for r in summary["suites"]["synthetic"]["methods"] if r["method"] == "sliding")
     assert (row["cases"], row["failed"]) == (2, 1)
     assert "failed 1 times: sliding: RuntimeError: the reactor is leaking" in as_text(summary)
     Fragile.healthy = True
@@ -358,20 +377,18 @@ def test_methods_that_cannot_run_are_named(tmp_path: Path) -> None:
 
 def test_dialogues_that_are_too_long_are_cut_behind_an_exchange(tmp_path: Path, model: Any) -> None:
     path = written(tmp_path, OWN)
-    given = options(tmp_path, benchmarks=("core-res",), data=(str(path),), max_tokens=100)
+    given = options(tmp_path, suites=("core-res",), data=(str(path),), max_tokens=100)
     (script,) = Evaluation(model, given, CONFIG).work.scripts["core-res"]
     assert len(script.token_ids) <= 100
     assert len(script.replies) == 2
     assert script.questions == []
     with pytest.raises(DataError, match="raise --max-tokens"):
-        Evaluation(
-            model, options(tmp_path, benchmarks=("core-res",), data=(str(path),), max_tokens=20), CONFIG
-        )
+        Evaluation(model, options(tmp_path, suites=("core-res",), data=(str(path),), max_tokens=20), CONFIG)
 
 
 def test_an_answer_is_found_in_the_reply(tmp_path: Path, model: Any) -> None:
     path = written(tmp_path, OWN)
-    given = options(tmp_path, benchmarks=("core-res",), data=(f"core-res={path}",))
+    given = options(tmp_path, suites=("core-res",), data=(f"core-res={path}",))
     (script,) = Evaluation(model, given, CONFIG).work.scripts["core-res"]
     ((_, at),) = script.questions
     assert model.tokenizer.decode([script.token_ids[i] for i in at]) == "Oslo"
@@ -392,12 +409,12 @@ def test_the_bootstrap_covers_a_known_mean() -> None:
 
 
 def fake_records(
-    benchmark: str, losses: dict[str, Callable[[int], float]], count: int = 40
+    suite: str, losses: dict[str, Callable[[int], float]], count: int = 40
 ) -> list[dict[str, Any]]:
     """Records with these losses by method, for figures whose right value is known."""
     return [
         {
-            "benchmark": benchmark,
+            "suite": suite,
             "case": str(case),
             "group": "all",
             "method": method,
@@ -431,14 +448,29 @@ def test_recovery_is_the_share_of_what_history_is_worth() -> None:
     rows = {row["method"]: row for row in found["methods"]}
     none, full = sum(20.0 + i % 5 for i in range(40)), sum(10.0 + i % 3 for i in range(40))
     assert rows["sonic"]["recovery"]["value"] == pytest.approx((none - full - 80) / (none - full))
-    (difference,) = found["sonic minus"]
+    (difference,) = found["paired"]
     assert difference["recovery"]["value"] == pytest.approx(
         rows["sonic"]["recovery"]["value"] - rows["sliding"]["recovery"]["value"]
     )
     assert difference["recovery"]["low"] > 0
 
 
-def test_several_benchmarks_stand_in_one_table() -> None:
+def report_of(records: list[dict[str, Any]], **options: Any) -> list[str]:
+    """The lines of a report of these records."""
+    suites = summarise(records, 0)
+    config = {
+        "model": "m",
+        "fixed": {"model": {"weights": "w"}, "adapter": None, "version": "1", "max_tokens": 9},
+        "machine": {"device": "cpu", "torch": "2"},
+        "options": {"seed": 0},
+        "lacking": {},
+        "skipped": {},
+        "suites": {name: {"source": "here"} for name in suites},
+    }
+    return as_text({"config": config, "suites": suites}, **options).splitlines()
+
+
+def test_several_suites_stand_in_one_table() -> None:
     kl = {"full": 0.0, "none": 4.0, "sonic": 1.0, "sliding": 2.0}
     records = [
         {**record, "turns": [{**turn, "kl": kl[record["method"]]} for turn in record["turns"]]}
@@ -446,23 +478,117 @@ def test_several_benchmarks_stand_in_one_table() -> None:
         for record in fake_records(name, dict.fromkeys(kl, lambda i: 10.0 + i % 3))
         if (name, record["method"]) != ("two", "sliding")
     ]
-    (title, overview) = _overview({"benchmarks": summarise(records, 0)})
-    assert title.markdown() == "## All benchmarks"
-    lines = overview.markdown().splitlines()
-    assert lines[0] == "| method | removed | KL recovery, one | KL recovery, two |"
-    assert lines[-2] == "| sonic | 50 % | 0.75 (0.75–0.75) | 0.75 (0.75–0.75) |"  # the best first
-    assert lines[-1] == "| sliding | 50 % | 0.50 (0.50–0.50) | – |"
-    assert list(_overview({"benchmarks": summarise(records[:160], 0)})) == []
+    lines = report_of(records)
+    at = lines.index("## All suites")
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[at + 2 : at + 8]]
+    assert table[0] == ["method", "removed", "KL recovery, one", "KL recovery, two"]
+    assert table[-2] == ["sonic", "50 %", "0.75 (0.75–0.75)", "0.75 (0.75–0.75)"]  # the best first
+    assert table[-1] == ["sliding", "50 %", "0.50 (0.50–0.50)", "–"]
+    assert len({len(line) for line in lines[at + 2 : at + 8]}) == 1  # aligned: readable in a terminal
+    assert "## All suites" not in report_of(records[:160])
+
+
+def test_the_share_of_a_rivals_kl_that_is_left() -> None:
+    kl = {"full": 0.0, "none": 4.0, "sonic": 0.5, "kvzip": 2.0}
+    records = [
+        {**record, "turns": [{**turn, "kl": kl[record["method"]]} for turn in record["turns"]]}
+        for record in fake_records("one", dict.fromkeys(kl, lambda i: 10.0 + i % 3))
+    ]
+    found = summarise(records, 0)["one"]
+    (paired,) = found["paired"]
+    assert (found["subject"], paired["method"]) == ("sonic", "kvzip")
+    assert paired["kl_left"]["value"] == pytest.approx(0.25)
+
+
+def answered(right: dict[str, Callable[[int], bool]]) -> list[dict[str, Any]]:
+    """Records with one written answer each, right where a method says so."""
+    return [
+        {
+            **record,
+            "questions": [
+                {
+                    "message": 3,
+                    "kind": "k",
+                    "distance": 1,
+                    "right": True,
+                    "exact": right[record["method"]](int(record["case"])),
+                }
+            ],
+        }
+        for record in fake_records("s", {name: lambda i: 10.0 + i % 3 for name in right})
+    ]
+
+
+def test_accuracy_is_a_share_of_what_full_context_answers() -> None:
+    records = answered({"full": lambda i: i % 2 == 0, "none": lambda i: False, "sonic": lambda i: i % 4 == 0})
+    found = summarise(records, 0)["s"]
+    row = next(row for row in found["methods"] if row["method"] == "sonic")
+    assert row["accuracy"]["value"] == pytest.approx(0.25)
+    assert row["accuracy_share"]["value"] == pytest.approx(0.5)
+    assert row["accuracy_share"]["low"] < 0.5 < row["accuracy_share"]["high"]
+
+
+def test_a_suite_that_full_context_cannot_answer_gives_kl_only() -> None:
+    records = answered({"full": lambda i: i % 4 == 0, "none": lambda i: False, "sonic": lambda i: i % 4 == 0})
+    found = summarise(records, 0)["s"]
+    assert not found["checkable"]
+    assert all("accuracy_share" not in row for row in found["methods"])
+    assert any("written answers say nothing here" in line for line in report_of(records))
+
+
+def test_recall_is_shown_only_where_an_answer_is_known() -> None:
+    losses = {"full": lambda i: 10.0, "none": lambda i: 20.0, "sonic": lambda i: 11.0}
+    assert not any("| recall" in line for line in report_of(fake_records("s", losses, 1)))
+    assert any("recall" in line for line in report_of(answered(dict.fromkeys(losses, lambda i: True))))
+
+
+def test_the_rest_takes_as_long_as_its_suite_did_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 10.0, 40.0])
+    monkeypatch.setattr("sonic_kv.eval.progress.time.monotonic", lambda: next(clock))
+    progress = Progress(tmp_path / "progress.json", {"a": 300, "b": 100}, records=4, total=20)
+    first = progress.add("a", 100, 2)
+    assert first.seconds_left == pytest.approx(30.0)  # 300 tokens at 10 a second, b's like a's
+    second = progress.add("a", 100, 2)
+    assert second.seconds_left == pytest.approx(100 * 0.2 + 100 * 0.2)
+    assert json.loads((tmp_path / "progress.json").read_text())["records"] == second.records == 8
+    assert duration(8043.0) == "2 h 14 min"
+
+
+def test_files_name_their_suites(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHERE", "/data")
+    files = ("mt-bench-101=$WHERE/mt.jsonl", "talks/mine.jsonl.gz")
+    assert paths(EvalOptions(data=files)) == {
+        "mt-bench-101": "/data/mt.jsonl",
+        "mine": "talks/mine.jsonl.gz",
+    }
+    assert paths(EvalOptions()) == {"synthetic": None}
+    assert paths(EvalOptions(suites=("synthetic", "core-res"), data=("x.jsonl",))) == {
+        "synthetic": None,
+        "core-res": "x.jsonl",
+    }
+    with pytest.raises(ConfigError, match="did you mean mt-bench-101"):
+        paths(EvalOptions(data=("mt-bench=x.jsonl",)))
+
+
+def test_any_dialogues_are_a_suite_even_a_single_one(tmp_path: Path, model: Any) -> None:
+    path = written(tmp_path, {"messages": DIALOGUE}, {"messages": DIALOGUE}, name="mine.jsonl")
+    given = options(tmp_path, suites=(), data=(str(path),), limit=1, methods=("sliding",))
+    evaluation = Evaluation(model, given, CONFIG)
+    evaluation.run()
+    (name, found), *more = write(evaluation.results)["suites"].items()
+    assert (name, found["cases"], more) == ("mine", 1, [])
+    assert found["methods"][0]["recall"] is None
 
 
 def test_controls_say_when_nothing_can_be_concluded() -> None:
-    useless = Suite(
-        "b", fake_records("b", {"full": lambda i: 10.0 + i % 2, "none": lambda i: 10.0 + (i + 1) % 2}), 0
+    useless = Figures(
+        fake_records("b", {"full": lambda i: 10.0 + i % 2, "none": lambda i: 10.0 + (i + 1) % 2}), 0
     ).controls()
     assert not useless[0]["holds"]
     assert "nothing can be concluded" in useless[0]["text"]
-    leaking = Suite(
-        "b",
+    leaking = Figures(
         fake_records(
             "b",
             {"full": lambda i: 10.0, "none": lambda i: 20.0 + i % 2, "other-history": lambda i: 12.0 + i % 2},
@@ -484,7 +610,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, model: Any) -> None:
         write(Results(tmp_path))
 
 
-def test_every_benchmark_has_a_summary_and_criteria() -> None:
+def test_every_sort_of_suite_has_a_summary_and_criteria() -> None:
     for sort in SORTS.values():
         assert sort.summary
         assert sort.criteria
@@ -505,13 +631,13 @@ def test_the_command_evaluates_a_local_model_and_reports(
     assert main([*common, "sliding", "h2o", "--out", "a"]) == 0
     assert "sliding" in capsys.readouterr().out
     assert main([*common, "random", "--out", "b", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["benchmarks"]["synthetic"]["cases"] >= 1
+    assert json.loads(capsys.readouterr().out)["suites"]["synthetic"]["cases"] >= 1
     assert {path.name for path in (tmp_path / "a").iterdir()} >= {
         "config.json",
         "records.jsonl",
         "summary.json",
         "report.md",
-        "report.html",
+        "progress.json",
     }
     assert main([*common, "sliding", "h2o", "--out", "c", "--workers", "2", "--batch-size", "1"]) == 0
     capsys.readouterr()
@@ -527,7 +653,7 @@ def test_the_command_evaluates_a_local_model_and_reports(
     assert "sliding" in capsys.readouterr().out
     assert main(["report", "a", "b"]) == 0
     out = capsys.readouterr().out
-    assert "a: recovery" in out
+    assert "a: KL recovery" in out
     assert "b: recall" in out
     assert main(["report", "nowhere"]) == 1
     assert "nowhere is not a folder of sonic-kv eval" in capsys.readouterr().err

@@ -84,7 +84,7 @@ def curves(steps: list[dict[str, Any]], across: str, names: dict[str, str], path
 
 def quality(run: Path, path: Path) -> None:
     """What each method keeps, over what is removed: a panel for each of `PANELS`."""
-    found = json.loads((run / "summary.json").read_text())["benchmarks"]
+    found = json.loads((run / "summary.json").read_text())["suites"]
     figure, panels = plt.subplots(1, len(PANELS), figsize=(12.5, 3.6), constrained_layout=True)
     for panel, ((suite, figure_name), title) in zip(panels, PANELS.items(), strict=True):
         rows = found[suite]["methods"]

@@ -312,7 +312,7 @@ def _model_or_shape(
 
 
 def evaluate(call: Call) -> None:
-    """Run what is not done yet, and write the report; a progress bar on standard error."""
+    """Run what is not done yet, and write the report; how long it takes on standard error."""
     options, config, named = (
         call.options(EvalOptions),
         call.options(SessionConfig),
@@ -320,48 +320,35 @@ def evaluate(call: Call) -> None:
     )
     model = load_model(named)
 
-    from tqdm import tqdm
-
     from sonic_kv.eval.report import as_text, write
     from sonic_kv.eval.run import Evaluation
 
     run = Evaluation(model, options, config)
-    with tqdm(initial=run.done, total=run.total, unit="record", file=sys.stderr, disable=None) as bar:
-
-        def show(doing: str, records: int) -> None:
-            bar.set_description(doing, refresh=False)
-            bar.update(records)
-
-        if options.workers == 1:
-            run.run(show)
-        else:
-            run.run_parallel(partial(load_model, named), show)
+    for name, why in run.work.lacking.items():
+        print(f"sonic-kv: without {name}: it needs {why}", file=sys.stderr)
+    print(f"sonic-kv: {run.total - run.done} of {run.total} records to make", file=sys.stderr)
+    run.run(
+        lambda standing: print(f"sonic-kv: {standing.as_text()}", file=sys.stderr), partial(load_model, named)
+    )
     try:
         if options.judge_url is not None:
-            with tqdm(unit="verdict", file=sys.stderr, disable=None) as bar:
-
-                def count(doing: str, done: int, total: int) -> None:
-                    bar.total = total
-                    bar.set_description(doing, refresh=False)
-                    bar.update(done - bar.n)
-
-                run.judge(count)
+            run.judge(lambda doing, done, total: print(f"sonic-kv: {doing} {done}/{total}", file=sys.stderr))
     finally:
         summary = write(run.results)
-    print(json.dumps(summary, ensure_ascii=False) if call.json else as_text(summary))
-    print(f"sonic-kv: wrote {run.results.folder}/report.html", file=sys.stderr)
+    print(json.dumps(summary, ensure_ascii=False) if call.json else as_text(summary, brief=True))
+    print(f"sonic-kv: wrote {run.results.folder}/report.md", file=sys.stderr)
 
 
 def report(call: Call) -> None:
     """Write a run's report anew, or compare runs."""
-    from sonic_kv.eval.report import as_text, compare_text, write
+    from sonic_kv.eval.report import as_text, compare, write
     from sonic_kv.eval.results import Results
 
     runs = {target: write(Results(target)) for target in call.targets}
     if call.json:
         print(json.dumps(runs, ensure_ascii=False))
     else:
-        print(as_text(*runs.values()) if len(runs) == 1 else compare_text(runs))
+        print(as_text(*runs.values()) if len(runs) == 1 else compare(runs))
 
 
 def serve(call: Call) -> None:
@@ -507,7 +494,7 @@ COMMANDS = (
     ),
     Command(
         "eval",
-        "compare methods on multi-turn benchmarks; a run that was stopped goes on where it was",
+        "compare methods on multi-turn dialogues; a run that was stopped goes on where it was",
         evaluate,
         {"model": ModelOptions, "eval": EvalOptions, "session": SessionConfig},
         json="the summary",

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from sonic_kv.errors import FileError, SonicError
-from sonic_kv.eval.benchmarks import Benchmark, Case
 from sonic_kv.eval.options import EvalOptions
 from sonic_kv.eval.results import Record, append_lines
+from sonic_kv.eval.suites import Case, Suite
 
 ATTEMPTS, PARALLEL = 4, 4
 PATIENCE = 8  # replies in a row without an answer: the judge is down
@@ -157,7 +157,7 @@ class Verdicts:
 
 def judge(
     endpoint: Endpoint,
-    benchmarks: Sequence[Benchmark],
+    suites: Sequence[Suite],
     records: Iterable[Record],
     verdicts: Verdicts,
     progress: Callable[[str, int, int], None] = lambda doing, done, total: None,
@@ -170,7 +170,7 @@ def judge(
     Raises:
         JudgeError: the judge has not answered several times in a row.
     """
-    asked = {id: (messages, names) for id, messages, names in questions(endpoint.model, benchmarks, records)}
+    asked = {id: (messages, names) for id, messages, names in questions(endpoint.model, suites, records)}
     missing = [id for id in asked if id not in verdicts.found]
 
     def ask(id: str) -> tuple[str, dict[str, int] | None, str] | JudgeError:
@@ -201,12 +201,12 @@ def judge(
 
 
 def questions(
-    model: str, benchmarks: Sequence[Benchmark], records: Iterable[Record]
+    model: str, suites: Sequence[Suite], records: Iterable[Record]
 ) -> Iterable[tuple[str, list[dict[str, str]], list[str]]]:
     """Every question to the judge: its digest, messages and criteria."""
-    cases = {(b.name, case.id): (case, b.criteria) for b in benchmarks for case in b.cases}
+    cases = {(b.name, case.id): (case, b.criteria) for b in suites for case in b.cases}
     for record in records:
-        found = cases.get((record["benchmark"], record["case"]))
+        found = cases.get((record["suite"], record["case"]))
         if found is None or "replies" not in record:
             continue
         case, criteria = found
@@ -218,7 +218,7 @@ def questions(
 
 
 def scores(
-    model: str, benchmarks: Sequence[Benchmark], records: Iterable[Record], verdicts: Verdicts
+    model: str, suites: Sequence[Suite], records: Iterable[Record], verdicts: Verdicts
 ) -> list[dict[str, Any]]:
     """Per record that has verdicts: for each criterion the lowest score of its replies, and what could not be read.
 
@@ -226,12 +226,12 @@ def scores(
     """
     result = []
     for record in records:
-        found = [verdicts.found.get(id, {}) for id, _, _ in questions(model, benchmarks, [record])]
+        found = [verdicts.found.get(id, {}) for id, _, _ in questions(model, suites, [record])]
         judged = [verdict for verdict in found if verdict != {}]
         if not judged or len(judged) < len(found):
             continue
         read = [verdict for verdict in judged if verdict is not None]
-        head = {name: record[name] for name in ("benchmark", "case", "method", "ratio")}
+        head = {name: record[name] for name in ("suite", "case", "method", "ratio")}
         unread = len(judged) - len(read)
         lowest = (
             {name: min(verdict[name] for verdict in read) for name in read[0]}

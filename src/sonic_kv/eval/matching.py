@@ -18,13 +18,19 @@ def last_number(text: str) -> float | None:
 
 
 def exact_match(reply: str, answer: str, *, number: bool = False) -> bool:
-    """Whether the reply holds the answer, as whole words; or, for a number, ends with the same one."""
+    """Whether the reply holds the answer, as whole words; or, for a number, ends with the same one.
+
+    An article in front of the answer may be missing: *benefits of reading* is *The benefits of reading*.
+    """
     if number:
         wanted, found = last_number(answer), last_number(reply)
         return (
             wanted is not None and found is not None and abs(wanted - found) <= 1e-6 * max(1.0, abs(wanted))
         )
-    return f" {' '.join(words(answer))} " in f" {' '.join(words(reply))} "
+    wanted_words = words(answer)
+    if len(wanted_words) > 1 and wanted_words[0] in ("the", "a", "an"):
+        wanted_words = wanted_words[1:]
+    return f" {' '.join(wanted_words)} " in f" {' '.join(words(reply))} "
 
 
 def similarity(one: str, other: str) -> float:

@@ -11,13 +11,13 @@ class EvalOptions(Options):
     """What is evaluated, on what, and where the results are kept."""
 
     out: str = option("runs/eval", "folder of the results; a run that was stopped goes on in it")
-    benchmarks: tuple[str, ...] = option(
-        ("synthetic",), "benchmarks to run; an unknown name lists them", filled=True
+    suites: tuple[str, ...] = option(
+        (), "suites to run beside those that --data names; none: synthetic; an unknown name lists them"
     )
-    data: tuple[str, ...] = option((), "files of benchmarks, as NAME=PATH")
+    data: tuple[str, ...] = option((), "files: NAME=PATH of a suite, or any dialogues (mine.jsonl)")
     methods: tuple[str, ...] = option((), "methods to compare; none: all that can run here but slow ones")
     ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios", least=0.0, below=1.0)
-    limit: int = option(200, "cases of each benchmark, evenly over its file; 0: all", least=0)
+    limit: int = option(48, "dialogues of each suite, evenly over its file; 0: all", least=0)
     seed: int = option(77, "seed of the synthetic dialogues and of the bootstrap")
     exchanges: int = option(14, "exchanges of each synthetic dialogue", least=1)
     max_tokens: int = option(
@@ -31,9 +31,11 @@ class EvalOptions(Options):
     workers: int = option(1, "processes of one thread each, for small models on a CPU; 1: this one", least=1)
     generate: Literal["none", "questions", "replies"] = option(
         "none",
-        "replies that the model writes itself: to questions with a known answer, or all that are scored",
+        "replies that the model writes itself: to questions whose answer can be checked, or all that are scored",
     )
-    max_new_tokens: int = option(64, "longest of these replies, in tokens", least=1)
+    max_new_tokens: int | None = option(
+        None, "longest of these replies, in tokens; none: what the suite's answers need", least=1
+    )
     judge_url: str | None = option(
         None, "OpenAI-compatible endpoint (http://host:port/v1) that scores written replies; none: no judge"
     )

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.options import SessionConfig
-from sonic_kv.eval.benchmarks import Case, Question
 from sonic_kv.eval.methods import Method, close_all
+from sonic_kv.eval.suites import Case, Question
 from sonic_kv.eval.turns import Row, read, write
 from sonic_kv.model.chat_format import Encoded, segment_ends
 from sonic_kv.model.model import SonicModel
@@ -81,7 +81,7 @@ def make_script(
     ]
     ends = segment_ends(encoded, config.min_segment_tokens, config.max_segment_tokens)
     scored = [i for reply in replies for i in range(reply.start, reply.stop)]
-    wanted = {question.message for question, _ in questions} if generate != "none" else set()
+    wanted = {q.message for q, _ in questions if q.checked} if generate != "none" else set()
     wanted |= set(case.judged) if generate == "replies" else set()
     written = [reply for reply in replies if reply.message in wanted]
     return Script(case, encoded.token_ids, encoded.prefix_length, ends, replies, questions, scored, written)

@@ -1,112 +1,47 @@
-"""A run's report: on the terminal, as `report.md`, and as `report.html` with plots."""
+"""A run's report: one text in Markdown whose tables are aligned, for a file and for the terminal alike."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from sonic_kv.eval.plots import plots
+from sonic_kv.eval.figures import Figure, summarise
+from sonic_kv.eval.plots import plot
 from sonic_kv.eval.results import Record, Results, key
-from sonic_kv.eval.summary import Figure, summarise
-from sonic_kv.text import percent_text, table
+from sonic_kv.text import percent_text
 
 Summary = dict[str, Any]
-HEAD = ("method", "removed", "recovery", "KL recovery", "agreement", "recall", "entries", "seconds")
-FIGURES = ("recovery", "kl_recovery", "agreement", "recall")
-TERMS = (
-    "Brackets: 95 % interval, bootstrap over dialogues. All losses are those on the replies' tokens after the first "
-    "closed segment. Recovery: the share of what history is worth, in loss, that a method keeps; above 1 it predicts "
-    "the gold replies better than full context does. KL recovery: the share of the KL divergence between full context "
-    "and no history that a method avoids: how much it stays the same model, right or wrong. Agreement: the most "
-    "probable token is full context's. Recall: all tokens of an answer are the most probable ones after the gold text "
-    "before them. Entries: kept of closed segments at the end, per layer and KV head, mean over dialogues. Seconds: a "
-    "dialogue's share of its batch, this project's own loop and not what a tuned implementation would take."
-)
+Row = Mapping[str, Any]
+Column = tuple[str, Callable[[Row], str | None]]  # title, and a row's cell; None: it has none
 
+TERMS = """\
+In brackets: the 95 % interval, bootstrap over dialogues. Everything is measured on the replies' tokens after the
+first closed segment.
 
-class Block(Protocol):
-    """A part of the report."""
-
-    def markdown(self) -> str: ...
-
-    def html(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Title:
-    """A heading; level 1 is the page's."""
-
-    text: str
-    level: int = 2
-
-    def markdown(self) -> str:
-        return f"{'#' * self.level} {self.text}"
-
-    def html(self) -> str:
-        return f"<h{self.level}>{escape(self.text)}</h{self.level}>"
-
-
-@dataclass(frozen=True)
-class Text:
-    """A paragraph."""
-
-    text: str
-
-    def markdown(self) -> str:
-        return self.text
-
-    def html(self) -> str:
-        return f"<p>{escape(self.text)}</p>"
-
-
-@dataclass(frozen=True)
-class Bullets:
-    """A list."""
-
-    items: Sequence[str]
-
-    def markdown(self) -> str:
-        return "\n".join(f"- {item}" for item in self.items)
-
-    def html(self) -> str:
-        return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in self.items) + "</ul>"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; the first column names what the row is about."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def markdown(self) -> str:
-        lines = [self.head, ["---"] * len(self.head), *self.rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-    def html(self) -> str:
-        head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in self.head)
-        rows = "".join(
-            f"<tr{' class=ours' if row[0] == 'sonic' else ''}>"
-            + "".join(f"<td>{escape(cell)}</td>" for cell in row)
-            + "</tr>"
-            for row in self.rows
-        )
-        return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+- KL recovery: the share of the KL divergence between full context and no history that a method avoids.
+- Recovery: the same in loss on the gold replies; above 1 it predicts them better than full context does.
+- Agreement: the most probable token is full context's.
+- Recall: all tokens of a known answer are the most probable ones, after the gold text before them.
+- Accuracy: the answer that the model writes itself is right; of full: as a share of full context's.
+- Entries: kept of closed segments at the end, on average over layers, KV heads and dialogues.
+- Seconds: a dialogue's share of its batch, in this loop, not what a tuned implementation would take."""
 
 
 def write(results: Results) -> Summary:
-    """Write `summary.json`, `report.md` and `report.html` of a run; returns the summary.
+    """Write `summary.json` and `report.md` of a run, and plots if matplotlib is there; returns the summary.
 
     Raises:
         FileError: the folder is no run's, or its records are damaged.
     """
     config = results.config()
-    benchmarks = summarise(with_verdicts(results), config["options"]["seed"])
-    summary = {"config": config, "benchmarks": benchmarks}
+    suites = summarise(with_verdicts(results), config["options"]["seed"])
+    summary = {"config": config, "suites": suites}
     results.write("summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    results.write("report.md", as_markdown(summary))
-    results.write("report.html", as_html(summary))
+    drawn = {}
+    for name, found in suites.items():
+        svg = plot(found)
+        if svg is not None:
+            drawn[name] = results.write(f"quality-{name}.svg", svg).name
+    results.write("report.md", as_text(summary, drawn))
     return summary
 
 
@@ -118,269 +53,189 @@ def with_verdicts(results: Results) -> Iterator[Record]:
         yield record if verdict is None else {**record, "judge": verdict}
 
 
-def number(found: Figure | None, digits: int = 2) -> str:
+def as_text(summary: Summary, drawn: Mapping[str, str] | None = None, *, brief: bool = False) -> str:
+    """The report.
+
+    Args:
+        drawn: file names of the suites' plots.
+        brief: references, main tables and failures only.
+    """
+    parts = [] if brief else list(_head(summary))
+    parts += _overview(summary)
+    for name, found in summary["suites"].items():
+        parts.append(f"## {name}\n\n{_about(summary, name)}")
+        parts.append("\n".join(f"- {'' if c['holds'] else 'FAILS: '}{c['text']}" for c in found["controls"]))
+        parts.append(_table(_columns(found["methods"]), ordered(found["methods"])))
+        if name in (drawn or {}):
+            parts.append(f"![KL recovery by share of entries kept]({(drawn or {})[name]})")
+        if not brief:
+            parts += _details(found)
+        if found["errors"]:
+            parts.append(
+                "\n".join(f"- failed {count} times: {why}" for why, count in found["errors"].items())
+            )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def compare(runs: Mapping[str, Summary]) -> str:
+    """KL recovery, recall and accuracy of several runs side by side."""
+    parts = []
+    for name in dict.fromkeys(name for summary in runs.values() for name in summary["suites"]):
+        rows: dict[tuple[str, float | None], dict[str, Any]] = {}
+        for run, summary in runs.items():
+            for row in summary["suites"].get(name, {"methods": []})["methods"]:
+                cell = row["method"], row["ratio"]
+                rows.setdefault(cell, {"method": cell[0], "ratio": cell[1]})[run] = row
+        columns = [*_FIRST]
+        for run in runs:
+            for figure in ("kl_recovery", "recall", "accuracy"):
+                columns.append((f"{run}: {_TITLES[figure]}", _nested(run, figure)))
+        parts.append(f"## {name}\n\n{_table(columns, ordered(list(rows.values())))}")
+    return "\n\n".join(parts) + "\n"
+
+
+def number(found: Figure | None, digits: int = 2) -> str | None:
     """A value and its interval."""
     if found is None:
-        return "–"
+        return None
     low, high = (f"{found[end]:.{digits}f}" for end in ("low", "high"))
     return f"{found['value']:.{digits}f} ({low}{' to ' if '-' in low + high else '–'}{high})"
 
 
-def ratio_text(ratio: float | None) -> str:
-    return "–" if ratio is None else percent_text(ratio)
-
-
-def ordered(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def ordered(rows: Iterable[Row]) -> list[Row]:
     """References first, then by ratio, the best first."""
 
-    def rank(row: dict[str, Any]) -> tuple[bool, float, float]:
+    def rank(row: Row) -> tuple[bool, float, float]:
         quality = row.get("kl_recovery") or {"value": -1e9}
         return row["ratio"] is not None, row["ratio"] or 0.0, -quality["value"]
 
     return sorted(rows, key=rank)
 
 
-def _main(found: dict[str, Any]) -> Table:
-    rows = [
-        [
-            row["method"],
-            ratio_text(row["ratio"]),
-            *(number(row.get(name)) for name in FIGURES),
-            f"{row['entries']:.0f}" if "entries" in row else "–",
-            f"{row['seconds']:.2f}" if "seconds" in row else "–",
-        ]
-        for row in ordered(found["methods"])
+def _ratio(row: Row) -> str | None:
+    return None if row["ratio"] is None else percent_text(row["ratio"])
+
+
+def _figure(name: str, digits: int = 2) -> Callable[[Row], str | None]:
+    return lambda row: number(row.get(name), digits)
+
+
+def _nested(part: str, name: str, *path: str) -> Callable[[Row], str | None]:
+    """The figure that stands inside other tables of a row, if it does."""
+
+    def found(row: Row) -> str | None:
+        inside: Any = row
+        for step in (part, *path):
+            inside = inside.get(step) or {}
+        return number(inside.get(name))
+
+    return found
+
+
+_FIRST: tuple[Column, ...] = (("method", lambda row: row["method"]), ("removed", _ratio))
+_TITLES = {
+    "kl_recovery": "KL recovery",
+    "recovery": "recovery",
+    "agreement": "agreement",
+    "recall": "recall",
+    "accuracy": "accuracy",
+    "accuracy_share": "of full",
+    "similarity": "like full context",
+}
+
+
+def _columns(rows: Sequence[Row]) -> list[Column]:
+    """Columns of a suite's main table; those without any cell fall away."""
+    criteria = dict.fromkeys(name for row in rows for name in row.get("judge", {}))
+    return [
+        *_FIRST,
+        *((title, _figure(name)) for name, title in _TITLES.items()),
+        *((f"judge: {name}", _nested("judge", name)) for name in criteria),
+        ("unreadable verdicts", lambda row: str(row["unreadable"]) if "unreadable" in row else None),
+        ("entries", lambda row: f"{row['entries']:.0f}" if "entries" in row else None),
+        ("seconds", lambda row: f"{row['seconds']:.2f}" if "seconds" in row else None),
     ]
-    return Table(HEAD, rows)
 
 
-def _overview(summary: Summary) -> Iterator[Block]:
-    """All benchmarks in one table, if there are several."""
-    benchmarks = summary["benchmarks"]
-    if len(benchmarks) < 2:
-        return
-    cells: dict[tuple[str, float | None], dict[str, dict[str, Any]]] = {}
-    for name, found in benchmarks.items():
-        for row in found["methods"]:
-            cells.setdefault((row["method"], row["ratio"]), {})[name] = row
-    rows: list[dict[str, Any]] = []
-    for (method, ratio), by_name in cells.items():
-        kept = [row["kl_recovery"]["value"] for row in by_name.values() if row.get("kl_recovery")]
-        mean = {"value": sum(kept) / len(kept)} if kept else None
-        rows.append({"method": method, "ratio": ratio, "kl_recovery": mean, "by name": by_name})
-    figures = [
-        (figure, name)
-        for figure in ("recall", "kl_recovery")
-        for name in benchmarks
-        if any(row["by name"].get(name, {}).get(figure) for row in rows)
+def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """An aligned Markdown table, the first column to the left; columns without any cell fall away."""
+    filled = [(title, [cell(row) for row in rows]) for title, cell in columns]
+    filled = [(title, cells) for title, cells in filled if any(c is not None for c in cells)]
+    if not rows or not filled:
+        return ""
+    texts = [[title, *(cell or "–" for cell in cells)] for title, cells in filled]
+    widths = [max(map(len, column)) for column in texts]
+    lines = [
+        [text.ljust(width) if n == 0 else text.rjust(width) for n, (text, width) in enumerate(line)]
+        for line in (zip(line, widths, strict=True) for line in zip(*texts, strict=True))
     ]
-    body = [
-        [
-            row["method"],
-            ratio_text(row["ratio"]),
-            *(number(row["by name"].get(name, {}).get(figure)) for figure, name in figures),
-        ]
-        for row in ordered(rows)
-    ]
-    titles = {"recall": "recall", "kl_recovery": "KL recovery"}
-    yield Title("All benchmarks")
-    yield Table(("method", "removed", *(f"{titles[figure]}, {name}" for figure, name in figures)), body)
+    rule = ["-" * width if n == 0 else "-" * (width - 1) + ":" for n, width in enumerate(widths)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
 
 
-def _differences(found: dict[str, Any]) -> Table:
-    def rank(difference: dict[str, Any]) -> tuple[float, float]:
-        return difference["ratio"], (difference["kl_recovery"] or {"value": 0.0})["value"]
-
-    rows = [
-        [d["method"], ratio_text(d["ratio"]), *(number(d[n]) for n in ("recovery", "kl_recovery", "recall"))]
-        for d in sorted(found["sonic minus"], key=rank)
-    ]
-    return Table(("SONIC minus", "removed", "recovery", "KL recovery", "recall"), rows)
-
-
-def _by(found: dict[str, Any], part: str, figure: str) -> Table | None:
-    """Methods × the values of `part` (kinds, distances, groups); None if there is nothing to tell apart."""
-    rows = [row for row in ordered(found["methods"]) if row.get(part)]
-    names = list(dict.fromkeys(name for row in rows for name in row[part]))
-    if not names:
-        return None
-    counts = {name: next(r[part][name] for r in rows if name in r[part]) for name in names}
-    head = [f"{name} ({counts[name].get('questions', counts[name].get('cases'))})" for name in names]
-    body = [
-        [
-            row["method"],
-            ratio_text(row["ratio"]),
-            *(number(row[part].get(name, {}).get(figure)) for name in names),
-        ]
-        for row in rows
-    ]
-    return Table(("method", "removed", *head), body)
-
-
-def _written(found: dict[str, Any]) -> Table | None:
-    """What the model's own replies are worth; None: it wrote none."""
-    rows = [row for row in ordered(found["methods"]) if "similarity" in row]
-    if not rows:
-        return None
-    criteria = list(dict.fromkeys(name for row in rows for name in row.get("judge", {})))
-    judged = ["unreadable verdicts"] if any("unreadable" in row for row in rows) else []
-    head = (
-        "method",
-        "removed",
-        "exact match",
-        "like full context",
-        *(f"judge: {c}" for c in criteria),
-        *judged,
-    )
-    body = [
-        [
-            row["method"],
-            ratio_text(row["ratio"]),
-            number(row.get("exact")),
-            number(row["similarity"]),
-            *(number(row.get("judge", {}).get(name), 1) for name in criteria),
-            *(str(row.get("unreadable", "–")) for _ in judged),
-        ]
-        for row in rows
-    ]
-    return Table(head, body)
-
-
-def _head(summary: Summary) -> Iterator[Block]:
+def _head(summary: Summary) -> Iterator[str]:
     config = summary["config"]
     fixed, machine, options = config["fixed"], config["machine"], config["options"]
-    yield Title("Multi-turn evaluation", 1)
-    yield Text(
+    yield "# Multi-turn evaluation"
+    yield (
         f"Model {config['model']} (weights {fixed['model']['weights']}, adapter {fixed['adapter'] or 'none'}), "
-        f"sonic-kv {fixed['version']}, {machine['device']}, torch {machine['torch']}. Seed {options['seed']}, at most "
-        f"{fixed['max_tokens']} tokens a dialogue."
+        f"sonic-kv {fixed['version']}, {machine['device']}, torch {machine['torch']}. Seed {options['seed']}, at "
+        f"most {fixed['max_tokens']} tokens a dialogue."
     )
-    yield Text(TERMS)
     if config["lacking"]:
-        lacking = "; ".join(f"{name} (needs {why})" for name, why in config["lacking"].items())
-        yield Text(f"Not run here: {lacking}.")
+        yield "Not run here: " + "; ".join(f"{name} (needs {why})" for name, why in config["lacking"].items())
+    yield TERMS
 
 
-def _benchmark(summary: Summary, name: str) -> Iterator[Block]:
-    config, found = summary["config"], summary["benchmarks"][name]
+def _about(summary: Summary, name: str) -> str:
+    config, found = summary["config"], summary["suites"][name]
     skipped = config["skipped"].get(name, 0)
     left_out = f"; {skipped} more are too long and left out" if skipped else ""
-    yield Text(f"{found['cases']} dialogues ({config['benchmarks'][name]['source']}){left_out}.")
-    yield Bullets([f"{'✓' if c['holds'] else '✗ fails:'} {c['text']}" for c in found["controls"]])
-    yield _main(found)
-    if found["sonic minus"]:
-        yield Title("Paired differences, on the same dialogues", 3)
-        yield _differences(found)
-    written = _written(found)
-    if written is not None:
-        yield Title("Replies that the model wrote itself", 3)
-        yield Text(
-            "Like full context: F1 of the words with the reply it writes with full context. Judge: 1 to 10, the lowest "
-            "of a dialogue's turns, mean over dialogues."
+    return f"{found['cases']} dialogues ({config['suites'][name]['source']}){left_out}."
+
+
+def _overview(summary: Summary) -> Iterator[str]:
+    """All suites in one table, if there are several; the order is by mean KL recovery."""
+    suites = summary["suites"]
+    if len(suites) < 2:
+        return
+    rows: dict[tuple[str, float | None], dict[str, Any]] = {}
+    for name, found in suites.items():
+        for row in found["methods"]:
+            cell = row["method"], row["ratio"]
+            rows.setdefault(cell, {"method": cell[0], "ratio": cell[1]})[name] = row
+    for row in rows.values():
+        kept = [row[name]["kl_recovery"]["value"] for name in suites if row.get(name, {}).get("kl_recovery")]
+        row["kl_recovery"] = {"value": sum(kept) / len(kept)} if kept else None
+    columns: list[Column] = [*_FIRST]
+    for figure in ("kl_recovery", "accuracy_share", "recall"):
+        columns += [(f"{_TITLES[figure]}, {name}", _nested(name, figure)) for name in suites]
+    yield "## All suites"
+    yield _table(columns, ordered(list(rows.values())))
+
+
+def _details(found: dict[str, Any]) -> Iterator[str]:
+    """Paired differences, and figures by part."""
+    if found["paired"]:
+        yield f"### {found['subject']} minus each rival, on the same dialogues"
+        yield "KL left: its KL from full context as a share of the rival's; below 1 it stays closer."
+        names = ("kl_recovery", "recovery", "recall", "accuracy")
+        columns = [*_FIRST, *((_TITLES[name], _figure(name, 3)) for name in names)]
+        rows = sorted(
+            found["paired"],
+            key=lambda d: (d["ratio"] or 0.0, (d["kl_recovery"] or {"value": 0.0})["value"]),
         )
-        yield written
+        yield _table([*columns, ("KL left", _figure("kl_left"))], rows)
     for part, figure, title in (
-        ("kinds", "recall", "Recall by kind of question"),
-        ("distances", "recall", "Recall by distance, in exchanges"),
-        ("groups", "kl_recovery", "KL recovery by group"),
+        ("kind", "recall", "Recall by kind of question"),
+        ("distance", "recall", "Recall by distance, in exchanges"),
+        ("group", "kl_recovery", "KL recovery by group"),
     ):
-        made = _by(found, part, figure)
-        if made is not None:
-            yield Title(title, 3)
-            yield made
-    uneven = [row for row in ordered(found["methods"]) if "layers" in row]
-    if uneven:
-        yield Text("Entries by layer, where layers keep different numbers:")
-        yield Bullets(
-            [
-                f"{row['method']} at {ratio_text(row['ratio'])}: {', '.join(f'{n:.0f}' for n in row['layers'])}"
-                for row in uneven
+        rows = [row for row in ordered(found["methods"]) if part in row.get("parts", {})]
+        counts = {name: value["count"] for row in rows for name, value in row["parts"][part].items()}
+        if counts:
+            yield f"### {title}"
+            columns = [
+                (f"{name} ({count})", _nested("parts", figure, part, name)) for name, count in counts.items()
             ]
-        )
-    if found["errors"]:
-        yield Title("Failures", 3)
-        yield Bullets([f"{count} times {reason}" for reason, count in found["errors"].items()])
-
-
-def as_text(summary: Summary) -> str:
-    """The run's tables for a terminal."""
-    parts = []
-    for name, found in summary["benchmarks"].items():
-        parts.append(f"{name}: {found['cases']} dialogues")
-        parts += [f"  {'ok' if c['holds'] else 'NOT'}: {c['text']}" for c in found["controls"]]
-        parts += [table(made.head, made.rows) for made in (_main(found), _written(found)) if made is not None]
-        parts += [f"failed {count} times: {reason}" for reason, count in found["errors"].items()]
-        parts.append("")
-    return "\n".join(parts).rstrip()
-
-
-def as_markdown(summary: Summary) -> str:
-    """The report."""
-    blocks = [*_head(summary), *_overview(summary)]
-    for name in summary["benchmarks"]:
-        blocks += [Title(name), *_benchmark(summary, name)]
-    return "\n\n".join(block.markdown() for block in blocks) + "\n"
-
-
-STYLE = """
-:root { color-scheme: light dark; --paper: #fbfaf8; --card: #fff; --ink: #1d2430; --soft: #5b6472; --line: #e2e0db;
-  --ours: #eaf1fb; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14171c; --card: #1c2027; --ink: #e8eaee; --soft: #a3abb8;
-  --line: #333944; --ours: #22304a; } }
-* { box-sizing: border-box; } body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; } main { max-width: 1180px; margin: 0 auto; padding: 40px 20px 64px; }
-h1 { font-size: 30px; line-height: 1.2; margin: 0 0 12px; } h2 { font-size: 22px; margin: 44px 0 8px; }
-h3 { font-size: 17px; margin: 26px 0 6px; } p { margin: 0 0 10px; max-width: 88ch; } p, li { color: var(--soft); }
-ul { margin: 0 0 14px; padding-left: 20px; } .scroll { overflow-x: auto; background: var(--card); border-radius: 10px;
-  border: 1px solid var(--line); padding: 6px 16px; margin-bottom: 14px; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 5px 0 5px 18px; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 500; } tr:last-child td { border-bottom: 0; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; } tr.ours td { background: var(--ours); }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 16px;
-  margin: 14px 0; } .plots figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: 10px;
-  padding: 8px; } .plots svg { width: 100%; height: auto; display: block; }
-"""
-
-
-def as_html(summary: Summary) -> str:
-    """The report as one self-contained page."""
-    parts = [block.html() for block in (*_head(summary), *_overview(summary))]
-    for name, found in summary["benchmarks"].items():
-        drawn = "".join(f"<figure>{svg}</figure>" for svg in plots(found))
-        count, controls, *rest = (block.html() for block in _benchmark(summary, name))
-        parts += [Title(name).html(), count, controls, f'<div class="plots">{drawn}</div>', *rest]
-    body = "\n".join(parts)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>sonic-kv eval</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-
-
-def compare_text(runs: Mapping[str, Summary]) -> str:
-    """Recovery, KL recovery and recall of several runs side by side."""
-    parts = []
-    shown = (("recovery", "recovery"), ("kl_recovery", "KL recovery"), ("recall", "recall"))
-    for name in dict.fromkeys(name for run in runs.values() for name in run["benchmarks"]):
-        found = {
-            target: {(row["method"], row["ratio"]): row for row in run["benchmarks"][name]["methods"]}
-            for target, run in runs.items()
-            if name in run["benchmarks"]
-        }
-        cells = dict.fromkeys(cell for rows in found.values() for cell in rows)
-        head = ["method", "removed", *(f"{target}: {title}" for _, title in shown for target in found)]
-        body = [
-            [
-                method,
-                ratio_text(ratio),
-                *(
-                    number(rows.get((method, ratio), {}).get(what))
-                    for what, _ in shown
-                    for rows in found.values()
-                ),
-            ]
-            for method, ratio in sorted(cells, key=lambda c: (c[1] is not None, c[1] or 0.0, c[0]))
-        ]
-        parts.append(f"{name}\n{table(head, body)}")
-    return "\n\n".join(parts)
+            yield _table([*_FIRST, *columns], rows)

@@ -1,4 +1,4 @@
-"""The folder of a run: `config.json`, `records.jsonl`, `summary.json`, `report.md`, `report.html`."""
+"""The folder of a run: `config.json`, `records.jsonl`, `progress.json`, `summary.json`, `report.md`."""
 
 import json
 import os
@@ -9,13 +9,13 @@ from typing import Any
 from sonic_kv.errors import ConfigError, FileError
 from sonic_kv.files import write_atomic
 
-Key = tuple[str, str, str, float | None]  # benchmark, case, method, ratio
+Key = tuple[str, str, str, float | None]  # suite, case, method, ratio
 Record = dict[str, Any]
 
 
 def key(record: Record) -> Key:
     """What a record is about; a later record with the same key stands for an earlier one."""
-    return record["benchmark"], record["case"], record["method"], record["ratio"]
+    return record["suite"], record["case"], record["method"], record["ratio"]
 
 
 def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -37,12 +37,12 @@ class Results:
         self.folder = Path(folder)
         self.path = self.folder / "records.jsonl"
 
-    def open(self, fixed: dict[str, Any], benchmarks: dict[str, Any], more: dict[str, Any]) -> None:
+    def open(self, fixed: dict[str, Any], suites: dict[str, Any], more: dict[str, Any]) -> None:
         """Begin a run, or go on with one.
 
         Args:
             fixed: what every record depends on.
-            benchmarks: what the records of each benchmark depend on.
+            suites: what the records of each suite depend on.
             more: whatever else is worth knowing.
 
         Raises:
@@ -53,15 +53,15 @@ class Results:
             before = self.config()
             old, new = before.get("fixed", {}), json.loads(json.dumps(fixed))
             changed = [name for name in new if old.get(name) != new[name]]
-            for name, one in json.loads(json.dumps(benchmarks)).items():
-                if before.get("benchmarks", {}).get(name, one) != one:
-                    changed.append(f"benchmark {name}")
+            for name, one in json.loads(json.dumps(suites)).items():
+                if before.get("suites", {}).get(name, one) != one:
+                    changed.append(f"suite {name}")
             if changed:
                 raise ConfigError(
                     f"{self.folder} holds another run (it differs in {', '.join(changed)}): choose another --out"
                 )
-            benchmarks = {**before.get("benchmarks", {}), **benchmarks}
-        text = json.dumps({"fixed": fixed, "benchmarks": benchmarks, **more}, indent=2, ensure_ascii=False)
+            suites = {**before.get("suites", {}), **suites}
+        text = json.dumps({"fixed": fixed, "suites": suites, **more}, indent=2, ensure_ascii=False)
         write_atomic(path, text.encode() + b"\n")
         self._drop_torn_line()
 

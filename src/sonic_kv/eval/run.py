@@ -1,11 +1,11 @@
-"""`sonic-kv eval`: methods × ratios × benchmarks, recorded dialogue by dialogue."""
+"""`sonic-kv eval`: methods × ratios × suites, recorded dialogue by dialogue."""
 
 import hashlib
 import json
 import os
 import platform
 import signal
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
@@ -17,20 +17,21 @@ import torch
 from sonic_kv import __version__
 from sonic_kv.compress.options import SessionConfig
 from sonic_kv.errors import ConfigError, DataError
-from sonic_kv.eval.benchmarks import SORTS, Benchmark, Question, load
 from sonic_kv.eval.judge import Endpoint, Verdicts, judge, scores
 from sonic_kv.eval.matching import exact_match
 from sonic_kv.eval.methods import OWN, Method
 from sonic_kv.eval.options import EvalOptions
 from sonic_kv.eval.presses import PRESSES
+from sonic_kv.eval.progress import Progress, Standing
 from sonic_kv.eval.replay import Opening, Outcome, Script, make_script, open_dialogues, replay
 from sonic_kv.eval.results import Key, Record, Results, key
+from sonic_kv.eval.suites import SORTS, Question, Suite, load
 from sonic_kv.model.model import DEFAULT_MODEL, SonicModel
 from sonic_kv.text import nearest
 
 METHODS: dict[str, type[Method]] = {**OWN, **PRESSES}
 CONTROLS = ("full", "none", "other-history")
-Progress = Callable[[str, int], None]
+Show = Callable[[Standing], None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Cell:
         return METHODS[self.name]
 
 
-Batch = tuple[str, list[tuple[int, Cell]]]  # of a benchmark: a case's number, and what to do with it
+Batch = tuple[str, list[tuple[int, Cell]]]  # of a suite: a case's number, and what to do with it
 
 
 def choose(model: SonicModel, options: EvalOptions) -> tuple[list[Cell], dict[str, str]]:
@@ -81,7 +82,7 @@ class Work:
         config: how sessions cut segments; the same for every method.
 
     Raises:
-        ConfigError, DataError: the options, or a benchmark's file.
+        ConfigError, DataError: the options, or a suite's file.
     """
 
     def __init__(self, model: SonicModel, options: EvalOptions, config: SessionConfig) -> None:
@@ -89,20 +90,19 @@ class Work:
         if config.positions != "original":
             raise ConfigError("eval compares at original positions: leave --positions out")
         self.cells, self.lacking = choose(model, options)
-        self.paths = _paths(options)
+        self.paths = paths(options)
         limit, seed = options.limit, options.seed
-        names = dict.fromkeys(options.benchmarks)
-        self.benchmarks = [load(n, self.paths.get(n), limit, seed, options.exchanges) for n in names]
-        self.scripts = {benchmark.name: self._scripts(benchmark) for benchmark in self.benchmarks}
+        self.suites = {n: load(n, path, limit, seed, options.exchanges) for n, path in self.paths.items()}
+        self.scripts = {name: self._scripts(suite) for name, suite in self.suites.items()}
 
-    def _scripts(self, benchmark: Benchmark) -> list[Script]:
-        """The benchmark's cases as tokens, those that fit."""
+    def _scripts(self, suite: Suite) -> list[Script]:
+        """The suite's cases as tokens, those that fit."""
         limit, generate = self.options.max_tokens, self.options.generate
-        made = (make_script(self.model, c, self.config, limit, generate) for c in benchmark.cases)
+        made = (make_script(self.model, c, self.config, limit, generate) for c in suite.cases)
         scripts = [script for script in made if script is not None]
         if not scripts:
             raise DataError(
-                f"benchmark {benchmark.name}: no dialogue has an exchange within {self.options.max_tokens} tokens: "
+                f"suite {suite.name}: no dialogue has an exchange within {self.options.max_tokens} tokens: "
                 "raise --max-tokens"
             )
         return scripts
@@ -114,7 +114,7 @@ class Work:
         """
         found, size = list[Batch](), self.options.batch_size
         for name, scripts in self.scripts.items():
-            full = size  # a portion is of one benchmark
+            full = size  # a portion is of one suite
             for n in sorted(range(len(scripts)), key=lambda n: -len(scripts[n].token_ids)):
                 todo = [(n, cell) for cell in self.cells if _key(name, scripts[n], cell) not in done]
                 for at in range(0, len(todo), size):
@@ -126,6 +126,19 @@ class Work:
                     found[-1][1].extend(part)
         return found
 
+    def tokens(self, batch: Batch) -> int:
+        """Tokens that the batch's rows read, written replies at their longest."""
+        name, rows = batch
+        longest = self._reply_tokens(name)
+        return sum(
+            len(self.scripts[name][n].token_ids) + longest * len(self.scripts[name][n].written)
+            for n, _ in rows
+        )
+
+    def _reply_tokens(self, name: str) -> int:
+        """The longest reply that is written in a suite."""
+        return self.options.max_new_tokens or self.suites[name].answer_tokens
+
     def replay(self, batch: Batch) -> list[Record]:
         """The records of a portion, each row opened and read with all others of it."""
         name, rows = batch
@@ -136,7 +149,7 @@ class Work:
             [scripts[n] for n in numbers],
             [other.token_ids[other.prefix :] for other in others],
             [cell.kind for _, cell in rows],
-            self.options.max_new_tokens,
+            self._reply_tokens(name),
         )
         openings = dict(zip(numbers, opened, strict=True))
         return self._replay(name, [(cell, openings[n]) for n, cell in rows])
@@ -178,14 +191,14 @@ class Evaluation:
                 "dtype": str(model.dtype),
             },
             {
-                b.name: {"source": b.source, "sha256": _digest(work.paths.get(b.name))}
-                for b in work.benchmarks
+                name: {"source": s.source, "sha256": _digest(work.paths[name])}
+                for name, s in work.suites.items()
             },
             {
                 "model": "default" if named == str(DEFAULT_MODEL) else named,
                 "options": asdict(options),
                 "lacking": work.lacking,
-                "skipped": {b.name: len(b.cases) - len(work.scripts[b.name]) for b in work.benchmarks},
+                "skipped": {name: len(s.cases) - len(work.scripts[name]) for name, s in work.suites.items()},
                 "machine": {
                     "platform": platform.platform(),
                     "device": str(model.device),
@@ -208,39 +221,43 @@ class Evaluation:
         cases = {(name, s.case.id) for name, scripts in self.work.scripts.items() for s in scripts}
         return sum(k[:2] in cases and k[2:] in cells for k in self._done)
 
-    def run(self, progress: Progress = lambda doing, done: None) -> None:
+    def run(
+        self, show: Show = lambda standing: None, load_model: Callable[[], SonicModel] | None = None
+    ) -> None:
         """Do what is not done yet; rows that are read side by side are recorded as soon as they are through.
 
         A method that fails on a dialogue is recorded as failed there, and the run goes on; the next run
-        tries again.
+        tries again. With `options.workers` processes of one thread, each hands in whole batches.
 
         Args:
-            progress: called with what has been done and how many records have been added.
+            show: called after every batch, the first time with what the first dialogue has measured.
+            load_model: gives a worker process the model; it is pickled.
         """
-        for batch in self.work.batches(self._done):
-            self._add(self.work.replay(batch), progress)
+        batches = self.work.batches(self._done)
+        tokens = dict.fromkeys(self.work.scripts, 0)
+        for batch in batches:
+            tokens[batch[0]] += self.work.tokens(batch)
+        progress = Progress(self.results.folder / "progress.json", tokens, self.done, self.total)
+        for batch, records in self._replayed(batches, load_model):
+            self.results.append(records)
+            show(progress.add(batch[0], self.work.tokens(batch), len(records)))
 
-    def run_parallel(
-        self, load_model: Callable[[], SonicModel], progress: Progress = lambda doing, done: None
-    ) -> None:
-        """As `run`, in `options.workers` processes of one thread, which hand in whole batches.
-
-        Args:
-            load_model: gives a worker the model; it is pickled.
-        """
+    def _replayed(
+        self, batches: Sequence[Batch], load_model: Callable[[], SonicModel] | None
+    ) -> Iterator[tuple[Batch, list[Record]]]:
+        """The records of each batch, as they come."""
+        if self.options.workers == 1 or load_model is None:
+            yield from ((batch, self.work.replay(batch)) for batch in batches)
+            return
         start, setup = get_context("spawn"), (load_model, self.options, self.config)
         with ProcessPoolExecutor(self.options.workers, start, _begin, setup) as pool:
-            jobs = [pool.submit(_do, batch) for batch in self.work.batches(self._done)]
+            jobs = {pool.submit(_do, batch): batch for batch in batches}
             try:
                 for job in as_completed(jobs):
-                    self._add(job.result(), progress)
+                    yield jobs[job], job.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-
-    def _add(self, records: list[Record], progress: Progress) -> None:
-        self.results.append(records)
-        progress(records[-1]["benchmark"], len(records))
 
     def judge(self, progress: Callable[[str, int, int], None] = lambda doing, done, total: None) -> None:
         """Have written replies scored that are not yet; keeps what there is if the judge stops answering.
@@ -249,11 +266,11 @@ class Evaluation:
             JudgeError: the judge does not answer.
         """
         endpoint, verdicts = Endpoint.of(self.options), Verdicts(self.results.folder)
-        benchmarks = self.work.benchmarks
+        suites = list(self.work.suites.values())
         try:
-            judge(endpoint, benchmarks, list(self.results), verdicts, progress)
+            judge(endpoint, suites, list(self.results), verdicts, progress)
         finally:
-            found = scores(endpoint.model, benchmarks, self.results, verdicts)
+            found = scores(endpoint.model, suites, self.results, verdicts)
             self.results.write("scores.json", json.dumps({"model": endpoint.model, "scores": found}) + "\n")
 
 
@@ -287,33 +304,37 @@ def _do(batch: Batch) -> list[Record]:
     return _work.replay(batch)
 
 
-def _paths(options: EvalOptions) -> dict[str, str]:
-    paths = {}
-    files = [b for b in options.benchmarks if b in SORTS and SORTS[b].read is not None]
+def paths(options: EvalOptions) -> dict[str, str | None]:
+    """The suites to run and their files; None: the suite needs none, or its file has not been given.
+
+    A file without a known name goes to the only named suite that lacks one, or holds dialogues in this project's own
+    form, in a suite called as the file.
+    """
+    found: dict[str, str | None] = dict.fromkeys(options.suites)
+    lacking = [name for name in found if name in SORTS and SORTS[name].read is not None]
     for entry in options.data:
         name, equals, path = entry.partition("=")
-        if not equals and len(files) == 1:
-            name, path = files[0], entry
-        if name not in SORTS:
-            raise ConfigError(
-                f"--data {entry}: write NAME=PATH with a benchmark's name{nearest(name, SORTS)}"
-            )
-        paths[name] = path
-    return paths
+        if not equals or "/" in name:
+            own = Path(entry).name.removesuffix(".gz").removesuffix(".jsonl")
+            name, path = lacking[0] if len(lacking) == 1 else own, entry
+        elif name not in SORTS:
+            raise ConfigError(f"--data {entry}: write NAME=PATH with a suite's name{nearest(name, SORTS)}")
+        found[name] = os.path.expandvars(Path(path).expanduser())
+    return found or {"synthetic": None}
 
 
 def _digest(path: str | None) -> str | None:
     return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
-def _key(benchmark: str, script: Script, cell: Cell) -> Key:
-    return benchmark, script.case.id, cell.name, cell.ratio
+def _key(suite: str, script: Script, cell: Cell) -> Key:
+    return suite, script.case.id, cell.name, cell.ratio
 
 
-def _head(benchmark: str, script: Script, cell: Cell) -> Record:
+def _head(suite: str, script: Script, cell: Cell) -> Record:
     case = script.case
     return {
-        "benchmark": benchmark,
+        "suite": suite,
         "case": case.id,
         "group": case.group,
         "method": cell.name,
@@ -322,16 +343,16 @@ def _head(benchmark: str, script: Script, cell: Cell) -> Record:
 
 
 def _written(question: Question, texts: Mapping[int, str]) -> dict[str, bool]:
-    if question.message not in texts:
+    if question.message not in texts or not question.checked:
         return {}
     return {"exact": exact_match(texts[question.message], question.answer, number=question.number)}
 
 
-def record(benchmark: str, cell: Cell, script: Script, found: Outcome | Exception) -> Record:
+def record(suite: str, cell: Cell, script: Script, found: Outcome | Exception) -> Record:
     """What is kept of an outcome: sums per reply, the questions, what was held; or why there is none."""
     if isinstance(found, Exception):
         reason = f"{type(found).__name__}: {found}".splitlines()[0]
-        return {**_head(benchmark, script, cell), "status": "failed", "error": reason}
+        return {**_head(suite, script, cell), "status": "failed", "error": reason}
     place = {position: i for i, position in enumerate(script.scored)}
     turns = []
     for number, reply in enumerate(script.replies):
@@ -362,14 +383,12 @@ def record(benchmark: str, cell: Cell, script: Script, found: Outcome | Exceptio
         for question, at in script.questions
         if at
     ]
-    uneven = len({round(n, 6) for n in found.layers}) > 1
     return {
-        **_head(benchmark, script, cell),
+        **_head(suite, script, cell),
         "status": "ok",
         "tokens": len(script.token_ids),
         "history": script.ends[len(found.memory) - 1] - script.prefix if found.memory else 0,
         "memory": [round(n, 3) for n in found.memory],
-        **({"layers": [round(n, 3) for n in found.layers]} if uneven else {}),
         "turns": turns,
         "questions": questions,
         **({"replies": {str(message): text for message, text in found.texts.items()}} if found.texts else {}),

@@ -1,7 +1,7 @@
-"""Benchmarks: dialogues with gold messages, in their authors' own file formats.
+"""Suites: dialogues with gold messages, in their authors' own file formats.
 
-A benchmark is a list of cases. A case is one dialogue, the questions in it whose answers are known, and
-the replies that a judge should read.
+A suite is a list of cases. A case is one dialogue, the questions in it whose answers are known, and the replies
+that a judge should read.
 """
 
 import gzip
@@ -32,7 +32,8 @@ class Question:
         answer: what it has to say; in the gold reply these words, where it has them.
         kind: for grouping.
         distance: exchanges since what it asks for was said, if that is known.
-        number: it is right if its last number is the answer's.
+        number: it is right if its last number is the answer's; otherwise if it holds the answer's words.
+        checked: a reply that the model writes itself can be checked: a name, not a whole sentence.
     """
 
     message: int
@@ -40,14 +41,15 @@ class Question:
     kind: str
     distance: int | None = None
     number: bool = False
+    checked: bool = True
 
 
 @dataclass(frozen=True)
 class Case:
-    """One dialogue of a benchmark.
+    """One dialogue of a suite.
 
     Attributes:
-        group: the benchmark's own class of it (task, scene …), for grouping.
+        group: the suite's own class of it (task, scene …), for grouping.
         judged: indices of the replies that a judge scores.
     """
 
@@ -59,22 +61,24 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """Cases, where they come from, and what a judge is asked to look at."""
+class Suite:
+    """Cases, where they come from, what a judge is asked to look at, and how long a written answer may be."""
 
     name: str
     source: str
     cases: Sequence[Case]
     criteria: Mapping[str, str]  # name → what it means
+    answer_tokens: int = 64
 
 
 @dataclass(frozen=True)
 class Sort:
-    """A sort of benchmark: how its file is read, and what it is."""
+    """A sort of suite: how its file is read, and what it is."""
 
     summary: str
     read: Callable[[Path], Iterator[Case]] | None  # None: generated
     criteria: Mapping[str, str]
+    answer_tokens: int = 64
 
 
 HELPFUL = {
@@ -111,7 +115,7 @@ def parsed(path: Path, parse: Callable[[dict[str, Any]], Case | None]) -> Iterat
     """The cases of a file; a line that `parse` returns None for has none.
 
     Raises:
-        DataError: a line does not have the benchmark's form (file and line are named).
+        DataError: a line does not have the suite's form (file and line are named).
     """
     for number, found in lines(path):
         try:
@@ -119,9 +123,8 @@ def parsed(path: Path, parse: Callable[[dict[str, Any]], Case | None]) -> Iterat
             if case is not None:
                 check_messages(case.messages)
                 roles = [m["role"] for m in case.messages if m["role"] != "system"]
-                if roles[::2] != ["user"] * len(roles[::2]) or roles[1::2] != ["assistant"] * (
-                    len(roles) // 2
-                ):
+                turns = ["user", "assistant"] * (len(roles) // 2 + 1)
+                if roles != turns[: len(roles)]:
                     raise ValueError("messages must come in turns, the user's first")
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, MessageError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
@@ -139,14 +142,18 @@ def exchanges(pairs: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     ]
 
 
+def replies(messages: Sequence[Any]) -> list[int]:
+    """Indices of the assistant's messages."""
+    return [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+
+
 def mt_bench_101(path: Path) -> Iterator[Case]:
     """`{"task", "id", "history": [{"user", "bot"}, ...]}` a line."""
 
     def parse(line: dict[str, Any]) -> Case:
         messages = exchanges([(turn["user"], turn["bot"]) for turn in line["history"]])
-        first = 1 if line["task"] in SCENE_SETTING else 0
-        judged = tuple(range(1 + 2 * first, len(messages), 2))
-        return Case(f"{line['task']}-{line['id']}", line["task"], messages, judged=judged)
+        judged = replies(messages)[1 if line["task"] in SCENE_SETTING else 0 :]
+        return Case(f"{line['task']}-{line['id']}", line["task"], messages, judged=tuple(judged))
 
     return parsed(path, parse)
 
@@ -157,8 +164,7 @@ def safe_dial_bench(path: Path) -> Iterator[Case]:
     def parse(line: dict[str, Any]) -> Case:
         messages = exchanges([(turn["user"], turn["bot"]) for turn in line["history"]])
         group = str(line.get("scene") or line.get("task") or line.get("method") or "all")
-        judged = tuple(range(1, len(messages), 2))
-        return Case(str(line["id"]), group, messages, judged=judged)
+        return Case(str(line["id"]), group, messages, judged=tuple(replies(messages)))
 
     return parsed(path, parse)
 
@@ -180,7 +186,7 @@ def gecor(path: Path) -> Iterator[Case]:
             )
             if at >= 2 and kind is not None and complete and complete != text:
                 asked = exchanges([(REWRITE.format(text=text), complete)])
-                question = Question(at + 1, complete, kind)
+                question = Question(at + 1, complete, kind, checked=False)
                 return Case(str(line["id"]), kind, [*messages[:at], *asked], (question,), (at + 1,))
         return None
 
@@ -192,13 +198,25 @@ def math_chat(path: Path) -> Iterator[Case]:
 
     def parse(line: dict[str, Any]) -> Case:
         messages, meta = line["messages"], line["meta"]
-        replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        finals = meta.get("finals") or [meta["final"]]
+        at, finals = replies(messages), meta.get("finals") or [meta["final"]]
         questions = tuple(
             Question(i, str(final), "final number", number=True)
-            for i, final in zip(replies[-len(finals) :], finals, strict=True)
+            for i, final in zip(at[-len(finals) :], finals, strict=True)
         )
-        return Case(str(line["id"]), "all", messages, questions, tuple(replies))
+        return Case(str(line["id"]), "all", messages, questions, tuple(at))
+
+    return parsed(path, parse)
+
+
+def longeval_topics(path: Path) -> Iterator[Case]:
+    """LongChat's LongEval: topics, one after the other; the last message asks for the first (`meta.answer`)."""
+
+    def parse(line: dict[str, Any]) -> Case:
+        messages, answer = line["messages"], str(line["meta"]["answer"])
+        at, topics = len(messages), len(line["meta"]["topics"])
+        question = Question(at, answer, "first topic", distance=at // 2)
+        reply = {"role": "assistant", "content": answer}
+        return Case(str(line["id"]), f"{topics} topics", [*messages, reply], (question,), (at,))
 
     return parsed(path, parse)
 
@@ -212,68 +230,68 @@ def dialogues(path: Path) -> Iterator[Case]:
 
     def parse(line: dict[str, Any]) -> Case:
         found = line.get("questions") or (line.get("meta") or {}).get("questions") or ()
-        questions = []
+        at, questions = replies(line["messages"]), []
         for question in found:
-            at = question["message"]
-            if line["messages"][at]["role"] != "assistant":
-                raise ValueError(f"question: message {at} is not the assistant's")
+            if question["message"] not in at:
+                raise ValueError(f"question: message {question['message']} is not the assistant's")
             kind = str(question.get("kind", "question"))
-            questions.append(Question(at, str(question["answer"]), kind, question.get("distance")))
-        replies = [i for i, message in enumerate(line["messages"]) if message["role"] == "assistant"]
+            questions.append(
+                Question(question["message"], str(question["answer"]), kind, question.get("distance"))
+            )
         name = str(line.get("id", next(counted)))
-        return Case(name, str(line.get("group", "all")), line["messages"], tuple(questions), tuple(replies))
+        return Case(name, str(line.get("group", "all")), line["messages"], tuple(questions), tuple(at))
 
     return parsed(path, parse)
 
 
 SORTS: dict[str, Sort] = {
-    "synthetic": Sort("the generator's held-out dialogues; needs no file", None, HELPFUL),
+    "synthetic": Sort("the generator's held-out dialogues; needs no file", None, HELPFUL, 32),
     "mt-bench-101": Sort("MT-Bench-101, 13 tasks of chat ability", mt_bench_101, HELPFUL),
     "safe-dial-bench": Sort("SafeDialBench, attacks over several turns", safe_dial_bench, SAFE),
     "coreference": Sort("GECOR: say a turn so that it is clear without the dialogue", gecor, HELPFUL),
     "core-res": Sort(
         "CoreRes, or any questions about a dialogue, in this project's form", dialogues, HELPFUL
     ),
-    "gsm8k-var": Sort("GSM8K with follow-up problems (MathChat's form)", math_chat, HELPFUL),
-    "gsm8k-socratic": Sort("GSM8K's problems asked step by step", math_chat, HELPFUL),
+    "gsm8k-var": Sort("GSM8K with follow-up problems (MathChat's form)", math_chat, HELPFUL, 192),
+    "gsm8k-socratic": Sort("GSM8K's problems asked step by step", math_chat, HELPFUL, 192),
+    "longeval-topics": Sort("LongEval: name the first topic of a long talk", longeval_topics, HELPFUL, 32),
 }
+OWN = Sort("dialogues in this project's form", dialogues, HELPFUL)  # of a file without a known name
 
 
-def load(name: str, path: str | None, limit: int, seed: int, exchanges: int) -> Benchmark:
-    """A benchmark's first `limit` cases (0: all; of the synthetic one, 200).
+def load(name: str, path: str | None, limit: int, seed: int, exchanges: int) -> Suite:
+    """A suite's cases, at most `limit` (0: all; of the synthetic one, 200), evenly over its file.
 
     Args:
-        path: its file; None: the benchmark needs none.
+        path: its file; None: the suite needs none. With a file, a name that is not known is that of own dialogues.
         seed, exchanges: of the synthetic dialogues.
 
     Raises:
-        ConfigError: an unknown benchmark, or its file is not given.
+        ConfigError: an unknown suite, or its file is not given.
         DataError: the file cannot be used.
     """
-    if name not in SORTS:
-        raise ConfigError(f"unknown benchmark {name!r}{nearest(name, SORTS)}; there are {', '.join(SORTS)}")
-    sort = SORTS[name]
+    if name not in SORTS and path is None:
+        raise ConfigError(f"unknown suite {name!r}{nearest(name, SORTS)}; there are {', '.join(SORTS)}")
+    sort = SORTS.get(name, OWN)
     if sort.read is None:
         config = SynthConfig(
             dialogues=limit or 200, split="test", seed=seed, min_exchanges=exchanges, max_exchanges=exchanges
         )
-        cases = list(synthetic(config))
-        return Benchmark(name, f"seed {seed}, {exchanges} exchanges", cases, sort.criteria)
+        source = f"seed {seed}, {exchanges} exchanges"
+        return Suite(name, source, list(synthetic(config)), sort.criteria, sort.answer_tokens)
     if path is None:
-        raise ConfigError(f"benchmark {name} needs its file: --data {name}=PATH")
-    cases = []
-    seen: set[str] = set()
+        raise ConfigError(f"suite {name} needs its file: --data {name}=PATH")
+    cases: dict[str, Case] = {}
     for case in sort.read(Path(path)):
-        if case.id in seen:
+        if case.id in cases:
             raise DataError(f"{path}: the id {case.id!r} stands there twice")
-        seen.add(case.id)
-        cases.append(case)
+        cases[case.id] = case
     if not cases:
         raise DataError(f"{path}: no case of {name} in it")
     # evenly over the file, which is often sorted by task
-    step = len(cases) / min(limit or len(cases), len(cases))
-    chosen = [cases[int(i * step)] for i in range(min(limit or len(cases), len(cases)))]
-    return Benchmark(name, Path(path).name, chosen, sort.criteria)
+    count = min(limit or len(cases), len(cases))
+    chosen = [list(cases.values())[int(i * len(cases) / count)] for i in range(count)]
+    return Suite(name, Path(path).name, chosen, sort.criteria, sort.answer_tokens)
 
 
 def synthetic(config: SynthConfig) -> Iterator[Case]:
@@ -283,5 +301,10 @@ def synthetic(config: SynthConfig) -> Iterator[Case]:
             Question(q["message"], q["answer"], q["kind"], q["distance"])
             for q in dialogue["meta"]["questions"]
         )
-        replies = tuple(q.message for q in questions)
-        yield Case(dialogue["id"], "all", dialogue["messages"], questions, replies)
+        yield Case(
+            dialogue["id"],
+            "all",
+            dialogue["messages"],
+            questions,
+            tuple(question.message for question in questions),
+        )

@@ -19,13 +19,15 @@ from tiny import DIALOGUE, tiny_model
 
 from sonic_kv import __version__
 from sonic_kv.cli import main as cli
-from sonic_kv.cli.chat import Repl, parse_budget
-from sonic_kv.cli.flags import Parser, add_flags, build, given_flags, read_toml
+from sonic_kv.cli.flags import Parser, add_flags, build, given_flags, has_flag, read_toml
+from sonic_kv.cli.loading import load_for_decoding, load_model
+from sonic_kv.cli.repl import Repl, parse_budget
 from sonic_kv.compress.options import DEFAULT_BUDGET, Budget, SessionConfig
 from sonic_kv.data import synth
 from sonic_kv.data.options import SynthConfig
 from sonic_kv.errors import ConfigError
 from sonic_kv.model.options import ModelOptions
+from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.session import ChatSession
 from sonic_kv.training.options import TrainConfig
 
@@ -88,7 +90,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["chat", "--compresion-ratio", "0.5"], "did you mean --compression-ratio?"),
         (["chat", "--max-entires=5"], "did you mean --max-entries?"),
         (["chat", "--max-new-tokens", "many"], "invalid int value: 'many'"),
-        (["chat", "--positions", "mixed"], "'original', 'compact'"),
+        (["chat", "--closing", "mixed"], "'turn', 'idle'"),
         (["chat", "--compression-ratio", "1.5"], "outside [0, 1)"),
         (["chat", "--max-entries", "0"], "at least 1"),
         (["chat", "--max-entries", "9", "--max-bytes", "9"], "leave one out"),
@@ -108,16 +110,53 @@ def test_usage_errors_are_one_line_and_exit_2(sonic: Any, arguments: list[str], 
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
-def test_every_field_has_a_flag_and_a_help_text(
+def test_help_names_every_option_by_its_flag_or_its_key(
     command: cli.Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main([*command.name.split(), "--help"])
     shown = capsys.readouterr().out
     for name, section in command.sections.items():
-        for field in dataclasses.fields(section) if name not in command.file_only else ():
-            assert f"--{field.name.replace('_', '-')}" in shown
+        for field in dataclasses.fields(section):
+            flagged = name not in command.file_only and has_flag(field)
+            assert (f"--{field.name.replace('_', '-')}" if flagged else field.name) in shown
             assert field.metadata["help"]
+
+
+def test_the_command_line_stays_small() -> None:
+    def flags(sections: dict[str, type]) -> int:
+        return sum(has_flag(field) for cls in sections.values() for field in dataclasses.fields(cls))
+
+    shown = {
+        command.name: {n: cls for n, cls in command.sections.items() if n not in command.file_only}
+        for command in cli.COMMANDS
+    }
+    assert max(map(flags, shown.values())) <= 42
+    assert flags({name: cls for sections in shown.values() for name, cls in sections.items()}) <= 135
+
+
+def test_an_option_without_a_flag_says_where_it_is_set(sonic: Any) -> None:
+    code, _, error = sonic("train", "--grad-clip", "2")
+    assert code == 2
+    assert_one_line(error)
+    assert "set in a file, as grad_clip in [train]" in error
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
+def test_the_printed_file_says_the_same_as_the_flags(
+    sonic: Any, command: cli.Command, tmp_path: Path
+) -> None:
+    if not command.sections:
+        return
+    name = command.name.split()
+    given = ["--compression-ratio", "0.25"] if "budget" in command.sections else []
+    given += ["--stop", 'a "quoted" text\n', "--seed", "7"] if "sampling" in command.sections else []
+    code, out, _ = sonic(*name, *given, "--print-config")
+    assert code == 0
+    _, flags = cli.parse([*name, *given])
+    _, file = cli.parse([*name, "--config", str(toml(tmp_path, out))])
+    for cls in command.sections.values():
+        assert file.options(cls) == flags.options(cls)
 
 
 def parsed(cls: type, *arguments: str) -> Any:
@@ -138,10 +177,9 @@ def test_flags_carry_every_type_of_field() -> None:
         "--lr",
         "0.1",
         "--no-bf16",
-        "--attention",
-        "flex",
     )
-    assert found == TrainConfig(data=("a", "b", "c"), lr=0.1, bf16=False, attention="flex")
+    assert found == TrainConfig(data=("a", "b", "c"), lr=0.1, bf16=False)
+    assert parsed(ModelOptions, "--dtype", "float16") == ModelOptions(dtype="float16")
     assert parsed(Budget, "--max-entries", "7") == Budget(max_entries=7)
 
 
@@ -155,9 +193,11 @@ def toml(folder: Path, text: str) -> Path:
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
-    path = toml(tmp_path, "[session]\nwindow = 4\ncandidates = 3\n[budget]\ncompression_ratio = 0.5\n")
-    _, call = cli.parse(["chat", "--config", str(path), "--window", "8", "--max-entries", "99"])
-    assert call.options(SessionConfig) == SessionConfig(window=8, candidates=3.0)
+    path = toml(
+        tmp_path, "[session]\nmin_segment_tokens = 4\ncandidates = 3\n[budget]\ncompression_ratio = 0.5\n"
+    )
+    _, call = cli.parse(["chat", "--config", str(path), "--min-segment-tokens", "8", "--max-entries", "99"])
+    assert call.options(SessionConfig) == SessionConfig(min_segment_tokens=8, candidates=3.0)
     assert call.options(Budget) == Budget(max_entries=99)  # one limit: the flag's replaces the file's
 
 
@@ -252,7 +292,7 @@ def test_a_small_model_decodes_on_one_thread_unless_told(
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     found: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", found.append)
-    cli.load_for_decoding(ModelOptions(model=str(model_folder)))
+    load_for_decoding(ModelOptions(model=str(model_folder)))
     assert found == expected
 
 
@@ -304,11 +344,11 @@ def test_chat_text_is_what_the_session_answers(sonic: Any, model_folder: Path) -
     )
     _, call = cli.parse(["chat", "--model", str(model_folder), *CHAT])
     session = ChatSession(
-        cli.load_model(call.options(ModelOptions)),
+        load_model(call.options(ModelOptions)),
         call.options(Budget),
         "be brief",
         call.options(SessionConfig),
-        call.options(cli.SamplingConfig),
+        call.options(SamplingConfig),
     )
     assert json.loads(out)["text"] == session.send("hello").text
 
@@ -371,9 +411,11 @@ def test_an_error_does_not_end_a_chat_at_the_terminal(
 
 
 def test_a_saved_session_keeps_its_settings(sonic: Any, model_folder: Path) -> None:
-    code, _, error = sonic("chat", "--model", model_folder, "--load", "x", "--window", "3", "--system", "hi")
+    code, _, error = sonic(
+        "chat", "--model", model_folder, "--load", "x", "--closing", "idle", "--system", "hi"
+    )
     assert code == 2
-    assert "keeps its own window, system" in error
+    assert "keeps its own closing, system" in error
 
 
 def test_budgets_are_read_as_written() -> None:

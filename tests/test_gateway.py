@@ -137,7 +137,8 @@ COMMAND = ["serve", "--engine", "vllm", "--store", "none", "--vllm-url", f"http:
 
 
 def test_the_command_refuses_original_positions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--vllm-folder", str(tmp_path), "--port", "0", "--positions", "original"]
+    (tmp_path / "run.toml").write_text('[session]\npositions = "original"\n')
+    options = ["--vllm-folder", str(tmp_path), "--port", "0", "--config", str(tmp_path / "run.toml")]
     assert cli.main([*COMMAND, *options]) == 2
     assert "needs positions='compact'" in capsys.readouterr().err
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
+from sonic_kv.bench.demo import exchanges
 from sonic_kv.bench.dialogue import WHOLE_SEGMENT, Newest
 from sonic_kv.cache.cache import SessionCache
-from sonic_kv.cli.demo import exchanges
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.policies import WindowImportance
 from sonic_kv.data.options import SynthConfig

@@ -17,10 +17,10 @@ class BenchTrainingOptions(Options):
 
     shape: Shape | None = option(None, "random weights of a known shape, instead of a model")
     batch_size: int = option(4, "dialogues of the step", least=1)
-    exchanges: int = option(16, "exchanges of every dialogue", least=2)
-    lora_rank: int = option(16, "rank of the adapter's LoRA", least=1)
+    exchanges: int = option(16, "exchanges of every dialogue", least=2, flag=False)
+    lora_rank: int = option(16, "rank of the adapter's LoRA", least=1, flag=False)
     repetitions: int = option(10, "paired repetitions", least=2)
-    seed: int = option(0, "seed of dialogues and budgets", least=0)
+    seed: int = option(0, "seed of dialogues and budgets", least=0, flag=False)
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class BenchClosingOptions(Options):
     """What is timed."""
 
     history: int = option(1024, "tokens of closed history", least=5)
-    segment: int = option(128, "tokens of the segment that is closed", least=1)
+    segment: int = option(128, "tokens of the segment that is closed", least=1, flag=False)
     ratio: float = option(0.8, "compression ratio", least=0.0, below=1.0)
-    steps: int = option(16, "decode steps in one timing", least=1)
+    steps: int = option(16, "decode steps in one timing", least=1, flag=False)
     repetitions: int = option(30, "pairs of timings", least=2)
-    seed: int = option(0, "seed of the random tokens")
+    seed: int = option(0, "seed of the random tokens", flag=False)
 
 
 class TurnTokens(NamedTuple):
@@ -76,7 +76,7 @@ class BenchDialogueOptions(Options):
     allocation: Allocation = option("pooled", "how sonic shares its budget; pooled reads heads one by one")
     batch: int = option(1, "dialogues at a time", least=1)
     repetitions: int = option(3, "times that the dialogue is lived through", least=1)
-    seed: int = option(0, "seed of the random tokens and weights")
+    seed: int = option(0, "seed of the random tokens and weights", flag=False)
     out: str | None = option(None, "folder for result.json, report.md and plot.svg; none: the report alone")
 
     def check(self) -> None:
@@ -108,7 +108,7 @@ class BenchBatchOptions(Options):
     )
     max_batch: int = option(64, "most dialogues at once; fewer where memory ends", least=1)
     steps: int = option(8, "decode steps in one timing", least=1)
-    seed: int = option(0, "seed of the random weights")
+    seed: int = option(0, "seed of the random weights", flag=False)
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,13 @@ class BenchServeOptions(Options):
         None, "random weights of this shape instead of a model: the same speed, nothing to download"
     )
     length: int = option(4000, "logical tokens of each dialogue at its end", least=1)
-    user_tokens: int = option(192, "tokens of each user message", least=1)
-    reply_tokens: int = option(64, "tokens of each reply", least=1)
+    user_tokens: int = option(192, "tokens of each user message", least=1, flag=False)
+    reply_tokens: int = option(64, "tokens of each reply", least=1, flag=False)
     dialogues: int = option(16, "dialogues at a time", least=1)
     ratio: float = option(0.8, "compression ratio", least=0.0, below=1.0)
     kv_memory: str = option("256MiB", "memory in which live dialogues are counted", size=True)
     repetitions: int = option(2, "times that the dialogues are lived through", least=1)
-    seed: int = option(0, "seed of the texts and of random weights")
+    seed: int = option(0, "seed of the texts and of random weights", flag=False)
     out: str | None = option(None, "folder for result.json, report.md and plot.svg; none: the report alone")
 
     def check(self) -> None:
@@ -143,10 +143,12 @@ class BenchSoakOptions(Options):
     dialogues: int = option(200, "dialogues that are alive at a time; whoever leaves is replaced", least=1)
     clients: int = option(24, "requests under way at a time, so that some must wait", least=1)
     kv_memory: str = option("48MiB", "the server's limit: most dialogues should not fit", size=True)
-    max_tokens: int = option(1500, "tokens at which a dialogue is over", least=1)
-    reply_tokens: int = option(24, "longest reply", least=1)
-    checked: float = share(1.0, "share of the dialogues whose replies are compared with a fresh run's")
-    seed: int = option(0, "seed of what is said and done")
+    max_tokens: int = option(1500, "tokens at which a dialogue is over", least=1, flag=False)
+    reply_tokens: int = option(24, "longest reply", least=1, flag=False)
+    checked: float = share(
+        1.0, "share of the dialogues whose replies are compared with a fresh run's", flag=False
+    )
+    seed: int = option(0, "seed of what is said and done", flag=False)
     out: str | None = option(None, "folder for result.json and report.md; none: the report alone")
 
     def check(self) -> None:
@@ -154,3 +156,18 @@ class BenchSoakOptions(Options):
             self.dialogues > self.clients,
             f"dialogues={self.dialogues} must be more than clients={self.clients}",
         )
+
+
+@dataclass(frozen=True)
+class DemoOptions(Options):
+    """What is replayed."""
+
+    dialogue: str | None = option(
+        None, 'JSONL file, {"messages": [{"role", "content"}, ...]} a line; none: synthetic dialogues'
+    )
+    dialogues: int = option(6, "how many dialogues; the first is shown in full", least=1)
+    exchanges: int = option(16, "exchanges of each synthetic dialogue", least=1)
+    seed: int = option(0, "seed of the synthetic dialogues", flag=False)
+    ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios to compare", least=0.0, below=1.0)
+    max_new_tokens: int = option(32, "longest answer, in tokens", least=1)
+    html: str = option("demo.html", "page to write; an empty text: none")

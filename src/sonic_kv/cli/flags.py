@@ -7,6 +7,7 @@ A dataclass is given as a *section*: its name stands as the table in a TOML file
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,18 +54,45 @@ def _kind(hint: Any) -> dict[str, Any]:
     return {"type": hint, "metavar": _METAVARS[hint]}
 
 
-def add_flags(parser: argparse.ArgumentParser, section: str, cls: type) -> None:
-    """Add one flag per field of the dataclass `cls`. A flag that is not given leaves no trace."""
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return " ".join(map(str, default))
+    return {True: "on", False: "off"}[default] if isinstance(default, bool) else str(default)
+
+
+def has_flag(field: "dataclasses.Field[Any]") -> bool:
+    """False for an option that is set in a TOML file only."""
+    return bool(field.metadata.get("flag", True))
+
+
+def in_a_file(flag: str, sections: Sections) -> str:
+    """Where an option stands that has no flag of this name, as the rest of a sentence; empty: nowhere."""
+    name = flag.removeprefix("--").replace("-", "_")
+    for section, cls in sections.items():
+        if any(field.name == name for field in dataclasses.fields(cls)):
+            return f": it is set in a file, as {name} in [{section}] (see --config)"
+    return ""
+
+
+def add_flags(parser: argparse.ArgumentParser, section: str, cls: type, *, flags: bool = True) -> None:
+    """Add a flag for each field of the dataclass `cls` that has one. A flag that is not given leaves no trace.
+
+    Args:
+        flags: False: no field has one.
+    """
     summary = (cls.__doc__ or section).strip().splitlines()[0]
-    group = parser.add_argument_group(section, summary)
+    flagged = [field for field in dataclasses.fields(cls) if flags and has_flag(field)]
+    rest = ", ".join(field.name for field in dataclasses.fields(cls) if field not in flagged)
+    group = parser.add_argument_group(section, summary + (f" In a file only: {rest}." if rest else ""))
     hints = type_hints(cls)
-    for field in dataclasses.fields(cls):
-        shown = "none" if field.default in (None, ()) else field.default
+    for field in flagged:
+        unset = field.default in (None, ())  # the help text says what happens then
+        shown = "" if unset else f" (default: {_shown(field.default)})"
         group.add_argument(
             "--" + field.name.replace("_", "-"),
             dest=f"{section}.{field.name}",
             default=argparse.SUPPRESS,
-            help=f"{field.metadata['help']} (default: {shown})".replace("%", "%%"),
+            help=f"{field.metadata['help']}{shown}".replace("%", "%%"),
             **_kind(strip_none(hints[field.name])),
         )
 
@@ -103,6 +131,30 @@ def read_toml(path: str | Path, sections: Sections) -> dict[str, dict[str, Any]]
                 raise ConfigError(f"{path}: {key} = {value!r} in [{name}] must be {wanted(hints[key])}")
             table[key] = _fitting(value, hints[key])
     return tables
+
+
+def as_toml(options: Mapping[str, object]) -> str:
+    """Options as a TOML file that `read_toml` reads: each under its help text, those without a value as comments.
+
+    Args:
+        options: an option dataclass for each section.
+    """
+    lines = []
+    for section, values in options.items():
+        lines += ["", f"[{section}]"]
+        for field in dataclasses.fields(values):  # type: ignore[arg-type]
+            value = getattr(values, field.name)
+            unset = "# " if value is None else ""
+            lines += [f"# {field.metadata['help']}", f"{unset}{field.name} = {_toml(value)}".rstrip()]
+    return "\n".join(lines[1:])
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, (bool, str)):
+        return json.dumps(value)
+    return "" if value is None else repr(value)
 
 
 def build(cls: type[Options], section: str, *sources: Given, exclusive: bool = False) -> Options:

@@ -31,21 +31,6 @@ class OutputOptions(Options):
 
 
 @dataclass(frozen=True)
-class DemoOptions(Options):
-    """What is replayed."""
-
-    dialogue: str | None = option(
-        None, 'JSONL file, {"messages": [{"role", "content"}, ...]} a line; none: synthetic dialogues'
-    )
-    dialogues: int = option(6, "how many dialogues; the first is shown in full", least=1)
-    exchanges: int = option(16, "exchanges of each synthetic dialogue", least=1)
-    seed: int = option(0, "seed of the synthetic dialogues")
-    ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios to compare", least=0.0, below=1.0)
-    max_new_tokens: int = option(32, "longest answer, in tokens", least=1)
-    html: str = option("demo.html", "page to write; an empty text: none")
-
-
-@dataclass(frozen=True)
 class PlanOptions(Options):
     """What is planned for."""
 

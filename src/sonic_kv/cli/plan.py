@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sonic_kv.cli.command import Call, Command
 from sonic_kv.cli.options import PlanOptions
 from sonic_kv.errors import ConfigError, FileError
 from sonic_kv.model.shapes import KNOWN, ModelShape, shape_of
 from sonic_kv.options import parse_bytes
 from sonic_kv.text import bytes_text, nearest, percent_text, table
 
+DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 NUMBER_BYTES = 2  # of a weight, a key or a value: bfloat16
 ENTRY_BYTES = 8  # beside a head's key and value: its position and its score
 SLOWER = 0.1  # a decode step is noticeably slower when it reads so much of the weights' bytes from the cache
@@ -139,3 +141,19 @@ def as_text(found: dict[str, Any]) -> str:
             *notes,
         ]
     )
+
+
+def run(call: Call) -> None:
+    """Say what compression saves for a model."""
+    found = plan(call.options(PlanOptions), call.target or DEFAULT_MODEL)
+    print(json.dumps(found) if call.json else as_text(found))
+
+
+PLAN = Command(
+    "plan",
+    "say what compression saves for a model: bytes, dialogues in a memory, and where it begins to pay",
+    run,
+    {"sizes": PlanOptions},
+    target=f"folder, config.json, hub id or well-known name of a model (default: {DEFAULT_MODEL})",
+    json="the figures",
+)

@@ -53,10 +53,12 @@ class SessionConfig(Options):
         32, "exchanges are grouped until a segment has this many tokens", least=1
     )
     max_segment_tokens: int = option(
-        512, "with a budget, a longer exchange is split into segments of this many", least=1
+        512, "with a budget, a longer exchange is split into segments of this many", least=1, flag=False
     )
     positions: Positions = option(
-        "original", "key positions of kept entries: the transcript's (original) or consecutive (compact)"
+        "original",
+        "key positions of kept entries: the transcript's (original) or consecutive (compact)",
+        flag=False,
     )
     allocation: Allocation = option(
         "pooled",
@@ -64,14 +66,17 @@ class SessionConfig(Options):
         "each has as many entries, chosen over the whole history (global) or over each segment's share (segment)",
     )
     reencode: bool = option(
-        True, "re-encode kept entries with the adapter; off: plain selection, no extra forward"
+        True, "re-encode kept entries with the adapter; off: plain selection, no extra forward", flag=False
     )
     candidates: float = option(
         1.0,
         "tokens re-encoded per entry that a head keeps of a segment, on average; the others stay raw",
         least=1.0,
+        flag=False,
     )
-    window: int = option(16, "recent queries observed for importance when there is no adapter", least=1)
+    window: int = option(
+        16, "recent queries observed for importance when there is no adapter", least=1, flag=False
+    )
     storage: Storage = option(
         "full", "numbers of kept entries between two calls: as computed (full), or rounded to 8 or 4 bits"
     )

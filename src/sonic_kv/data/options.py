@@ -15,26 +15,44 @@ class SynthConfig(Options):
     seed: int = option(0, "seed of the dialogues")
     min_exchanges: int = option(4, "fewest exchanges of a dialogue", least=1)
     max_exchanges: int = option(12, "most exchanges of a dialogue", least=1)
-    min_distance: int = option(1, "fewest exchanges from a fact to its question", least=1)
+    min_distance: int = option(1, "fewest exchanges from a fact to its question", least=1, flag=False)
     max_distance: int = option(64, "most exchanges from a fact to its question", least=1)
-    question_share: float = share(0.5, "share of the exchanges that ask, where there is a fact to ask for")
-    fact_share: float = share(0.7, "share of the other exchanges that state a fact; the rest is chatter")
-    update_share: float = share(0.12, "share of the stated facts that change an earlier one")
-    coreference_share: float = share(0.15, "share of facts followed by a second one about 'she' or 'he'")
-    system_share: float = share(0.4, "share of dialogues with a system prompt")
-    chatter_sentences: int = option(2, "most sentences of a chatter message", least=1)
-    count_share: float = share(0.15, "share of the stated facts that start or change a running count")
-    instruction_share: float = share(0.15, "share of dialogues with a standing instruction")
-    secret_share: float = share(0.4, "share of codes and passwords that the user later declares secret")
-    script_share: float = share(0.05, "share of composed names in other scripts than the Latin one")
-    noise_share: float = share(0.3, "share of training sentences with words left out and put in")
-    pair_share: float = share(0.15, "share of training messages that state a fact beside their own matter")
-    aside_share: float = share(
-        0.15, "share of training messages of facts and questions that hold chatter too"
+    question_share: float = share(
+        0.5, "share of the exchanges that ask, where there is a fact to ask for", flag=False
     )
-    self_share: float = share(0.25, "share of training facts about people that are about the user")
-    casual_share: float = share(0.15, "share of training messages that are typed in a hurry: what's, I'm")
-    unnamed_share: float = share(0.15, "share of training people who are known by relation only")
+    fact_share: float = share(
+        0.7, "share of the other exchanges that state a fact; the rest is chatter", flag=False
+    )
+    update_share: float = share(0.12, "share of the stated facts that change an earlier one", flag=False)
+    coreference_share: float = share(
+        0.15, "share of facts followed by a second one about 'she' or 'he'", flag=False
+    )
+    system_share: float = share(0.4, "share of dialogues with a system prompt", flag=False)
+    chatter_sentences: int = option(2, "most sentences of a chatter message", least=1, flag=False)
+    count_share: float = share(
+        0.15, "share of the stated facts that start or change a running count", flag=False
+    )
+    instruction_share: float = share(0.15, "share of dialogues with a standing instruction", flag=False)
+    secret_share: float = share(
+        0.4, "share of codes and passwords that the user later declares secret", flag=False
+    )
+    script_share: float = share(
+        0.05, "share of composed names in other scripts than the Latin one", flag=False
+    )
+    noise_share: float = share(0.3, "share of training sentences with words left out and put in", flag=False)
+    pair_share: float = share(
+        0.15, "share of training messages that state a fact beside their own matter", flag=False
+    )
+    aside_share: float = share(
+        0.15, "share of training messages of facts and questions that hold chatter too", flag=False
+    )
+    self_share: float = share(
+        0.25, "share of training facts about people that are about the user", flag=False
+    )
+    casual_share: float = share(
+        0.15, "share of training messages that are typed in a hurry: what's, I'm", flag=False
+    )
+    unnamed_share: float = share(0.15, "share of training people who are known by relation only", flag=False)
 
     def check(self) -> None:
         require(self.min_exchanges <= self.max_exchanges, "exchanges need min_exchanges <= max_exchanges")

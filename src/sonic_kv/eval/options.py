@@ -18,7 +18,7 @@ class EvalOptions(Options):
     methods: tuple[str, ...] = option((), "methods to compare; none: all that can run here but slow ones")
     ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios", least=0.0, below=1.0)
     limit: int = option(48, "dialogues of each suite, evenly over its file; 0: all", least=0)
-    seed: int = option(77, "seed of the synthetic dialogues and of the bootstrap")
+    seed: int = option(77, "seed of the synthetic dialogues and of the bootstrap", flag=False)
     exchanges: int = option(14, "exchanges of each synthetic dialogue", least=1)
     max_tokens: int = option(
         1024, "longest dialogue in tokens; longer ones are cut behind an exchange", least=1
@@ -42,8 +42,8 @@ class EvalOptions(Options):
     judge_model: str | None = option(
         None, "name of the judge's model; none: the first one the endpoint lists"
     )
-    judge_key: str = option("OPENAI_API_KEY", "environment variable with the endpoint's key, if it wants one")
-    judge_timeout: float = option(120.0, "seconds to wait for a verdict", above=0.0)
+    judge_key: str = option("OPENAI_API_KEY", "environment variable with the endpoint's key", flag=False)
+    judge_timeout: float = option(120.0, "seconds to wait for a verdict", above=0.0, flag=False)
 
     def check(self) -> None:
         require(

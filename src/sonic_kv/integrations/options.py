@@ -15,7 +15,7 @@ class RayOptions(Options):
         "add replicas under load, up to this many, and take them away later; none: always the same number",
     )
     target_ongoing_requests: float = option(
-        8.0, "requests in hand per replica above which one is added", above=0.0
+        8.0, "requests in hand per replica above which one is added", above=0.0, flag=False
     )
     replica_cpus: float = option(
         1.0, "CPU cores that Ray sets aside for a replica; also its threads", above=0.0

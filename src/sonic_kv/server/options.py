@@ -27,16 +27,16 @@ class ServeOptions(Options):
     max_batch: int = option(16, "replies made at the same time", least=1)
     max_waiting: int = option(64, "requests that may wait; more are refused with 503", least=1)
     max_waiting_per_key: int = option(
-        32, "requests of one API key that may wait; more are refused with 429", least=1
+        32, "requests of one API key that may wait; more are refused with 429", least=1, flag=False
     )
     queue_timeout: float = option(
-        60.0, "seconds a request may wait to be taken up; then it is refused with 503", above=0.0
+        60.0, "seconds a request may wait to be taken up; then it is refused with 503", above=0.0, flag=False
     )
     slice_tokens: int = option(
-        256, "tokens fed at once between two decode steps of the other dialogues", least=1
+        256, "tokens fed at once between two decode steps of the other dialogues", least=1, flag=False
     )
-    max_body: str = option("4MiB", "largest request body", size=True)
-    max_reply_tokens: int = option(4096, "most tokens that a request may ask for", least=1)
+    max_body: str = option("4MiB", "largest request body", size=True, flag=False)
+    max_reply_tokens: int = option(4096, "most tokens that a request may ask for", least=1, flag=False)
     min_compression_ratio: float = option(
         0.0, "a request that asks for less compression than this gets this much", least=0.0, below=1.0
     )
@@ -66,7 +66,7 @@ class ServeOptions(Options):
         "where vLLM reads exported sessions, as its connector is told; unused ones go as in the store",
     )
     vllm_timeout: float = option(
-        120.0, "seconds without a sign from vLLM after which a reply fails", above=0.0
+        120.0, "seconds without a sign from vLLM after which a reply fails", above=0.0, flag=False
     )
 
     def check(self) -> None:

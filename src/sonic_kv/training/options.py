@@ -16,11 +16,11 @@ class TrainConfig(Options):
         (), "dialogues: .jsonl or .jsonl.gz files, folders of a saved dataset, or hub ids of datasets"
     )
     data_weights: tuple[float, ...] = option(
-        (), "share of each of them, in any unit; none: by their sizes", least=0.0
+        (), "share of each of them, in any unit; none: by their sizes", least=0.0, flag=False
     )
     data_share: float = share(0.5, "share of the dialogues that come from them (0: synthetic only)")
     skip_malformed: bool = option(True, "leave malformed lines of files out, and count them; off: stop there")
-    token_cache: str = option("runs/tokens", "folder that keeps tokenised files for the next run")
+    token_cache: str = option("runs/tokens", "folder that keeps tokenised files for the next run", flag=False)
     validation_data: tuple[str, ...] = option(
         (), "dialogues to measure recovery on, in place of synthetic ones"
     )
@@ -48,17 +48,17 @@ class TrainConfig(Options):
         least=0,
     )
     lr: float = option(1e-3, "peak learning rate of LoRA and embeddings", above=0.0)
-    scorer_lr: float = option(2e-3, "peak learning rate of the importance scorer", above=0.0)
+    scorer_lr: float = option(2e-3, "peak learning rate of the importance scorer", above=0.0, flag=False)
     warmup_steps: int = option(
-        20, "linear warm-up of what is trained; its rate then falls linearly to zero", least=0
+        20, "linear warm-up of what is trained; its rate then falls linearly to zero", least=0, flag=False
     )
-    grad_clip: float = option(1.0, "largest gradient norm", above=0.0)
+    grad_clip: float = option(1.0, "largest gradient norm", above=0.0, flag=False)
     bf16: bool | None = option(
         None, "bf16 autocast; none: where the device has instructions for bf16 products"
     )
     gradient_checkpointing: bool = option(False, "run layers again in the backward pass: less memory, slower")
     attention: Literal["auto", "sdpa", "flex"] = option(
-        "auto", "SDPA in blocks of rows, FlexAttention with a block mask, or by device (auto)"
+        "auto", "SDPA in blocks of rows, FlexAttention with a block mask, or by device (auto)", flag=False
     )
     shard_base: bool = option(
         False,
@@ -66,7 +66,7 @@ class TrainConfig(Options):
     )
     tensorboard: bool = option(False, "write TensorBoard files beside log.jsonl")
     seed: int = option(0, "seed of data, budgets and initialisation", least=0)
-    log_every: int = option(10, "steps between lines of log.jsonl", least=1)
+    log_every: int = option(10, "steps between lines of log.jsonl", least=1, flag=False)
     save_every: int = option(100, "steps between checkpoints", least=1)
 
     def check(self) -> None:

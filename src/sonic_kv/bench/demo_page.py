@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from math import ceil, log10
 
-from sonic_kv.cli.demo import Answer, Method, Result, Summary, exchanges, recall_text, summaries
+from sonic_kv.bench.demo import Answer, Method, Result, Summary, exchanges, recall_text, summaries
 from sonic_kv.model.chat_format import Message
 from sonic_kv.text import bytes_text
 

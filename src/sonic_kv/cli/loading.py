@@ -1,0 +1,80 @@
+"""The model that a command runs on. Heavy libraries are imported inside the functions."""
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from sonic_kv.bench.options import Shape
+from sonic_kv.cli.command import note
+from sonic_kv.errors import ConfigError
+from sonic_kv.model.options import ModelOptions
+
+if TYPE_CHECKING:
+    from sonic_kv.model.model import SonicModel
+
+SMALL_MODEL = 20_000_000  # parameters
+
+
+def load_model(options: ModelOptions) -> "SonicModel":
+    """The model that the options name."""
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from sonic_kv.model.model import SonicModel
+
+    if options.model is None or not sys.stderr.isatty():
+        disable_progress_bar()  # of loading weights: the default model's load in a blink
+    try:
+        device = torch.device(options.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {options.device} cannot be used: {reason}") from error
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    return SonicModel.from_pretrained(
+        options.model, options.adapter, device=device, dtype=dtype, quantization=options.quantization
+    )
+
+
+def load_for_decoding(options: ModelOptions, *, compiled: bool = False) -> "SonicModel":
+    """The model, for decoding: on a CPU a small one runs on one thread, others would only wait for it.
+
+    `OMP_NUM_THREADS` decides instead where it is set.
+    """
+    import torch
+
+    model = load_model(options)
+    size = sum(weight.numel() for weight in model.base.parameters())
+    if model.device.type == "cpu" and size < SMALL_MODEL and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    if compiled:
+        note("compiling the decode step …")
+        model.compile()
+    return model
+
+
+def model_or_shape(
+    shape: Shape | None, seed: int, named: ModelOptions, *, compiled: bool = False
+) -> tuple["SonicModel", str]:
+    """The model to time, and what to call it.
+
+    Args:
+        shape: random weights of a known shape instead of a model.
+        seed: of these weights.
+    """
+    suffix = ", compiled decode step" if compiled else ""
+    if shape is None:
+        return load_for_decoding(named, compiled=compiled), (named.model or "default model") + suffix
+    if named.model is not None or named.adapter is not None:
+        raise ConfigError("--shape makes a model of its own: leave --model and --adapter out")
+
+    import torch
+
+    from sonic_kv.bench.shapes import random_model
+
+    tokenizer: Any = load_model(ModelOptions()).tokenizer
+    dtype = getattr(torch, named.dtype or ("float32" if named.device == "cpu" else "bfloat16"))
+    model = random_model(shape, named.device, dtype, tokenizer, seed)
+    if compiled:
+        model.compile()
+    return model, f"{shape}, random weights{suffix}"

@@ -1,0 +1,51 @@
+"""`sonic-kv serve`: a model over HTTP."""
+
+from functools import partial
+
+from sonic_kv.cli.command import Call, Command
+from sonic_kv.cli.loading import load_for_decoding
+from sonic_kv.compress.options import DEFAULT_BUDGET, Budget, SessionConfig
+from sonic_kv.errors import ConfigError
+from sonic_kv.integrations.options import RayOptions
+from sonic_kv.model.options import ModelOptions
+from sonic_kv.server.options import ServeOptions
+from sonic_kv.session.options import SamplingConfig
+
+
+def run(call: Call) -> None:
+    """Serve until interrupted."""
+    try:
+        from sonic_kv.server.run import model_name, serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"serve needs {error.name}: pip install 'sonic-kv[serve]'") from error
+
+    options, ray_options, given = call.options(ServeOptions), call.options(RayOptions), call.given(RayOptions)
+    if given and options.engine != "ray":
+        raise ConfigError(f"{min(given)} is an option of engine ray: give --engine ray too, or leave it out")
+    budget = call.options(Budget) if call.given(Budget) else DEFAULT_BUDGET
+    model_options = call.options(ModelOptions)
+    load = partial(load_for_decoding, model_options)
+    name = model_name(model_options.model)
+    compact = SessionConfig(positions="compact") if options.engine == "vllm" else None
+    rest = call.options(SessionConfig, compact), budget, call.options(SamplingConfig), options
+    if options.engine == "ray":
+        from sonic_kv.integrations.ray import serve as serve_on_ray
+
+        serve_on_ray(load, name, *rest, ray_options)
+    else:
+        serve(load(), name, *rest)
+
+
+SERVE = Command(
+    "serve",
+    "serve a model over HTTP, as OpenAI's API does, with compressed and durable dialogues; a page at /",
+    run,
+    {
+        "model": ModelOptions,
+        "serve": ServeOptions,
+        "ray": RayOptions,
+        "budget": Budget,
+        "session": SessionConfig,
+        "sampling": SamplingConfig,
+    },
+)

@@ -1,0 +1,69 @@
+"""`sonic-kv train`: an adapter for a model."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from typing import Any
+
+from sonic_kv.cli.command import Call, Command
+from sonic_kv.cli.loading import load_model
+from sonic_kv.data.options import SynthConfig
+from sonic_kv.errors import ConfigError
+from sonic_kv.model.options import AdapterConfig, ModelOptions
+from sonic_kv.training.options import LossConfig, PlanConfig, TrainConfig
+
+SHOWN = ("importance", "round", "kl", "distillation", "recovery")  # figures beside the progress bar
+
+
+def run(call: Call) -> None:
+    """Train; a progress bar on standard error, the adapter's path on standard output."""
+    options = call.options(ModelOptions)
+    if options.adapter is not None:
+        raise ConfigError(
+            "train makes a new adapter: leave --adapter out (an unfinished run goes on by itself)"
+        )
+    if options.device == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes: each has its own
+        options = replace(options, device=f"cuda:{os.environ['LOCAL_RANK']}")
+    config, shape, synth = call.options(TrainConfig), call.options(AdapterConfig), call.options(SynthConfig)
+    loss, plan = call.options(LossConfig), call.options(PlanConfig)
+
+    from tqdm import tqdm
+
+    from sonic_kv.training.trainer import Trainer
+
+    trainer = Trainer(load_model(options), shape, synth, config, loss, plan)
+    last: dict[str, Any] = {}
+    quiet = None if trainer.processes.is_main_process else True
+    with tqdm(
+        initial=trainer.step, total=config.max_steps, unit="step", file=sys.stderr, disable=quiet
+    ) as bar:
+
+        def show(record: dict[str, Any]) -> None:
+            last.update(record)
+            figures: dict[str, Any] = {name: f"{last[name]:.3f}" for name in SHOWN if name in last}
+            if "tokens_per_second" in record:
+                figures["tokens/s"] = round(record["tokens_per_second"])
+            bar.set_postfix(figures)
+            bar.update(record["step"] - bar.n)
+
+        path = trainer.run(show)
+    if trainer.processes.is_main_process:
+        print(json.dumps({"adapter": str(path), **last}) if call.json else path)
+
+
+TRAIN = Command(
+    "train",
+    "train an adapter for a model; a run that was stopped goes on from its last checkpoint",
+    run,
+    {
+        "model": ModelOptions,
+        "adapter": AdapterConfig,
+        "train": TrainConfig,
+        "loss": LossConfig,
+        "plan": PlanConfig,
+        "synth": SynthConfig,
+    },
+    file_only=("loss", "plan", "synth"),
+    json="the adapter's path and the last step's record",
+)

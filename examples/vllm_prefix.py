@@ -3,19 +3,19 @@
 from vllm import LLM, SamplingParams
 
 from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
-from sonic_kv.model.model import DEFAULT_MODEL
+from sonic_kv.model.loading import TINY
 
 FOLDER, QUESTION = "runs/exports", "Where does Ada live?"
 
 
 def main() -> None:
-    model = SonicModel.from_pretrained()
+    model = SonicModel.from_pretrained("tiny")
     chat = ChatSession(model, Budget(compression_ratio=0.5), config=SessionConfig(positions="compact"))
     for text in ("My sister Ada lives in Oslo.", "The code of the garage door is 4711."):
         chat.send(text)
     export = chat.export(FOLDER)
     llm = LLM(
-        str(DEFAULT_MODEL),
+        str(TINY),
         dtype="float32",
         kv_transfer_config={
             "kv_connector": "SonicConnector",

@@ -56,7 +56,7 @@ def test_options_are_checked() -> None:
 @pytest.mark.slow
 def test_a_short_soak_finds_nothing_wrong(tmp_path: Path) -> None:
     options = BenchSoakOptions(minutes=0.4, dialogues=24, clients=6, kv_memory="16MiB")
-    result = soak.measure(SonicModel.from_pretrained(), "default model", ModelOptions(), options)
+    result = soak.measure(SonicModel.from_pretrained("tiny"), "default model", ModelOptions(), options)
     assert result.replies == result.checked > 10
     assert result.wrong == []
     assert set(result.answers) <= {"200", "429", "503"}
@@ -69,7 +69,7 @@ def test_a_short_soak_finds_nothing_wrong(tmp_path: Path) -> None:
 
 
 def test_a_soak_sees_a_reply_that_is_not_the_models() -> None:
-    model = SonicModel.from_pretrained()
+    model = SonicModel.from_pretrained("tiny")
     result = soak.Result("default model", BenchSoakOptions())
     dialogue = soak.Dialogue("be brief", 0.8, None, iter(()))
     for text in ("My sister Ada lives in Oslo.", "Where does Ada live?"):

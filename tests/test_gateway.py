@@ -133,7 +133,17 @@ def test_sessions_of_other_positions_are_refused(tiny: SonicModel, tmp_path: Pat
         Worker(tiny, SessionConfig(), HALF, options, None)
 
 
-COMMAND = ["serve", "--engine", "vllm", "--store", "none", "--vllm-url", f"http://127.0.0.1:{unused_port()}"]
+COMMAND = [
+    "serve",
+    "--model",
+    "tiny",
+    "--engine",
+    "vllm",
+    "--store",
+    "none",
+    "--vllm-url",
+    f"http://127.0.0.1:{unused_port()}",
+]
 
 
 def test_the_command_refuses_original_positions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +171,7 @@ def test_the_command_takes_compact_positions_by_itself(tmp_path: Path) -> None:
         process.terminate()
         process.stderr.read()
     assert any("requests fail until this is mended" in line for line in said)
-    assert any(line.startswith("sonic-kv: sonic-default at http://127.0.0.1:") for line in said)
+    assert any(line.startswith("sonic-kv: tiny at http://127.0.0.1:") for line in said)
 
 
 def test_an_export_stays_as_long_as_it_is_used(tiny: SonicModel, tmp_path: Path) -> None:
@@ -263,13 +273,13 @@ class Upstream:
 @pytest.fixture(scope="module")
 def default() -> SonicModel:
     """The gateway's."""
-    return SonicModel.from_pretrained()
+    return SonicModel.from_pretrained("tiny")
 
 
 @pytest.fixture(scope="module")
 def other() -> SonicModel:
     """The same model once more: the gateway's belongs to the gateway's thread."""
-    return SonicModel.from_pretrained()
+    return SonicModel.from_pretrained("tiny")
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +344,7 @@ class TestWithVllm:
         for messages in dialogues:
             check(other, messages)
         alone = dialogues[1][:1]
-        with serving(SonicModel.from_pretrained(), config=COMPACT) as server:
+        with serving(SonicModel.from_pretrained("tiny"), config=COMPACT) as server:
             converse(server, alone, [f"{text} (1)" for text in TEXTS])
         assert alone == dialogues[1]
 

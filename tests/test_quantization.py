@@ -24,19 +24,19 @@ pytestmark = pytest.mark.filterwarnings("default")  # bitsandbytes warns of kern
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
 def test_missing_bitsandbytes_is_one_clear_error() -> None:
     with pytest.raises(ConfigError, match=r"pip install 'sonic-kv\[quantized\]'"):
-        SonicModel.from_pretrained(quantization="nf4")
+        SonicModel.from_pretrained("tiny", quantization="nf4")
 
 
 @installed
 def test_an_adapter_of_the_whole_base_is_refused() -> None:
     with pytest.raises(AdapterError, match="made for another model"):
-        SonicModel.from_pretrained(quantization="nf4")  # the default model's adapter lies beside it
+        SonicModel.from_pretrained("tiny", quantization="nf4")  # the default model's adapter lies beside it
 
 
 @pytest.fixture
 def whole(tmp_path: Path) -> Path:
     """The default base without its adapter."""
-    model = SonicModel.from_pretrained()
+    model = SonicModel.from_pretrained("tiny")
     model.base.save_pretrained(tmp_path / "base")
     model.tokenizer.save_pretrained(tmp_path / "base")
     return tmp_path / "base"

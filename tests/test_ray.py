@@ -37,7 +37,7 @@ def test_without_ray_the_error_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "sonic_kv.integrations.ray", raising=False)
-    assert main(["serve", "--engine", "ray"]) == 2
+    assert main(["serve", "--engine", "ray", "--model", "tiny"]) == 2
     assert capsys.readouterr().err == "sonic-kv: error: engine ray needs ray: pip install 'sonic-kv[ray]'\n"
 
 
@@ -63,9 +63,22 @@ def test_options_that_contradict_each_other_are_refused(
 @pytest.mark.slow
 @needs_ray
 def test_replicas_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sonic_kv.cli", "serve", "--engine", "ray", "--replicas", "1000"]
+    command = [
+        sys.executable,
+        "-m",
+        "sonic_kv.cli",
+        "serve",
+        "--model",
+        "tiny",
+        "--engine",
+        "ray",
+        "--replicas",
+        "1000",
+    ]
     result = subprocess.run(
-        [*command, "--store", str(tmp_path), "--port", "0"], capture_output=True, text=True
+        [*command, "--replicas", "1000", "--store", str(tmp_path), "--port", "0"],
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 2
     assert "1000 replicas of 1 CPUs do not fit on this machine" in result.stderr.splitlines()[-1]
@@ -118,7 +131,7 @@ def ask(
     Raises:
         EOFError: a stream ended before its end was said.
     """
-    body: dict[str, Any] = {"model": "sonic-default", "messages": messages, "max_tokens": BRIEF}
+    body: dict[str, Any] = {"model": "tiny", "messages": messages, "max_tokens": BRIEF}
     headers = {} if name is None else {"x-session-id": name}
     if not stream:
         response = http.post("/v1/chat/completions", json=body, headers=headers)
@@ -181,7 +194,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def model() -> SonicModel:
-    return SonicModel.from_pretrained()
+    return SonicModel.from_pretrained("tiny")
 
 
 @pytest.mark.ray

@@ -409,13 +409,23 @@ sys.exit(cli.main(sys.argv[3:]))
 
 @pytest.mark.slow
 def test_a_killed_server_has_lost_no_acknowledged_turn(tmp_path: Path) -> None:
-    model = SonicModel.from_pretrained()
+    model = SonicModel.from_pretrained("tiny")
     messages: list[dict[str, str]] = []
     trigger = tmp_path / "trigger"
-    arguments = ["serve", "--port", "0", "--store", str(tmp_path / "s"), "--min-segment-tokens", "16"]
+    arguments = [
+        "serve",
+        "--model",
+        "tiny",
+        "--port",
+        "0",
+        "--store",
+        str(tmp_path / "s"),
+        "--min-segment-tokens",
+        "16",
+    ]
 
     def body(text: str) -> dict[str, Any]:
-        return {"model": "sonic-default", "messages": [*messages, user(text)], "max_tokens": 24}
+        return {"model": "tiny", "messages": [*messages, user(text)], "max_tokens": 24}
 
     for text, moment in zip(TEXTS, ("decoding", "closing", "writing", "decoding"), strict=True):
         process, url = run_server(["-c", DEADLY, str(trigger), moment, *arguments])

@@ -24,7 +24,7 @@ from tiny import DIALOGUE, random_adapter, tiny_base, tiny_tokenizer
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig, SonicModel
 from sonic_kv.cache.export import Export
 from sonic_kv.errors import SonicError
-from sonic_kv.model.model import DEFAULT_MODEL
+from sonic_kv.model.loading import TINY
 
 pytestmark = [
     pytest.mark.vllm,
@@ -82,7 +82,7 @@ class Engine:
 def make_model(name: str, folder: Path) -> tuple[SonicModel, Path]:
     """A model here, and the folder that vLLM loads it from."""
     if name == "default":
-        return SonicModel.from_pretrained(), DEFAULT_MODEL
+        return SonicModel.from_pretrained("tiny"), TINY
     base = tiny_base("llama", hidden_size=128, head_dim=32)  # vLLM's CPU kernel knows no smaller heads
     tokenizer = tiny_tokenizer()
     base.save_pretrained(folder)
@@ -285,7 +285,7 @@ def serving(folder: Path, port: int | None = None, connector: bool = True) -> It
         '{"kv_connector": "SonicConnector", "kv_connector_module_path": "sonic_kv.integrations.vllm", '
         f'"kv_role": "kv_consumer", "kv_connector_extra_config": {{"folder": "{folder}"}}}}'
     )
-    options = ["serve", str(DEFAULT_MODEL), "--served-model-name", "default", "--dtype", "float32"]
+    options = ["serve", str(TINY), "--served-model-name", "default", "--dtype", "float32"]
     options += ["--enforce-eager", "--max-model-len", "512", "--block-size", str(BLOCK)]
     if connector:
         options += ["--middleware", "sonic_kv.integrations.vllm.SessionCheck"]
@@ -324,7 +324,7 @@ def complete(client: Any, prompt: list[int], session: Any, **options: Any) -> An
 
 
 def test_a_server_replies_what_the_session_replies_before_and_after_a_restart(tmp_path: Path) -> None:
-    model = SonicModel.from_pretrained()
+    model = SonicModel.from_pretrained("tiny")
     chat = talk(model, 50)
     export = chat.export(tmp_path)
     prompt, expected = prompt_of(chat, export), reply_of(chat)

@@ -118,9 +118,9 @@ def own_view(variant: Variant) -> Iterator[None]:
 
 def train(variant: Variant, seed: int, arguments: argparse.Namespace, name: str) -> Objective:
     """Train a variant, the scorer apart; returns what holds its model and adapter."""
-    shipped = SonicModel.from_pretrained().adapter
+    shipped = SonicModel.from_pretrained("tiny").adapter
     assert shipped is not None
-    model = SonicModel.from_pretrained()
+    model = SonicModel.from_pretrained("tiny")
     recipe = load_config(HERE / "adapter.toml")
     adapter = AdapterConfig(**recipe["adapter"] | (variant.adapter or {}))
     loss = LossConfig(importance_weight=0.0, importance_need=0.0, **(variant.loss or {}))
@@ -225,7 +225,7 @@ if __name__ == "__main__":
     parser.add_argument("--dialogues", type=int, default=32, help="held-out dialogues of each kind")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    suites = held_out(SonicModel.from_pretrained(), arguments.held_out, arguments.dialogues)
+    suites = held_out(SonicModel.from_pretrained("tiny"), arguments.held_out, arguments.dialogues)
     for seed in arguments.seeds:
         for name in arguments.variants:
             path = arguments.out / f"{name.replace(' ', '-')}-{seed}.json"

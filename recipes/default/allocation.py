@@ -88,7 +88,7 @@ if __name__ == "__main__":
     parser.add_argument("--held-out", type=Path, default=DATA, help="folder of the real sources")
     parser.add_argument("--dialogues", type=int, default=32, help="held-out dialogues of each kind")
     arguments = parser.parse_args()
-    model = SonicModel.from_pretrained()
+    model = SonicModel.from_pretrained("tiny")
     assert model.adapter is not None
     objective = Objective(model, model.adapter, LossConfig(importance_need=0.0), PlanConfig())
     found: dict[str, dict[str, list[list[float]]]] = {}

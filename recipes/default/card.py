@@ -123,7 +123,7 @@ if __name__ == "__main__":
         curves(read(arguments.adapter), "step", names, arguments.out / "adapter.svg")
     if arguments.eval:
         quality(arguments.eval, arguments.out / "quality.svg")
-    model = SonicModel.from_pretrained()
+    model = SonicModel.from_pretrained("tiny")
     for users in SAMPLES:
         chats = [ChatSession(model, Budget(compression_ratio=ratio)) for ratio in (0.0, 0.8)]
         print("| user | full context | 80 % removed |\n|---|---|---|")

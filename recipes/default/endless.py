@@ -88,7 +88,7 @@ if __name__ == "__main__":
     parser.add_argument("--methods", nargs="+", default=["sonic", "sonic int4", "h2o", "newest"])
     parser.add_argument("--seed", type=int, default=5)
     arguments = parser.parse_args()
-    model = Recorder.from_pretrained()
+    model = Recorder.from_pretrained("tiny")
     synth = SynthConfig(
         dialogues=arguments.dialogues,
         split="test",

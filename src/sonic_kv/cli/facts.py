@@ -22,9 +22,12 @@ def facts(target: str | Path | None) -> dict[str, Any]:
     """
     from sonic_kv.files import from_hub
     from sonic_kv.model.adapter import FILE_NAME
-    from sonic_kv.model.model import DEFAULT_MODEL
 
-    path = Path(target or DEFAULT_MODEL)
+    path = Path(target or "")
+    if target is None or str(target) == "tiny" or path.suffix == ".gguf":
+        from sonic_kv.model import loading
+
+        path = Path(loading.find(target).place)
     if path.is_file():
         return _sealed(path)
     adapter, config = path / FILE_NAME, path / "config.json"

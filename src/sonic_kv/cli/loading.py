@@ -22,8 +22,8 @@ def load_model(options: ModelOptions) -> "SonicModel":
 
     from sonic_kv.model.model import SonicModel
 
-    if options.model is None or not sys.stderr.isatty():
-        disable_progress_bar()  # of loading weights: the default model's load in a blink
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # of loading weights
     try:
         device = torch.device(options.device)
         torch.empty(0, device=device)
@@ -32,7 +32,12 @@ def load_model(options: ModelOptions) -> "SonicModel":
         raise ConfigError(f"--device {options.device} cannot be used: {reason}") from error
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     return SonicModel.from_pretrained(
-        options.model, options.adapter, device=device, dtype=dtype, quantization=options.quantization
+        options.model,
+        options.adapter,
+        gguf_file=options.gguf_file,
+        device=device,
+        dtype=dtype,
+        quantization=options.quantization,
     )
 
 
@@ -72,7 +77,7 @@ def model_or_shape(
 
     from sonic_kv.bench.shapes import random_model
 
-    tokenizer: Any = load_model(ModelOptions()).tokenizer
+    tokenizer: Any = load_model(ModelOptions(model="tiny")).tokenizer
     dtype = getattr(torch, named.dtype or ("float32" if named.device == "cpu" else "bfloat16"))
     model = random_model(shape, named.device, dtype, tokenizer, seed)
     if compiled:

@@ -26,7 +26,7 @@ from sonic_kv.eval.progress import Progress, Standing
 from sonic_kv.eval.replay import Opening, Outcome, Script, make_script, open_dialogues, replay
 from sonic_kv.eval.results import Key, Record, Results, key
 from sonic_kv.eval.suites import SORTS, Question, Suite, load
-from sonic_kv.model.model import DEFAULT_MODEL, SonicModel
+from sonic_kv.model.model import SonicModel
 from sonic_kv.text import nearest
 
 METHODS: dict[str, type[Method]] = {**OWN, **PRESSES}
@@ -195,7 +195,7 @@ class Evaluation:
                 for name, s in work.suites.items()
             },
             {
-                "model": "default" if named == str(DEFAULT_MODEL) else named,
+                "model": named,
                 "options": asdict(options),
                 "lacking": work.lacking,
                 "skipped": {name: len(s.cases) - len(work.scripts[name]) for name, s in work.suites.items()},

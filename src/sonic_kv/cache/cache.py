@@ -5,7 +5,7 @@ It is a transformers `Cache`. With original positions its sequence length is the
 long as all heads hold as many entries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,20 @@ class Lengths:
         """Segments that have been closed."""
         return len(self.segment_starts) + self.merged
 
+    @property
+    def history(self) -> int:
+        """Tokens of the closed segments."""
+        return self.closed - self.prefix
+
+    def closing(self, open_length: int) -> "Lengths":
+        """The lengths once an open segment of so many tokens is closed and nothing is dropped."""
+        return replace(
+            self,
+            memory=self.memory + open_length,
+            segment_starts=(*self.segment_starts, self.closed),
+            closed=self.closed + open_length,
+        )
+
     def merge_oldest(self, most: int) -> "Lengths":
         """At most `most` segments: the oldest ones become one."""
         surplus = max(len(self.segment_starts) - most, 0)
@@ -44,6 +58,8 @@ class Lengths:
 class SessionCache(Cache):
     """The compressed KV cache of one dialogue (batch size 1).
 
+    Forwards append to it and `drop_newest` takes back; what is kept of the past changes by `keep` alone.
+
     Args:
         compact: kept keys stand at consecutive positions.
         bits: of a number in the memory while it rests; None: as the model computes.
@@ -54,7 +70,12 @@ class SessionCache(Cache):
     def __init__(self, num_layers: int, *, compact: bool = False, bits: int | None = None) -> None:
         super().__init__(layers=[SessionLayer() for _ in range(num_layers)])
         self.compact, self.bits = compact, bits
-        self.lengths = Lengths()
+        self._lengths = Lengths()
+
+    @property
+    def lengths(self) -> Lengths:
+        """How what is held divides into prefix, memory and open segment."""
+        return self._lengths
 
     @property
     def raw(self) -> int:
@@ -99,7 +120,7 @@ class SessionCache(Cache):
 
     def mark_prefix(self) -> None:
         """Everything stored so far is the prefix."""
-        self.lengths = Lengths(prefix=self.raw, closed=self.raw)
+        self._count(Lengths(prefix=self.raw, closed=self.raw))
 
     def drop_newest(self, count: int) -> None:
         """Take back the newest `count` raw entries, as if they had never been fed."""
@@ -112,31 +133,60 @@ class SessionCache(Cache):
         """The memory entries of every layer."""
         return [layer.memory(self.lengths.prefix) for layer in self.layers]
 
-    def replace_memory(self, memory: Sequence[Memory], lengths: Lengths, drop_open: bool) -> None:
-        """Put new memory behind the prefix and, if `drop_open`, free the open segment's raw entries."""
-        new, newest = self.fork(), 0 if drop_open else self.open_length
-        for layer, entries in zip(new.layers, memory, strict=True):
+    def keep(
+        self,
+        memory: Sequence[Memory],
+        lengths: Lengths,
+        *,
+        open_length: int = 0,
+        moved: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Hold the prefix, `memory` behind it, and the newest entries; all others are freed.
+
+        The cache changes at the very end and at once: if anything fails it is as it was.
+
+        Args:
+            memory: of every layer.
+            lengths: how the entries count from now on; the number in the memory is counted here.
+            open_length: how many of the newest raw entries stay: the open segment.
+            moved: their keys in every layer, if they are to stand at other positions. Each (1, G, open_length, D)
+        """
+        assert lengths.prefix + open_length <= self.raw
+        new = self.fork()
+        for number, (layer, entries) in enumerate(zip(new.layers, memory, strict=True)):
+            layer.unpack()
             kept = entries if self.bits is None else layer.rounded(entries, self.bits)
-            layer.put_memory(kept, self.lengths.prefix, newest)
-        new.lengths = lengths
-        new.count_passed()
+            layer.put_memory(kept, lengths.prefix, open_length, None if moved is None else moved[number])
+        counts = [n for layer in new.layers for n in layer.counts]
+        new._count(replace(lengths, memory=round(sum(counts) / len(counts))))
         self.restore(new)
 
-    def count_passed(self) -> None:
-        """Tell the layers for how much their memory counts: what it was made of, with original positions."""
-        passed = self.lengths.memory if self.compact else self.lengths.closed - self.lengths.prefix
+    def _count(self, lengths: Lengths) -> None:
+        """Take `lengths` over; layers learn for how many tokens their memory counts: with original positions, for all
+        that it was made of."""
+        self._lengths = lengths
         for layer in self.layers:
-            layer.passed = passed
+            layer.passed = lengths.memory if self.compact else lengths.history
 
     def pack(self) -> None:
-        """Let the memory rest in few bits, if it is to; whatever uses it next unpacks it."""
+        """Let the memory rest in few bits, if it is to; what appends or attends to it next unpacks it."""
         if self.bits is not None:
             for layer in self.layers:
                 layer.pack(self.lengths.prefix, self.bits)
 
-    def fork(self) -> "SessionCache":
-        """A cache that goes on by itself; tensors are shared until one of the two changes."""
-        other = SessionCache(len(self.layers), compact=self.compact, bits=self.bits)
+    def unpack(self) -> None:
+        """Hold the memory as it is computed."""
+        for layer in self.layers:
+            layer.unpack()
+
+    def fork(self, **changes: Any) -> "SessionCache":
+        """A cache that goes on by itself; tensors are shared until one of the two changes.
+
+        Args:
+            changes: `bits`, if its memory is to rest in others.
+        """
+        options = {"compact": self.compact, "bits": self.bits, **changes}
+        other = SessionCache(len(self.layers), **options)
         other.restore(self)
         return other
 
@@ -144,7 +194,42 @@ class SessionCache(Cache):
         """Become what `other` is."""
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             mine.__dict__.update(theirs.__dict__)
-        self.lengths = replace(other.lengths)
+        self._lengths = other.lengths
+
+    # --- files --------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor by layer and name: `from_state` takes them."""
+        return {
+            f"{number}.{name}": tensor
+            for number, layer in enumerate(self.layers)
+            for name, tensor in layer.state().items()
+        }
+
+    @classmethod
+    def from_state(
+        cls,
+        num_layers: int,
+        state: Mapping[str, Tensor],
+        lengths: Lengths,
+        *,
+        compact: bool,
+        bits: int | None,
+    ) -> "SessionCache":
+        """The cache that `state` was taken of.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
+        cache = cls(num_layers, compact=compact, bits=bits)
+        if state:  # else nothing has been stored yet
+            for number, layer in enumerate(cache.layers):
+                own = {
+                    name.partition(".")[2]: t for name, t in state.items() if name.startswith(f"{number}.")
+                }
+                layer.load_state(own, lengths.prefix, bits)
+        cache._count(lengths)
+        return cache
 
 
 class Held:

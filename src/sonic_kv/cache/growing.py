@@ -140,10 +140,15 @@ class GrowingLayer(DynamicLayer):
         """Whether all KV heads hold as many entries."""
         return len(set(self.sizes)) <= 1
 
+    def readable(self) -> "GrowingLayer":
+        """A layer that holds the same entries as they are computed: this one."""
+        return self
+
     @property
     def keys(self) -> Tensor:
         """Of a layer whose heads hold as many entries. (1, G, S, D)"""
-        return self._side_by_side(self._buffer.keys)
+        layer = self.readable()
+        return layer._side_by_side(layer._buffer.keys)
 
     @keys.setter
     def keys(self, _: None) -> None:
@@ -152,7 +157,8 @@ class GrowingLayer(DynamicLayer):
     @property
     def values(self) -> Tensor:
         """As `keys`."""
-        return self._side_by_side(self._buffer.values)
+        layer = self.readable()
+        return layer._side_by_side(layer._buffer.values)
 
     @values.setter
     def values(self, _: None) -> None: ...
@@ -164,8 +170,8 @@ class GrowingLayer(DynamicLayer):
 
     def heads(self) -> Heads:
         """Keys and values of every KV head. Each (n, D)"""
-        buffer = self._buffer  # may change the sizes: see SessionLayer
-        return buffer.heads(self.sizes)
+        layer = self.readable()
+        return layer._buffer.heads(layer.sizes)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: object, **__: object

@@ -1,6 +1,7 @@
 """A layer of the session cache: prefix, memory of which every KV head has its own amount, open segment."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sonic_kv.cache import bits as quantize
-from sonic_kv.cache.growing import UNEVEN, Buffer, GrowingLayer, Sizes
+from sonic_kv.cache.growing import UNEVEN, GrowingLayer, Sizes
 from sonic_kv.errors import ModelError
 
 
@@ -39,15 +40,6 @@ class SessionLayer(GrowingLayer):
         super().__init__()
 
     @property
-    def _buffer(self) -> Buffer:
-        self.unpack()
-        return self._storage
-
-    @_buffer.setter
-    def _buffer(self, buffer: Buffer) -> None:
-        self._storage = buffer
-
-    @property
     def even(self) -> bool:
         """Whether all KV heads hold as many entries."""
         return len(set(self.counts)) <= 1
@@ -61,18 +53,6 @@ class SessionLayer(GrowingLayer):
     def _remember(self, counts: Sizes, positions: Tensor, scores: Tensor) -> None:
         """How much of what is held is memory; its positions and scores, head after head. (N,)"""
         self._packed, self.counts, self._positions, self._scores = None, counts, positions, scores
-
-    def fill(self, keys: Tensor, values: Tensor, positions: Tensor, scores: Tensor) -> None:
-        """Hold these entries, as many of every head, instead of any before.
-
-        Args:
-            keys, values: (1, G, S, D)
-            positions, scores: of the memory. (1, G, n)
-        """
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-        self.hold(keys.flatten(0, 2), values.flatten(0, 2), (keys.shape[2],) * keys.shape[1])
-        self._remember((positions.shape[-1],) * keys.shape[1], positions.flatten(), scores.flatten())
 
     @property
     def raw(self) -> int:
@@ -133,18 +113,20 @@ class SessionLayer(GrowingLayer):
             self._scores.split(self.counts),
         )
 
-    def put_memory(self, memory: Memory, prefix: int, newest: int) -> None:
-        """Hold the first `prefix` entries, `memory`, and the newest ones, in storage of just that size."""
-        keys, values = (
-            torch.cat([
-                part
-                for head, fresh in zip(held, new, strict=True)
-                for part in (head[:prefix], fresh, head[len(head) - newest :])
-            ])
-            for held, new in zip(self.heads(), (memory.keys, memory.values), strict=True)
-        )  # fmt: skip
+    def put_memory(self, memory: Memory, prefix: int, newest: int, moved: Tensor | None = None) -> None:
+        """Hold the first `prefix` entries, `memory`, and the newest ones, in storage of just that size.
+
+        Args:
+            moved: keys of the newest entries, if they are to stand elsewhere. (1, G, newest, D)
+        """
+        keys, values = self.heads()
+        opened, others = ([head[len(head) - newest :] for head in held] for held in (keys, values))
         counts = tuple(len(head) for head in memory.positions)
-        self.hold(keys, values, tuple(prefix + n + newest for n in counts))
+        self.hold(
+            _behind(keys, prefix, memory.keys, opened if moved is None else list(moved[0])),
+            _behind(values, prefix, memory.values, others),
+            tuple(prefix + n + newest for n in counts),
+        )
         self._remember(counts, torch.cat(list(memory.positions)), torch.cat(list(memory.scores)))
 
     def get_seq_length(self, *_: object) -> int:
@@ -174,13 +156,9 @@ class SessionLayer(GrowingLayer):
             return
         packed, raw = self._pack(self.memory(prefix), bits, prefix), self.raw
         keys, values = (
-            torch.cat([
-                part
-                for head, n in zip(held, self.counts, strict=True)
-                for part in (head[:prefix], head[prefix + n :])
-            ])
+            _behind(held, prefix, [head[prefix + n :] for head, n in zip(held, self.counts, strict=True)])
             for held in self.heads()
-        )  # fmt: skip
+        )
         super().hold(keys, values, (raw,) * len(self.counts))
         self._packed = packed
 
@@ -195,8 +173,24 @@ class SessionLayer(GrowingLayer):
         heads = self.channels[0, :, 0]
         return heads.repeat_interleave(torch.tensor(counts, device=heads.device), 0)
 
+    def readable(self) -> "SessionLayer":
+        """This layer, or while its memory is packed one that holds the same unpacked."""
+        if self._packed is None:
+            return self
+        other = copy(self)
+        other.unpack()
+        return other
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        self.unpack()
+        super().append(keys, values)
+
+    def read(self, query: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None) -> Tensor:
+        self.unpack()
+        return super().read(query, mask, scale=scale, softcap=softcap)
+
     def unpack(self) -> None:
-        """Make the working copy that a forward reads."""
+        """Hold the memory as it is computed, if it is packed."""
         packed, self._packed = self._packed, None
         if packed is None:
             return
@@ -212,7 +206,7 @@ class SessionLayer(GrowingLayer):
         """Everything that takes memory."""
         if not self.is_initialized:
             return ()
-        held = [*self._storage.tensors(), self._positions, self._scores]
+        held = [*self._buffer.tensors(), self._positions, self._scores]
         held += [] if self.channels is None else [self.channels]
         return (*held, *(() if self._packed is None else self._packed.tensors().values()))
 
@@ -220,7 +214,7 @@ class SessionLayer(GrowingLayer):
         """Every tensor by name, without spare room; while the memory is packed, `keys` and `values` are the rest."""
         if not self.is_initialized:
             return {}
-        keys, values = (torch.cat(held) for held in self._storage.heads(self.sizes))
+        keys, values = (torch.cat(held) for held in self._buffer.heads(self.sizes))
         state = {"keys": keys, "values": values, "positions": self._positions, "scores": self._scores}
         state["counts"] = torch.tensor(self.counts)
         if self.channels is not None:
@@ -243,6 +237,13 @@ class SessionLayer(GrowingLayer):
                 for kind in ("key", "value")
             ]
             self._packed = _PackedMemory(packed[0], packed[1], prefix)
+
+
+def _behind(heads: Sequence[Tensor], prefix: int, *more: Sequence[Tensor]) -> Tensor:
+    """Head after head, its first `prefix` entries and what of `more` is its own. Each (n, D) → (N, D)"""
+    return torch.cat(
+        [part for head, *parts in zip(heads, *more, strict=True) for part in (head[:prefix], *parts)]
+    )
 
 
 def _padded(heads: Sequence[Tensor], absent: float) -> Tensor:

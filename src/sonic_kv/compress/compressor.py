@@ -92,15 +92,8 @@ class Compressor:
         """`close`, but the caller has the model read again what it yields: of several caches at once, say."""
         length = len(token_ids)
         assert length == cache.open_length > 0
-        old = cache.lengths
-        lengths = Lengths(
-            prefix=old.prefix,
-            memory=old.memory + length,
-            segment_starts=(*old.segment_starts, old.closed),
-            closed=old.closed + length,
-            merged=old.merged,
-            rebased=old.rebased,
-        )
+        old, lengths = cache.lengths, cache.lengths.closing(length)
+        cache.unpack()
         total = self._target(lengths, budget)
         if total is not None:
             lengths = lengths.merge_oldest(max(MIN_GROUPS, total // ENTRIES_PER_GROUP))
@@ -163,7 +156,7 @@ class Compressor:
             other += self._heads * self.model.head_dim * self.model.dtype.itemsize
         return target_entries(
             budget,
-            history=lengths.closed - lengths.prefix,
+            history=lengths.history,
             segments=len(lengths.segment_starts),
             prefix=lengths.prefix,
             bytes_per_entry=entry,
@@ -206,14 +199,15 @@ class Compressor:
             selected = [
                 self._move(cache, layer, memory, kept[layer]) for layer, memory in enumerate(selected)
             ]
-        shift = torch.tensor(lengths.memory - cache.lengths.memory)
-        cache.replace_memory(selected, lengths, drop_open=encoded is not None)
-        if cache.compact and encoded is None and cache.open_length:
-            for number, layer in enumerate(cache.layers):
-                start = lengths.prefix + lengths.memory
-                tail = self.model.rope.rotate(number, layer.keys[:, :, start:], shift)
-                keys = torch.cat((layer.keys[:, :, :start], tail), dim=2)
-                layer.fill(keys, layer.values, layer.positions, layer.scores)
+        length = cache.open_length if encoded is None else 0
+        moved = None
+        if cache.compact and length:
+            shift = torch.tensor(lengths.memory - cache.lengths.memory)
+            moved = [
+                self.model.rope.rotate(number, layer.newest(length)[0], shift)
+                for number, layer in enumerate(cache.layers)
+            ]
+        cache.keep(selected, lengths, open_length=length, moved=moved)
 
     def _rebase(self, cache: SessionCache) -> None:
         """Before the model's positions run out, move the memory's keys back, all by one distance.
@@ -238,7 +232,7 @@ class Compressor:
                 for head, shift in zip(memory.keys, shifts, strict=True)
             ]
             moved.append(replace(memory, keys=keys))
-        cache.replace_memory(moved, replace(lengths, rebased=rebased), drop_open=False)
+        cache.keep(moved, replace(lengths, rebased=rebased), open_length=cache.open_length)
 
     def _move(self, cache: SessionCache, layer: int, memory: Memory, kept: Tensor) -> Memory:
         """Rotate kept keys from where they were encoded to consecutive positions behind the prefix."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sonic_kv.cache.cache import SessionCache
+from sonic_kv.cache.layers import Memory
 from sonic_kv.compress.budget import target_entries
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
@@ -126,10 +127,10 @@ def _watching(errors: list[Exception | None], number: int, row: Row) -> Iterator
 
 def _allowed(method: Method, row: Row) -> int:
     """Entries that a layer and head may keep of memory and open segment."""
-    lengths = row.closing_lengths()
+    lengths = row.cache.lengths.closing(row.cache.open_length)
     target = target_entries(
         method.budget,
-        history=lengths.closed - lengths.prefix,
+        history=lengths.history,
         segments=len(lengths.segment_starts),
         prefix=lengths.prefix,
         bytes_per_entry=1,
@@ -179,15 +180,9 @@ class OtherHistory(Method):
         self._caches: dict[int, SessionCache] = {}
 
     def close(self, row: Row, target: int) -> None:
-        lengths = row.closing_lengths()
-        cache, size = SessionCache(self.model.num_layers), min(lengths.memory, len(row.donor))
-        whole = self._read(row)
-        for layer, store in zip(whole.layers, cache.layers, strict=True):
-            span = slice(0, lengths.prefix + size)
-            nothing = layer.keys.new_zeros(1, self.model.num_heads, size)
-            store.fill(layer.keys[:, :, span], layer.values[:, :, span], nothing.int(), nothing.float())
-        cache.lengths = replace(lengths, memory=size)
-        cache.count_passed()
+        lengths = row.cache.lengths.closing(row.cache.open_length)
+        cache, size = self._read(row).fork(), min(lengths.memory, len(row.donor))
+        cache.keep(_as_memory(cache, lengths.prefix, size, torch.zeros(size)), lengths)
         row.cache = cache
 
     def _read(self, row: Row) -> SessionCache:
@@ -199,6 +194,16 @@ class OtherHistory(Method):
             room = self.model.max_length - len(prefix)
             self.model.feed(self._caches[key], [*prefix, *row.donor[:room]])
         return self._caches[key]
+
+
+def _as_memory(cache: SessionCache, prefix: int, size: int, positions: Tensor) -> list[Memory]:
+    """The `size` entries behind the first `prefix` as memory at these positions, (size,), all of them alike."""
+    found = []
+    for layer in cache.layers:
+        keys, values = (list(x[0, :, prefix : prefix + size]) for x in (layer.keys, layer.values))
+        at, score = positions.to(keys[0].device, torch.int32), torch.zeros(size, device=keys[0].device)
+        found.append(Memory(keys, values, [at] * len(keys), [score] * len(keys)))
+    return found
 
 
 class Ranked(Method):
@@ -273,7 +278,7 @@ class Sonic(Method):
         return None if model.adapter.reencodes else "an adapter with a LoRA"
 
     def steps(self, row: Row, target: int) -> Generator[Reread, None, None]:
-        row.cache.bits = self.config.bits
+        row.cache = row.cache.fork(bits=self.config.bits)
         yield from self._compressor.steps(row.cache, row.open_ids, self.budget)
 
 
@@ -316,12 +321,9 @@ class Retold(Method):
 
     def close(self, row: Row, target: int) -> None:
         assert row.aside is not None
-        lengths, cache = row.closing_lengths(), row.aside.cache
-        size, heads, device = cache.stored - lengths.prefix, self.model.num_heads, self.model.device
-        for layer in cache.layers:
-            positions = torch.arange(size, dtype=torch.int32, device=device).expand(1, heads, -1)
-            layer.fill(layer.keys, layer.values, positions, torch.zeros(1, heads, size, device=device))
-        cache.lengths = replace(lengths, memory=size)
+        lengths, cache = row.cache.lengths.closing(row.cache.open_length), row.aside.cache
+        size = cache.stored - lengths.prefix
+        cache.keep(_as_memory(cache, lengths.prefix, size, torch.arange(size)), lengths)
         row.cache = cache
 
 

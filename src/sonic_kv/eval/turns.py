@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from sonic_kv.cache.attention import masked_attention
-from sonic_kv.cache.cache import Held, Lengths, SessionCache
+from sonic_kv.cache.cache import Held, SessionCache
+from sonic_kv.cache.layers import Memory
 from sonic_kv.model.attention import no_mask, sonic_attention
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.reread import portions
@@ -87,16 +88,6 @@ class Row:
         """Tokens of the open segment."""
         return self.token_ids[len(self.token_ids) - self.cache.open_length :]
 
-    def closing_lengths(self) -> Lengths:
-        """What the cache's lengths become when the open segment closes and everything stays."""
-        old, length = self.cache.lengths, self.cache.open_length
-        return Lengths(
-            prefix=old.prefix,
-            memory=old.memory + length,
-            segment_starts=(*old.segment_starts, old.closed),
-            closed=old.closed + length,
-        )
-
     def scores(self, layer: int) -> Tensor:
         """Scores that memory and open segment, which has none yet (0), are stored with. (G, n + L)"""
         return torch.nn.functional.pad(self.cache.layers[layer].scores[0], (0, self.cache.open_length))
@@ -128,26 +119,24 @@ class Row:
         size = int(counts.max())
         # kept ones first, each head's in order of the transcript
         order = (~masks).to(torch.uint8).argsort(dim=-1, stable=True)[..., :size]
-        behind = torch.arange(start, device=masks.device).expand(*order.shape[:2], -1)
-        stays = torch.cat((behind, order + start), dim=-1)  # the prefix, too
-        first = torch.arange(masks.shape[1], device=masks.device)[:, None] * cache.stored
-        lengths, held = replace(self.closing_lengths(), memory=size), []
+        first = torch.arange(masks.shape[1], device=masks.device)[:, None] * cache.stored + start
+        held = []
         for number, layer in enumerate(cache.layers):
-            at, index = (stays[number] + first).flatten(), order[number][None]
+            at, index = (order[number] + first).flatten(), order[number]
             # whole vectors are copied; `gather` goes number by number
             keys, values = (
-                x.flatten(0, 2).index_select(0, at).view(1, len(first), -1, x.shape[-1])
+                x.flatten(0, 2).index_select(0, at).unflatten(0, index.shape)
                 for x in (layer.keys, layer.values)
             )
-            score = (scores[number] if scores else self.scores(number))[None]
-            position = self.positions(number)[None]
-            held.append((keys, values, position.gather(-1, index), score.gather(-1, index)))
+            score = scores[number] if scores else self.scores(number)
+            position = self.positions(number)
+            held.append(
+                Memory(*map(list, (keys, values, position.gather(-1, index), score.gather(-1, index))))
+            )
             if self.paid:
-                self.paid[number] = self.paid[number].gather(-1, stays[number][None])
-        for layer, tensors in zip(cache.layers, held, strict=True):
-            layer.fill(*tensors)
-        cache.lengths = lengths
-        cache.count_passed()
+                paid, prefix = self.paid[number], self.paid[number][..., :start]
+                self.paid[number] = torch.cat((prefix, paid[..., start:].gather(-1, index[None])), dim=-1)
+        cache.keep(held, cache.lengths.closing(cache.open_length))
         absent = torch.arange(size, device=masks.device) >= counts[..., None]
         self.absent = list(absent) if bool(absent.any()) else None
 
@@ -178,16 +167,11 @@ class _Group:
     ) -> Tensor:
         """The rows take the new entries in. query (B, H, T, D), key and value (B, G, T, D) → (B, H, T, D)"""
         stores = [row.cache.layers[layer] for row in self.rows]
-        for store in stores:
-            if not store.is_initialized:
-                store.lazy_initialization(key[:1], value[:1])
-        keys = torch.cat((torch.cat([store.keys for store in stores]), key), dim=2)  # (B, G, S, D)
-        values = torch.cat((torch.cat([store.values for store in stores]), value), dim=2)
+        for store, *new in zip(stores, key.split(1), value.split(1), strict=True):
+            store.append(*new)
+        keys, values = (torch.cat(held) for held in zip(*((s.keys, s.values) for s in stores), strict=True))
         shared = query.shape[1] // keys.shape[1]
         mask = self._mask(layer, keys, query.shape[2], shared)
-        for number, store in enumerate(stores):
-            own = slice(number, number + 1)
-            store.fill(keys[own], values[own], store.positions, store.scores)
         # the query heads of a KV head read its entries one behind the other: nothing is repeated
         grouped = query.unflatten(1, (keys.shape[1], shared)).flatten(2, 3)  # (B, G, R * T, D)
         if not self.watch:

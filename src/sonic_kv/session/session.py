@@ -82,6 +82,16 @@ def _new_cache(model: SonicModel, config: SessionConfig) -> SessionCache:
     return SessionCache(model.num_layers, compact=config.positions == "compact", bits=config.bits)
 
 
+def _copied(model: SonicModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A cache's tensors from a file, in the model's dtype and without the file's own storage, which is to be closed."""
+    computed = (".keys", ".values", ".channels")
+    return {
+        name: tensor.to(model.device, model.dtype if name.endswith(computed) else None, copy=True)
+        for name, tensor in tensors.items()
+        if name != "token_ids"
+    }
+
+
 def _run(steps: Generator[None, None, Done]) -> Done:
     """What a generator returns, without its pauses."""
     while True:
@@ -357,9 +367,7 @@ class ChatSession:
     def freeze(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Header and tensors of the session's file."""
         self._check_idle()
-        tensors: dict[str, Tensor] = {"token_ids": torch.tensor(self.token_ids, dtype=torch.int64)}
-        for number, layer in enumerate(self.cache.layers):
-            tensors |= {f"{number}.{name}": tensor for name, tensor in layer.state().items()}
+        tensors = {"token_ids": torch.tensor(self.token_ids, dtype=torch.int64), **self.cache.state()}
         header = {
             "base": self.model.fingerprint(),
             "adapter": self._adapter_digest(),
@@ -440,28 +448,17 @@ class ChatSession:
             session.budget, session.sampling = Budget(**header["budget"]), SamplingConfig(**sampling)
             session.messages = [dict(message) for message in header["messages"]]
             session.token_ids = tensors["token_ids"].tolist()
-            cache = _new_cache(model, config)
             lengths = header["lengths"]
-            cache.lengths = Lengths(**dict(lengths, segment_starts=tuple(lengths["segment_starts"])))
-            for name, tensor in tensors.items():
-                if name.endswith(
-                    (".keys", ".values", ".channels")
-                ):  # in the dtype of the model that loads it
-                    tensors[name] = tensor.to(model.dtype)
-            for number, layer in enumerate(cache.layers):
-                # copies: the file's own storage must not stay open
-                state = {
-                    name.partition(".")[2]: tensor.to(model.device, copy=True)
-                    for name, tensor in tensors.items()
-                    if name.startswith(f"{number}.")
-                }
-                if session.token_ids:  # else nothing has been stored yet
-                    layer.load_state(state, cache.lengths.prefix, cache.bits)
+            session.cache = SessionCache.from_state(
+                model.num_layers,
+                _copied(model, tensors),
+                Lengths(**dict(lengths, segment_starts=tuple(lengths["segment_starts"]))),
+                compact=config.positions == "compact",
+                bits=config.bits,
+            )
             found = header["adapter"]
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"session {path} does not fit this version of sonic-kv: {error}") from error
-        cache.count_passed()
-        session.cache = cache
         first = session.messages[:1]
         session.system = first[0]["content"] if first and first[0]["role"] == "system" else None
         session._opening = model.format.opening(session.system)[1]

@@ -15,11 +15,10 @@ from tiny import tiny_model
 
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.model.model import SonicModel
-from sonic_kv.options import parse_bytes
 from sonic_kv.server.app import make_app
 from sonic_kv.server.options import ServeOptions
-from sonic_kv.server.run import listen
-from sonic_kv.server.store import Store, open_store
+from sonic_kv.server.run import listen, store_of
+from sonic_kv.server.store import Store
 from sonic_kv.server.worker import Worker
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.session import ChatSession
@@ -61,7 +60,7 @@ def serving(
     """Serve `model` as "tiny"."""
     chosen = replace(OPTIONS, store="none" if store is None else str(store), **options)
     if isinstance(store, (Path, str)):
-        store = open_store(str(store), chosen.store_ttl, parse_bytes(chosen.store_bytes))
+        store = store_of(chosen)
     worker = Worker(model, config, HALF, chosen, store)
     listener = listen("127.0.0.1", 0)
     app = make_app(worker, "tiny", BRIEF, chosen, keys)

@@ -1,5 +1,6 @@
 """Laws of the store, on every kind of it: a folder, an fsspec URL, a real Redis."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -21,11 +22,11 @@ from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ConfigError, StoreError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.server.run import listen
-from sonic_kv.server.store import Store, open_store
+from sonic_kv.server.store import Limits, Name, Store, open_store
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.session import ChatSession
 
-KEYS = [letter * 64 for letter in "abc"]
+NAMES = [Name("0" * 32, "dialogue", letter * 64) for letter in "abc"]
 TEXTS = ["my sister Ada lives in Oslo", "the door code is 4711, keep it", "hi", "where does Ada live?"]
 NAMED = {"x-session-id": "keeper"}
 
@@ -78,8 +79,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "store") if request.param == "folder" else f"memory://{tmp_path.name}"
 
 
-def opened(url: str, ttl: float = 100.0, limit: int = 1 << 20) -> Store:
-    store = open_store(url, ttl, limit)
+def opened(url: str, ttl: float = 100.0, limit: int = 1 << 20, per_owner: int | None = None) -> Store:
+    store = open_store(url, Limits(ttl, limit, per_owner))
     assert store is not None
     return store
 
@@ -94,41 +95,126 @@ def model() -> SonicModel:
 
 def test_a_store_gives_back_what_was_written_last(url: str) -> None:
     store = opened(url)
-    assert store.read(KEYS[0]) is None
-    store.write(KEYS[0], b"one")
-    store.write(KEYS[0], b"two")
-    store.write(KEYS[1], b"\0" * 1000)
-    assert store.read(KEYS[0]) == b"two"
-    assert opened(url).read(KEYS[1]) == b"\0" * 1000  # another process would see it too
-    assert store.first([KEYS[2], KEYS[1], KEYS[0]]) == KEYS[1]
+    assert store.read(NAMES[0]) is None
+    store.write(NAMES[0], b"one")
+    store.write(NAMES[0], b"two")
+    store.write(NAMES[1], b"\0" * 1000)
+    assert store.read(NAMES[0]) == b"two"
+    assert opened(url).read(NAMES[1]) == b"\0" * 1000  # another process would see it too
+    assert store.first([NAMES[2], NAMES[1], NAMES[0]]) == NAMES[1]
     assert store.first([]) is None
-    store.delete(KEYS[0])
-    store.delete(KEYS[0])
-    assert store.read(KEYS[0]) is None
+    assert sorted((entry.name, entry.nbytes) for entry in store.entries()) == [
+        (NAMES[0], 3),
+        (NAMES[1], 1000),
+    ]
+    store.delete(NAMES[0])
+    store.delete(NAMES[0])
+    assert store.read(NAMES[0]) is None
 
 
 def test_a_store_forgets_the_oldest_of_what_is_too_much(url: str) -> None:
     store = opened(url, limit=2500)
-    for key in KEYS:
-        store.write(key, b"x" * 1000)
+    for name in NAMES:
+        store.write(name, b"x" * 1000)
         time.sleep(0.02)
     assert store.sweep() == 2000
-    assert [store.read(key) is not None for key in KEYS] == [False, True, True]
+    assert [store.read(name) is not None for name in NAMES] == [False, True, True]
+
+
+def test_caches_go_before_dialogues_and_who_has_too_much_loses_only_own(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opened(url, limit=4500, per_owner=3500)
+    for owner in "ab":
+        for number in range(2):
+            for kind in ("dialogue", "cache"):
+                store.write(Name(owner * 32, kind, str(number) * 64), b"x" * 1000)  # type: ignore[arg-type]
+                time.sleep(0.02)
+    assert store.sweep(lambda name: "never") == 4000
+    assert {entry.name.kind for entry in store.entries()} == {"dialogue"}
+    assert "never" not in caplog.text
+    store.write(Name("a" * 32, "dialogue", "2" * 64), b"x" * 2000)
+    assert store.sweep(lambda name: f"<{name.owner[:1]}{name.key[:1]}>") == 5000 - 1000
+    assert "<a0> is forgotten: its key has no more room" in caplog.text
+    assert store.make_room(1) is False
 
 
 def test_a_store_forgets_what_is_too_old(url: str) -> None:
     store = opened(url, ttl=0.2)
-    store.write(KEYS[0], b"x")
+    store.write(NAMES[0], b"x")
     time.sleep(0.3)
-    store.write(KEYS[1], b"y")
+    store.write(NAMES[1], b"y")
     assert store.sweep() == 1
-    assert store.read(KEYS[0]) is None
-    assert store.read(KEYS[1]) == b"y"
+    assert store.read(NAMES[0]) is None
+    assert store.read(NAMES[1]) == b"y"
 
 
-def test_a_folder_is_its_owners_alone(tmp_path: Path) -> None:
-    opened(str(tmp_path / "store"))
-    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+def test_a_clock_that_jumps_makes_nothing_old(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, clock = opened(url), time.time
+    store.write(NAMES[0], b"x")
+    store.sweep()
+    for years in (1, -1, 30):
+        monkeypatch.setattr(time, "time", lambda years=years: clock() + years * 365 * 86400.0)
+        assert store.sweep() == 1
+    assert "the clock jumped by 31536000 s" in caplog.text
+
+
+def test_what_is_not_the_stores_own_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    others = [
+        folder / "thesis.txt",
+        folder / "weights.safetensors",
+        folder / "ab" / f"{'c' * 64}.safetensors",
+    ]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x" * 5000)
+        os.utime(path, (0, 0))
+    with pytest.raises(ConfigError, match="holds other files"):
+        opened(str(folder))
+    assert sorted(folder.rglob("*")) == sorted([*others, folder / "ab"])
+    store = open_store(str(folder), Limits(ttl=1.0, nbytes=1), beside_others=True)
+    assert store is not None
+    inside = folder / "sonic-kv-store" / "notes.safetensors"
+    inside.write_bytes(b"mine")
+    os.utime(inside, (0, 0))
+    store.write(NAMES[0], b"xx")
+    assert store.sweep() == 0
+    assert all(path.exists() for path in [*others, inside])
+    assert folder.stat().st_mode & 0o777 == 0o755
+    opened(str(folder))  # it knows its own again
+
+
+def test_a_subfolder_that_somebody_else_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sonic-kv-store").mkdir()
+    (tmp_path / "sonic-kv-store" / "x").write_text("")
+    with pytest.raises(ConfigError, match="not sonic-kv's"):
+        open_store(str(tmp_path), Limits(1.0, 1), beside_others=True)
+
+
+def test_a_folder_is_its_owners_alone_also_when_it_comes_back(tmp_path: Path) -> None:
+    store = opened(str(tmp_path / "a" / "store"))
+    for _ in range(2):
+        store.write(NAMES[0], b"x")
+        for path in (tmp_path / "a").rglob("*"):
+            assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+        shutil.rmtree(tmp_path / "a")
+
+
+def test_two_servers_do_not_use_one_folder(tmp_path: Path) -> None:
+    one, two = opened(str(tmp_path)), opened(str(tmp_path))
+    one.lock(shared=False)
+    with pytest.raises(ConfigError, match="another server"):
+        two.lock(shared=False)
+    one.close()
+    two.lock(shared=True)
+    one.lock(shared=True)
+    one.close()
+    two.close()
 
 
 @pytest.mark.parametrize("url", ["nonsense://x", "redis://host:port"])
@@ -137,11 +223,12 @@ def test_a_store_of_no_known_kind_is_refused(url: str) -> None:
         opened(url)
 
 
-def test_a_store_that_cannot_be_reached_is_refused(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_reached_is_refused_without_its_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for url in ("redis://127.0.0.1:1/0", str(tmp_path / "file" / "folder")):
-        with pytest.raises(StoreError):
+        with pytest.raises(StoreError) as error:
             opened(url)
+        assert str(tmp_path) not in str(error.value)
 
 
 # --- sessions -----------------------------------------------------------------------------------

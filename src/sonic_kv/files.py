@@ -21,10 +21,13 @@ VERSION = 1
 
 
 @contextmanager
-def replacing(path: str | Path, *, make_folder: bool = False) -> Iterator[BinaryIO]:
+def replacing(path: str | Path, *, make_folder: bool = False, private: bool = False) -> Iterator[BinaryIO]:
     """A file to write in place of `path`: a reader, or a crash, sees the old content or the new one.
 
     A device or a pipe is written to as it is.
+
+    Args:
+        private: nobody but its owner can read the file, or a folder that is made for it.
 
     Raises:
         FileError: it cannot be written.
@@ -37,8 +40,9 @@ def replacing(path: str | Path, *, make_folder: bool = False) -> Iterator[Binary
                 yield file
             return
         if make_folder:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+            _make_folder(path.parent, 0o700 if private else 0o777)
+        mode = 0o600 if private else 0o666
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -51,9 +55,17 @@ def replacing(path: str | Path, *, make_folder: bool = False) -> Iterator[Binary
         raise
 
 
-def write_atomic(path: str | Path, data: bytes) -> None:
+def _make_folder(folder: Path, mode: int) -> None:
+    """Make a folder and all above it that are missing; the mode of one that is there stays."""
+    if not folder.is_dir():
+        _make_folder(folder.parent, mode)
+        with suppress(FileExistsError):
+            folder.mkdir(mode)
+
+
+def write_atomic(path: str | Path, data: bytes, *, private: bool = False) -> None:
     """Write a file by `replacing`, in a folder that is made if it is not there."""
-    with replacing(path, make_folder=True) as file:
+    with replacing(path, make_folder=True, private=private) as file:
         file.write(data)
 
 
@@ -86,7 +98,7 @@ def write_sealed(path: str | Path, kind: str, header: dict[str, Any], tensors: d
 def write_addressed(
     folder: str | Path, kind: str, header: dict[str, Any], tensors: dict[str, Tensor]
 ) -> tuple[Path, str]:
-    """Write a sealed file that is named by its own checksum; one that is there already is not touched.
+    """Write a sealed file that is named by its own checksum, for its owner alone; one that is there is not touched.
 
     Returns:
         its path, and the checksum
@@ -94,7 +106,7 @@ def write_addressed(
     digest, data = _seal(kind, header, tensors)
     path = Path(folder) / f"{digest}.safetensors"
     if not path.exists():
-        write_atomic(path, data)
+        write_atomic(path, data, private=True)
     return path, digest
 
 

@@ -87,7 +87,9 @@ def serve(
         SonicError: what a replica raised when it was made, or the options are no good.
     """
     keys = read_keys(options.api_keys)
-    store_of(options)  # fails here and not there
+    store = store_of(options)  # fails here and not there
+    if store is not None:
+        store.close()
     with listen(options.host, options.port) as listener:
         port = listener.getsockname()[1]
     scaling: dict[str, Any] = {"num_replicas": ray_options.replicas}

@@ -6,6 +6,7 @@ that a later write or delete never overtakes an earlier one.
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,14 +14,17 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from sonic_kv.errors import FileError
+from sonic_kv.errors import FileError, SonicError, StoreError
 from sonic_kv.files import seal, unseal
-from sonic_kv.server.dialogue import Step, as_json, from_json
+from sonic_kv.server.dialogue import Step, as_json, check_steps, from_json
 from sonic_kv.server.shelf import Node
-from sonic_kv.server.store import Store
+from sonic_kv.server.store import Kind, Name, Store
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+SLOW_SECONDS = 0.5  # after which a store that fails hangs, and does not just refuse
+PAUSE_SECONDS = 5.0  # for which a store that hangs is left alone
+ROOM = 16  # times the size of a record: so much of the caches goes if there is no room for it
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Found:
 class Archive:
     """Reads and writes sessions; every method returns at once.
 
+    A store that hangs is asked by one operation at a time, and then left alone for a while: the others fail at once.
+
     Args:
         store: where they are kept; None: nowhere, and nothing is found.
         done: called, in any thread, when something has been done.
@@ -45,35 +51,63 @@ class Archive:
     def __init__(self, store: Store | None, done: Callable[[], None]) -> None:
         self._store, self._done = store, done
         self._thread = ThreadPoolExecutor(1, "sonic-kv-store")
+        self._until = 0.0  # it is left alone
 
     @property
     def exists(self) -> bool:
         """Whether there is a store."""
         return self._store is not None
 
+    @property
+    def hangs(self) -> bool:
+        """Whether the store is left alone, because it did not answer."""
+        return time.monotonic() < self._until
+
     def _submit(self, work: Callable[[Store], T], nothing: T) -> "Future[T]":
-        store = self._store
-        future = self._thread.submit(lambda: nothing if store is None else work(store))
+        future = self._thread.submit(self._do, work, nothing)
         future.add_done_callback(lambda _: self._done())
         return future
+
+    def _do(self, work: Callable[[Store], T], nothing: T) -> T:
+        if self._store is None:
+            return nothing
+        if self.hangs:
+            raise StoreError("the store does not answer: it is tried again in a few seconds")
+        start = time.monotonic()
+        try:
+            return work(self._store)
+        except StoreError:
+            if time.monotonic() - start > SLOW_SECONDS:
+                self._until = time.monotonic() + PAUSE_SECONDS
+            raise
 
     def record(self, node: Node) -> "Future[None]":
         """Write which session this is and what was said in it."""
         header = {"key": node.key, "name": node.name, "steps": [as_json(step) for step in node.steps]}
-        return self._submit(lambda store: store.write(node.label, seal("dialogue", header, {})), None)
+        name, data = _name(node.label, "dialogue"), seal("dialogue", header, {})
+
+        def write(store: Store) -> None:
+            try:
+                store.write(name, data)
+            except StoreError:  # no room, perhaps: what can be made again gives way
+                if self.hangs or not store.make_room(ROOM * len(data)):
+                    raise
+                store.write(name, data)
+
+        return self._submit(write, None)
 
     def steps(self, label: str) -> "Future[list[Step] | None]":
         """The steps of a named session, if there is a record of it."""
 
         def read(store: Store) -> list[Step] | None:
-            data = store.read(label)
+            data = store.read(_name(label, "dialogue"))
             if data is None:
                 return None
             try:
                 header, _ = unseal(data, "dialogue", f"record {label}")
-                return [from_json(step) for step in header["steps"]]
-            except (FileError, LookupError, TypeError, ValueError) as error:
-                log.warning("a session is forgotten: %s", error)
+                return check_steps([from_json(step) for step in header["steps"]])
+            except (SonicError, LookupError, TypeError, ValueError) as error:
+                log.warning("a dialogue is forgotten, its record is damaged: %s", error)
                 return None
 
         return self._submit(read, None)
@@ -82,16 +116,21 @@ class Archive:
         """Write a session's cache."""
         header, tensors = node.session.freeze()
         header |= {"key": node.key, "name": node.name, "parent": node.parent}
-        return self._submit(lambda store: store.write(node.key, seal("session", header, tensors)), None)
+        name = _name(node.key, "cache")
+        return self._submit(lambda store: store.write(name, seal("session", header, tensors)), None)
 
     def find(self, keys: Sequence[str]) -> "Future[Found | None]":
-        """The cache with the first of these keys that there is; one that is damaged counts as missing."""
+        """The cache with the first of these keys that there is.
+
+        One that is damaged counts as missing, and so do all while the store fails: a cache can be made again.
+        """
 
         def read(store: Store) -> Found | None:
-            key = store.first(keys)
-            data = None if key is None else store.read(key)
-            if key is None or data is None:
+            name = store.first([_name(key, "cache") for key in keys])
+            data = None if name is None else store.read(name)
+            if name is None or data is None:
                 return None
+            key = f"{name.owner}-{name.key}"
             try:
                 header, tensors = unseal(data, "session", f"session {key}")
                 if header["key"] != key:
@@ -99,24 +138,48 @@ class Archive:
                 return Found(key, header["parent"], str(header["name"]), header, tensors)
             except (FileError, LookupError) as error:
                 log.warning("a cache is made again: %s", error)
-                store.delete(key)
+                store.delete(name)
                 return None
 
-        return self._submit(read, None)
+        def found(store: Store) -> Found | None:
+            try:
+                return read(store)
+            except StoreError as error:
+                log.warning("caches are made again: %s", error)
+                return None
+
+        return self._submit(found, None)
 
     def forget(self, *keys: str | None) -> "Future[None]":
-        """Delete what is stored under these keys."""
+        """Delete the caches with these keys."""
 
         def delete(store: Store) -> None:
             for key in filter(None, keys):
-                store.delete(key)
+                store.delete(_name(key, "cache"))
 
         return self._submit(delete, None)
 
     def sweep(self) -> "Future[int]":
         """Forget what is too old or too much; the bytes that remain."""
-        return self._submit(lambda store: store.sweep(), 0)
+        return self._submit(lambda store: store.sweep(lambda name: _called(store, name)), 0)
 
     def close(self) -> None:
         """Finish what was begun."""
         self._thread.shutdown()
+        if self._store is not None:
+            self._store.close()
+
+
+def _name(key: str, kind: Kind) -> Name:
+    """What the store calls a label or a key."""
+    owner, _, rest = key.partition("-")
+    return Name(owner, kind, rest)
+
+
+def _called(store: Store, name: Name) -> str:
+    """What a client calls a dialogue."""
+    try:
+        header, _ = unseal(store.read(name) or b"", "dialogue", "record")
+        return repr(str(header["name"]))
+    except (SonicError, LookupError):
+        return name.key[:12]

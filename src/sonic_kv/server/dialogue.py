@@ -21,12 +21,22 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def chain(scope: str, steps: Sequence[Step]) -> list[str]:
-    """The key of the state after each step; `scope` is whose it is, and on what model."""
-    keys: list[str] = []
+def owner_of(namespace: str) -> str:
+    """What stands before the labels and keys of all that belongs to a namespace."""
+    return digest("owner", namespace)[:32]
+
+
+def label_of(namespace: str, name: str) -> str:
+    """The key of a session's name: it stays when model or options change."""
+    return f"{owner_of(namespace)}-{digest('name', namespace, name)}"
+
+
+def chain(namespace: str, scope: str, steps: Sequence[Step]) -> list[str]:
+    """The key of the state after each step; `scope` is on what model, and with which options."""
+    owner, scope, keys = owner_of(namespace), digest(scope, namespace), []
     for step in steps:
         scope = digest(scope, as_json(step))
-        keys.append(scope)
+        keys.append(f"{owner}-{scope}")
     return keys
 
 
@@ -41,6 +51,18 @@ def from_json(written: Any) -> Step:
         role, content = written
         return {"role": str(role), "content": str(content)}
     return Budget(compression_ratio=float(written))
+
+
+def check_steps(steps: list[Step]) -> list[Step]:
+    """`steps`, if they can be a session's.
+
+    Raises:
+        SonicError: they cannot.
+    """
+    if not steps or not isinstance(steps[0], Budget):
+        raise MessageError("a session begins with a budget")
+    check_messages(messages_of(steps))
+    return steps
 
 
 def messages_of(steps: Sequence[Step]) -> list[dict[str, str]]:

@@ -54,7 +54,13 @@ class ServeOptions(Options):
     )
     store_ttl: float = option(7 * 86400.0, "seconds after which an unused dialogue is forgotten", above=0.0)
     store_bytes: str = option(
-        "10GiB", "size of the store; beyond it the oldest dialogues are forgotten", size=True
+        "10GiB", "size of the store; beyond it the oldest caches go, then the oldest dialogues", size=True
+    )
+    store_bytes_per_key: str | None = option(
+        None, "size of what the store keeps for one API key; none: as the whole", size=True, flag=False
+    )
+    store_beside_others: bool = option(
+        False, "the store's folder may hold other files too; they are left alone"
     )
     engine: Engine = option(
         "local",

@@ -15,7 +15,7 @@ from sonic_kv.server.app import make_app
 from sonic_kv.server.guard import LOOPBACK
 from sonic_kv.server.logs import set_up
 from sonic_kv.server.options import ServeOptions
-from sonic_kv.server.store import Store, open_store
+from sonic_kv.server.store import Limits, Store, open_store
 from sonic_kv.server.worker import Worker
 from sonic_kv.session.options import SamplingConfig
 
@@ -48,8 +48,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def store_of(options: ServeOptions) -> Store | None:
-    """The store that the options name."""
-    return open_store(options.store, options.store_ttl, parse_bytes(options.store_bytes))
+    """The store that the options name, locked: replicas share one, other servers do not."""
+    most = options.store_bytes_per_key
+    limits = Limits(options.store_ttl, parse_bytes(options.store_bytes), parse_bytes(most) if most else None)
+    store = open_store(options.store, limits, beside_others=options.store_beside_others)
+    if store is not None:
+        store.lock(shared=options.engine == "ray")
+    return store
 
 
 def announce(name: str, host: str, port: int, keys: tuple[str, ...]) -> None:

@@ -1,209 +1,185 @@
 """Where dialogues outlive the process: named blobs in a folder, behind an fsspec URL, or in Redis.
 
-Names are hashes, never a client's text. A blob is written whole or not at all.
+Names are hashes, never a client's text. A blob is written whole or not at all. A store reads, writes and deletes
+names of its own making only, in a place of its own.
 """
 
-import os
+import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from datetime import datetime
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
-from sonic_kv.errors import ConfigError, FileError, StoreError
-from sonic_kv.files import write_atomic
-
-SUFFIX = ".safetensors"
-LEFTOVER = 3600.0  # seconds after which an unfinished file is litter
+log = logging.getLogger(__name__)
+JUMP_SECONDS = 60.0  # that a clock may be off between two sweeps before it is said to have jumped
+Kind = Literal["dialogue", "cache"]
 
 
-class Store(Protocol):
+@dataclass(frozen=True, order=True)
+class Name:
+    """What a blob is called.
+
+    Attributes:
+        owner: whose it is: 32 hexadecimal digits.
+        kind: a dialogue, which nothing can bring back, or a cache, which can be made again.
+        key: 64 hexadecimal digits.
+    """
+
+    owner: str
+    kind: Kind
+    key: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A blob that is there: when it was written, in seconds by the machine's clock, and its bytes."""
+
+    name: Name
+    written: float
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a store may keep.
+
+    Attributes:
+        ttl: seconds after which a blob that was not written again is forgotten.
+        nbytes: of all blobs together.
+        per_owner: bytes of all blobs of one owner.
+    """
+
+    ttl: float
+    nbytes: int
+    per_owner: int | None = None
+
+
+class Clock:
+    """The machine's clock without its jumps: a wrong one must not make everything old at once."""
+
+    def __init__(self) -> None:
+        self._wall, self._steady, self._off = time.time(), time.monotonic(), 0.0
+
+    def now(self) -> float:
+        """Seconds, as `time.time()` would say them if nobody had set the clock since the start."""
+        wall, steady = time.time(), time.monotonic()
+        jump = (wall - self._wall) - (steady - self._steady)
+        if abs(jump) > JUMP_SECONDS:
+            self._off += jump
+            log.warning("the clock jumped by %.0f s: the store counts ages as if it had not", jump)
+        self._wall, self._steady = wall, steady
+        return wall - self._off
+
+
+class Store(ABC):
     """Named blobs. Every method raises `StoreError` if the store cannot be reached or written."""
 
-    def read(self, key: str) -> bytes | None:
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._clock = Clock()
+
+    @abstractmethod
+    def read(self, name: Name) -> bytes | None:
         """The blob, if there is one."""
 
-    def first(self, keys: Sequence[str]) -> str | None:
-        """The first of `keys` that has a blob."""
+    @abstractmethod
+    def first(self, names: Sequence[Name]) -> Name | None:
+        """The first of `names` that has a blob."""
 
-    def write(self, key: str, data: bytes) -> None:
+    @abstractmethod
+    def write(self, name: Name, data: bytes) -> None:
         """Put a blob in place of an earlier one; it counts as used now."""
 
-    def delete(self, key: str) -> None:
+    @abstractmethod
+    def delete(self, name: Name) -> None:
         """Forget a blob, if there is one."""
 
-    def sweep(self) -> int:
-        """Forget what is too old, and the oldest of what is too much; the bytes that remain."""
+    @abstractmethod
+    def entries(self) -> list[Entry]:
+        """All blobs of this store."""
+
+    def lock(self, shared: bool) -> None:  # noqa: B027
+        """Keep others from using the same place until `close`; `shared`: those who also lock it so may.
+
+        Raises:
+            ConfigError: somebody else has it.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of the place."""
+
+    def sweep(self, about: Callable[[Name], str] = lambda name: name.key[:12]) -> int:
+        """Forget what is too old or too much: caches before dialogues, the oldest first.
+
+        Args:
+            about: what the log calls a dialogue.
+
+        Returns:
+            the bytes that remain.
+        """
+        there = self.entries()
+        for entry, why in overdue(there, self.limits, self._clock.now()):
+            if entry.name.kind == "dialogue":
+                log.warning("the dialogue %s is forgotten: %s", about(entry.name), why)
+            self.delete(entry.name)
+            there.remove(entry)
+        return sum(entry.nbytes for entry in there)
+
+    def make_room(self, nbytes: int) -> bool:
+        """Delete the oldest caches until so many bytes are free; whether any was there."""
+        caches = sorted(
+            (entry for entry in self.entries() if entry.name.kind == "cache"), key=lambda entry: entry.written
+        )
+        freed = 0
+        for entry in caches:
+            if freed >= nbytes:
+                break
+            self.delete(entry.name)
+            freed += entry.nbytes
+        return freed > 0
 
 
-def open_store(url: str, ttl: float, limit: int) -> Store | None:
+def overdue(entries: Sequence[Entry], limits: Limits, now: float) -> list[tuple[Entry, str]]:
+    """What has to go, and why."""
+    going = [
+        (entry, "it has not been used for too long") for entry in entries if now - entry.written > limits.ttl
+    ]
+    gone = {entry.name for entry, _ in going}
+    left = [entry for entry in entries if entry.name not in gone]
+    left.sort(key=lambda entry: (entry.name.kind == "dialogue", entry.written))
+    total, each = sum(entry.nbytes for entry in left), Counter[str]()
+    for entry in left:
+        each[entry.name.owner] += entry.nbytes
+    for entry in left:
+        owner = entry.name.owner
+        if limits.per_owner is not None and each[owner] > limits.per_owner:
+            going.append((entry, "its key has no more room in the store"))
+        elif total > limits.nbytes:
+            going.append((entry, "the store is full"))
+        else:
+            continue
+        total -= entry.nbytes
+        each[owner] -= entry.nbytes
+    return going
+
+
+def open_store(url: str, limits: Limits, *, beside_others: bool = False) -> Store | None:
     """The store that `url` names: `none`, a folder, `redis://…`, or any URL that fsspec knows.
 
     Args:
-        ttl: seconds after which a blob that was not written again is forgotten.
-        limit: bytes that all blobs may have together.
+        beside_others: a folder may hold other files too; they are left alone.
 
     Raises:
-        ConfigError: the URL is of no known kind.
+        ConfigError: the URL is of no known kind, or the folder is somebody else's.
         StoreError: it cannot be reached.
     """
+    from sonic_kv.server.folder import FolderStore
+    from sonic_kv.server.redis import RedisStore
+
     if url == "none":
         return None
     if url.startswith(("redis://", "rediss://", "unix://")):
-        return RedisStore(url, ttl, limit)
-    return FileStore(url, ttl, limit)
-
-
-class FileStore:
-    """Files in a folder, on this machine or wherever fsspec reaches.
-
-    On this machine a file is renamed into place when it is complete and on disk. Object stores put a blob
-    at once.
-    """
-
-    def __init__(self, url: str, ttl: float, limit: int) -> None:
-        self._ttl, self._limit = ttl, limit
-        try:
-            self._fs, self._root = fsspec.url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise ConfigError(f"store {url!r} cannot be opened: {error}") from error
-        self._local = isinstance(self._fs, LocalFileSystem)
-        with self._errors():
-            self._fs.makedirs(self._root, exist_ok=True)
-            if self._local:
-                os.chmod(self._root, 0o700)  # dialogues are nobody else's
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except FileError as error:
-            raise StoreError(f"the store failed: {error}") from error
-        except Exception as error:  # every file system of fsspec has its own
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise StoreError(f"the store {self._root} failed: {' '.join(str(reason).split())}") from error
-
-    def _path(self, key: str) -> str:
-        return f"{self._root}/{key[:2]}/{key}{SUFFIX}"
-
-    def read(self, key: str) -> bytes | None:
-        with self._errors(), suppress(FileNotFoundError):
-            return bytes(self._fs.cat_file(self._path(key)))
-        return None
-
-    def first(self, keys: Sequence[str]) -> str | None:
-        with self._errors():
-            return next((key for key in keys if self._fs.exists(self._path(key))), None)
-
-    def write(self, key: str, data: bytes) -> None:
-        with self._errors():
-            if self._local:
-                write_atomic(self._path(key), data)
-            else:
-                self._fs.makedirs(f"{self._root}/{key[:2]}", exist_ok=True)
-                self._fs.pipe_file(self._path(key), data)
-
-    def delete(self, key: str) -> None:
-        with self._errors(), suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(key))
-
-    def sweep(self) -> int:
-        now, held, total = time.time(), [], 0
-        with self._errors():
-            self._fs.invalidate_cache()
-            for path, info in self._fs.find(self._root, detail=True).items():
-                age, size = now - _written(info), int(info["size"] or 0)
-                if age > (self._ttl if path.endswith(SUFFIX) else LEFTOVER):
-                    self._remove(path)
-                elif path.endswith(SUFFIX):
-                    held.append((age, size, path))
-                    total += size
-            for _, size, path in sorted(held, reverse=True):
-                if total <= self._limit:
-                    break
-                self._remove(path)
-                total -= size
-        return total
-
-    def _remove(self, path: str) -> None:
-        with suppress(FileNotFoundError):
-            self._fs.rm_file(path)
-
-
-def _written(info: dict[str, Any]) -> float:
-    """When a file was written, in seconds: each file system says so in its own way."""
-    for name in ("mtime", "LastModified", "last_modified", "modified", "updated", "created"):
-        value = info.get(name)
-        if isinstance(value, datetime):
-            return value.timestamp()
-        if isinstance(value, (int, float)):
-            return float(value)
-        if isinstance(value, str):
-            return datetime.fromisoformat(value).timestamp()
-    return time.time()
-
-
-class RedisStore:
-    """Keys in Redis, which forgets them by itself after their time."""
-
-    PREFIX = "sonic-kv:"
-
-    def __init__(self, url: str, ttl: float, limit: int) -> None:
-        import redis
-
-        self._ttl, self._limit = max(int(ttl * 1000), 1), limit
-        try:
-            self._redis = redis.Redis.from_url(url, socket_timeout=5.0, socket_connect_timeout=2.0)
-        except ValueError as error:
-            raise ConfigError(f"store {url!r} cannot be opened: {error}") from error
-        self._error: type[Exception] = redis.RedisError
-        with self._errors():
-            self._redis.ping()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except self._error as error:
-            raise StoreError(f"the store in Redis failed: {' '.join(str(error).split())}") from error
-
-    def read(self, key: str) -> bytes | None:
-        with self._errors():
-            found: Any = self._redis.get(self.PREFIX + key)
-            return None if found is None else bytes(found)
-
-    def first(self, keys: Sequence[str]) -> str | None:
-        with self._errors():
-            asked = self._redis.pipeline(transaction=False)
-            for key in keys:
-                asked.exists(self.PREFIX + key)
-            found = asked.execute() if keys else []
-            return next((key for key, there in zip(keys, found, strict=True) if there), None)
-
-    def write(self, key: str, data: bytes) -> None:
-        with self._errors():
-            self._redis.set(self.PREFIX + key, data, px=self._ttl)
-
-    def delete(self, key: str) -> None:
-        with self._errors():
-            self._redis.delete(self.PREFIX + key)
-
-    def sweep(self) -> int:
-        with self._errors():
-            names = list(self._redis.scan_iter(match=self.PREFIX + "*", count=1000))
-            asked = self._redis.pipeline(transaction=False)
-            for name in names:
-                asked.pttl(name)
-                asked.strlen(name)
-            found = asked.execute() if names else []
-            left, sizes = found[::2], found[1::2]  # what was written first has the least time left
-            total = sum(sizes)
-            for _, size, name in sorted(zip(left, sizes, names, strict=True)):
-                if total <= self._limit:
-                    break
-                self._redis.delete(name)
-                total -= size
-        return int(total)
+        return RedisStore(url, limits)
+    return FolderStore(url, limits, beside_others)

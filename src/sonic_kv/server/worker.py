@@ -24,7 +24,7 @@ from sonic_kv.errors import (
 )
 from sonic_kv.model.model import SonicModel
 from sonic_kv.server.archive import Archive, Found
-from sonic_kv.server.dialogue import Step, chain, continued, digest, messages_of, ratio_of
+from sonic_kv.server.dialogue import Step, chain, continued, digest, label_of, messages_of, ratio_of
 from sonic_kv.server.memory import Memory, most_entries, turns_bytes
 from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.requests import Outcome, Request, View, Waiting
@@ -44,7 +44,6 @@ class _Job:
     """A request that has been taken up: what it goes on from, and what was set aside for it."""
 
     request: Request
-    scope: str
     base: Node | None
     entries: int  # that its session holds at most
     steps: list[Step]
@@ -230,13 +229,12 @@ class Worker:
         Raises:
             ContextLengthError, MemoryLimitError, NotFoundError
         """
-        scope = self._scope_of(request)
         newest = None if request.name is None else self.shelf.newest(self._label(request))
         known = request.known or (() if newest is None else newest.steps)
         if not known and not request.messages:
             raise NotFoundError(f"there is no session {request.name!r}")
         steps = self._steps(request, known)
-        keys = self._usable(request, chain(scope, steps))
+        keys = self._usable(request, chain(request.namespace, self._scope, steps))
         base = self.shelf.longest(keys)
         if base is not None and base.key == keys[-1] and request.sampling is None:  # nothing is to be done
             base.used = time.monotonic()
@@ -256,18 +254,15 @@ class Worker:
             if base is not None:
                 base.users -= 1
             return False
-        job = _Job(request, scope, base, entries, steps, keys)
+        job = _Job(request, base, entries, steps, keys)
         turn = Turn(self._prepare(job), request.sampling, request.on_text, self._turn_ended)
         self._jobs[turn] = job
         self.engine.start(turn)
         return True
 
-    def _scope_of(self, request: Request) -> str:
-        return digest(self._scope, request.namespace)
-
     def _label(self, request: Request, name: str | None = None) -> str:
         """The key of a session's name; none given: the request's."""
-        return digest(self._scope_of(request), "name", name or request.name)
+        return label_of(request.namespace, name or request.name or "")
 
     def _steps(self, request: Request, known: Sequence[Step]) -> list[Step]:
         """The steps of the session that a request wants to see."""
@@ -373,7 +368,7 @@ class Worker:
         steps = list(job.steps)
         if turn.sampling is not None:
             steps.append({"role": "assistant", "content": turn.text})
-        key = chain(job.scope, steps)[-1]
+        key = chain(job.request.namespace, self._scope, steps)[-1]
         there = self.shelf.get(key)
         if there is not None and job.parent == key:
             return there

@@ -21,8 +21,8 @@ from tiny import tiny_model
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ConfigError, StoreError
 from sonic_kv.model.model import SonicModel
-from sonic_kv.server.run import listen
-from sonic_kv.server.store import Limits, Name, Store, open_store
+from sonic_kv.server.run import listen, open_store
+from sonic_kv.server.store import Limits, Name, Store
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.session import ChatSession
 

@@ -12,10 +12,12 @@ from sonic_kv.model.model import SonicModel
 from sonic_kv.options import parse_bytes
 from sonic_kv.server.access import read_keys
 from sonic_kv.server.app import make_app
+from sonic_kv.server.folder import FolderStore
 from sonic_kv.server.guard import LOOPBACK
 from sonic_kv.server.logs import set_up
 from sonic_kv.server.options import ServeOptions
-from sonic_kv.server.store import Limits, Store, open_store
+from sonic_kv.server.redis import RedisStore
+from sonic_kv.server.store import Limits, Store
 from sonic_kv.server.worker import Worker
 from sonic_kv.session.options import SamplingConfig
 
@@ -45,6 +47,23 @@ def listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
         ) from error
     return listener
+
+
+def open_store(url: str, limits: Limits, *, beside_others: bool = False) -> Store | None:
+    """The store that `url` names: `none`, a folder, `redis://…`, or any URL that fsspec knows.
+
+    Args:
+        beside_others: a folder may hold other files too; they are left alone.
+
+    Raises:
+        ConfigError: the URL is of no known kind, or the folder is somebody else's.
+        StoreError: it cannot be reached.
+    """
+    if url == "none":
+        return None
+    if url.startswith(("redis://", "rediss://", "unix://")):
+        return RedisStore(url, limits)
+    return FolderStore(url, limits, beside_others)
 
 
 def store_of(options: ServeOptions) -> Store | None:

@@ -163,23 +163,3 @@ def overdue(entries: Sequence[Entry], limits: Limits, now: float) -> list[tuple[
         total -= entry.nbytes
         each[owner] -= entry.nbytes
     return going
-
-
-def open_store(url: str, limits: Limits, *, beside_others: bool = False) -> Store | None:
-    """The store that `url` names: `none`, a folder, `redis://…`, or any URL that fsspec knows.
-
-    Args:
-        beside_others: a folder may hold other files too; they are left alone.
-
-    Raises:
-        ConfigError: the URL is of no known kind, or the folder is somebody else's.
-        StoreError: it cannot be reached.
-    """
-    from sonic_kv.server.folder import FolderStore
-    from sonic_kv.server.redis import RedisStore
-
-    if url == "none":
-        return None
-    if url.startswith(("redis://", "rediss://", "unix://")):
-        return RedisStore(url, limits)
-    return FolderStore(url, limits, beside_others)

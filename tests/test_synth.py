@@ -8,30 +8,66 @@ import random
 import re
 import time
 import unicodedata
+from functools import cache
+from pathlib import Path
 
 import pytest
 
 from sonic_kv.data import wordings
 from sonic_kv.data.options import SynthConfig
-from sonic_kv.data.synth import (
-    TRAINING_ATTRIBUTES,
-    _Dialogue,
-    entities,
-    expanded,
-    generate_dialogues,
-    pools,
-    split_of,
-    templates,
-)
-from sonic_kv.data.wordings import ATTRIBUTES, CHATTER, COUNTED, REFUSAL, SPLITS, SYSTEM_PROMPTS
-from sonic_kv.errors import ConfigError
+from sonic_kv.data.phrasing import Shares, expanded
+from sonic_kv.data.synth import REFUSAL, Dialogue, generate_dialogues
+from sonic_kv.data.values import LISTED, entities, split_of
+from sonic_kv.data.wordings import SPLITS, attributes
+from sonic_kv.errors import ConfigError, DataError
 from sonic_kv.model.chat_format import check_messages
 
-OTHER_BLOCKS = (
-    *(wordings.COUNT_STATEMENTS, wordings.COUNT_MORE, wordings.COUNT_LESS, wordings.COUNT_QUESTIONS),
-    *(wordings.SECRECY, *wordings.INSTRUCTIONS.values()),
+SENTENCES = wordings.sentences()
+BLOCKS = (
+    *(SENTENCES.system_prompts, SENTENCES.lead_ins, SENTENCES.question_lead_ins, SENTENCES.secrecy),
+    *(SENTENCES.count_statements, SENTENCES.count_more, SENTENCES.count_less, SENTENCES.count_questions),
+    *SENTENCES.instructions.values(),
 )
 PAIRS = tuple(itertools.combinations(SPLITS, 2))
+
+
+@cache
+def templates(split: str) -> frozenset[str]:
+    """Every wording of a split, as `attribute.sort: wording`; of training those written or made of names.
+
+    The others are drawn on top: frames round written statements, topics, tails, noise.
+    """
+    if split != "train":
+        return frozenset(
+            f"{attribute.name}.{sort}: {wording}"
+            for attribute in attributes(split)
+            for sort in attribute.composed
+            for wording in attribute.wordings(sort)[split]
+        )
+    found, around = set(), wordings.frames()
+    for attribute in attributes(split):
+        for sort, pairs in attribute.composed.items():
+            written = attribute.wordings(sort)["train"]
+            made = [
+                frame.replace("{N}", part)
+                for frames, parts in pairs
+                if frames not in (around.clause, around.update_clause)
+                for frame in frames
+                for part in parts
+            ]
+            texts = [text for wording in (*written, *made) for text in expanded(wording)]
+            found |= {
+                f"{attribute.name}.{sort}: {text}"
+                for text in texts
+                if text in written or attribute.is_apart(text)
+            }
+    return frozenset(found)
+
+
+def pools(split: str) -> dict[str, frozenset[str]]:
+    """What a split draws from: its wordings and every listed entity pool, by name."""
+    listed = {name: frozenset(entities(name, split)) for name in LISTED}
+    return {"templates": templates(split), **listed}
 
 
 def words(text: str) -> list[str]:
@@ -52,8 +88,8 @@ def test_splits_share_no_wording_and_no_listed_entity(one: str, other: str) -> N
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_splits_share_no_chatter_and_no_system_prompt(one: str, other: str) -> None:
-    assert not set(CHATTER[one]) & set(CHATTER[other])
-    for block in (SYSTEM_PROMPTS, wordings.LEAD_INS, wordings.QUESTION_LEAD_INS, *OTHER_BLOCKS):
+    assert not set(SENTENCES.chatter[one]) & set(SENTENCES.chatter[other])
+    for block in BLOCKS:
         mine, theirs = (
             {text for wording in block[split] for text in expanded(wording)} for split in (one, other)
         )
@@ -62,8 +98,8 @@ def test_splits_share_no_chatter_and_no_system_prompt(one: str, other: str) -> N
 
 def test_what_training_puts_together_is_not_near_to_a_held_out_wording() -> None:
     """Drawn without noise, topics and tails, which come on top."""
-    dialogue = _Dialogue(random.Random(0), SynthConfig(), ())
-    for attribute in TRAINING_ATTRIBUTES:
+    dialogue = Dialogue(random.Random(0), SynthConfig())
+    for attribute in attributes("train"):
         for sort in attribute.composed:
             held_out = {w for split in SPLITS[1:] for w in attribute.wordings(sort)[split]}
             for _ in range(300 if attribute.wordings(sort)["train"] else 0):
@@ -73,7 +109,7 @@ def test_what_training_puts_together_is_not_near_to_a_held_out_wording() -> None
 
 
 def test_one_word_more_or_less_or_another_is_near() -> None:
-    city = next(a for a in ATTRIBUTES if a.name == "city")
+    city = next(a for a in attributes("test") if a.name == "city")
     held_out = city.questions["validation"][0]
     words = held_out.split(" ")
     for near in (words, words[1:], [*words[:1], "big", *words[1:]], [*words[:1], "other", *words[2:]]):
@@ -85,14 +121,15 @@ def test_held_out_blocks_have_no_choices() -> None:
     """These belong to training: drawing one would change the dialogues that published figures rest on."""
     for split in SPLITS[1:]:
         assert not any("(" in template for template in templates(split))
-        for block in (SYSTEM_PROMPTS, wordings.LEAD_INS, wordings.QUESTION_LEAD_INS, *OTHER_BLOCKS):
+        for block in BLOCKS:
             assert not any("(" in wording for wording in block[split])
 
 
 @pytest.mark.parametrize(
-    ("split", "digest"), [("validation", "3248193cbd4d5082"), ("test", "72cf4c6fdd071052")]
+    ("split", "digest"),
+    [("train", "db2e3db2de6f1fb1"), ("validation", "3248193cbd4d5082"), ("test", "72cf4c6fdd071052")],
 )
-def test_held_out_dialogues_stay_as_published_figures_met_them(split: str, digest: str) -> None:
+def test_dialogues_stay_as_published_figures_met_them(split: str, digest: str) -> None:
     config = SynthConfig(dialogues=100, split=split, seed=2026, min_exchanges=12, max_exchanges=12)
     told = json.dumps(list(generate_dialogues(config)), sort_keys=True)
     assert hashlib.blake2b(told.encode(), digest_size=8).hexdigest() == digest
@@ -101,7 +138,7 @@ def test_held_out_dialogues_stay_as_published_figures_met_them(split: str, diges
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_split_has_wordings_and_entities_of_every_sort(split: str) -> None:
     assert all(pools(split).values())
-    for attribute in ATTRIBUTES:
+    for attribute in attributes("test"):
         assert attribute.statements[split]
         assert attribute.questions[split]
         assert attribute.updates["train"] or not attribute.updates[split]
@@ -161,11 +198,9 @@ def test_distance_is_exact(distance: int) -> None:
 
 def test_training_says_two_things_in_one_message_and_its_records_stay_right() -> None:
     """Two facts, a fact and a question, chatter beside either; the user's own name; people without a name."""
-    config = SynthConfig(
-        dialogues=300, pair_share=1.0, aside_share=1.0, coreference_share=0.0, unnamed_share=0.5
-    )
+    shares = Shares(pair=1.0, aside=1.0, coreference=0.0, unnamed=0.5)
     two_facts = stated_and_asked = names = 0
-    for dialogue in generate_dialogues(config):
+    for dialogue in generate_dialogues(SynthConfig(dialogues=300), shares=shares):
         questions = dialogue["meta"]["questions"]
         facts = [q for q in questions if q["kind"] in ("fact", "code")]
         two_facts += len(facts) - len({q["evidence"] for q in facts})
@@ -179,10 +214,9 @@ def test_training_says_two_things_in_one_message_and_its_records_stay_right() ->
 
 
 def test_shares_of_training_change_no_held_out_dialogue() -> None:
-    shares = ("noise_share", "pair_share", "aside_share", "self_share", "unnamed_share", "casual_share")
-    plain = SynthConfig(dialogues=20, split="test")
-    changed = dataclasses.replace(plain, **dict.fromkeys(shares, 0.9))
-    assert list(generate_dialogues(plain)) == list(generate_dialogues(changed))
+    config = SynthConfig(dialogues=20, split="test")
+    changed = Shares(noise=0.9, pair=0.9, aside=0.9, myself=0.9, unnamed=0.9, casual=0.9)
+    assert list(generate_dialogues(config)) == list(generate_dialogues(config, shares=changed))
 
 
 def test_every_kind_occurs() -> None:
@@ -196,20 +230,18 @@ def test_a_running_count_is_what_its_changes_make_it() -> None:
     less = re.compile(
         r"gave|given|lost|sold|broke|took|used up|threw|handed|returned|minus|gone|stolen|missing|went"
     )
-    config = SynthConfig(
-        dialogues=300, count_share=0.7, question_share=0.3, pair_share=0.0, aside_share=0.0, casual_share=0.0
-    )
-    asked = 0
-    for dialogue in generate_dialogues(config):
+    config = SynthConfig(dialogues=300, question_share=0.3)
+    asked, shares = 0, Shares(count=0.7, pair=0.0, aside=0.0, casual=0.0)
+    for dialogue in generate_dialogues(config, shares=shares):
         totals: dict[str, int] = {}
         questions = {q["message"]: q for q in dialogue["meta"]["questions"] if q["kind"] == "arithmetic"}
         for i, message in enumerate(dialogue["messages"]):
             text = message["content"].lower()
-            noun = next((n for n in COUNTED if re.search(rf"\b{n}\b", text)), None)
+            noun = next((n for n in wordings.vocabulary().counted if re.search(rf"\b{n}\b", text)), None)
             amount = re.search(r"\b\d+\b", text)
             if i in questions:
                 asking = dialogue["messages"][i - 1]["content"].lower()
-                noun = next(n for n in COUNTED if re.search(rf"\b{n}\b", asking))
+                noun = next(n for n in wordings.vocabulary().counted if re.search(rf"\b{n}\b", asking))
                 assert questions[i]["answer"] == str(totals[noun])
                 asked += 1
             elif message["role"] == "user" and noun and amount:
@@ -220,9 +252,9 @@ def test_a_running_count_is_what_its_changes_make_it() -> None:
 
 
 def test_a_standing_instruction_holds_to_the_end() -> None:
-    config = SynthConfig(dialogues=100, instruction_share=1.0, min_exchanges=14, max_exchanges=20)
+    config = SynthConfig(dialogues=100, min_exchanges=14, max_exchanges=20)
     distances = []
-    for dialogue in generate_dialogues(config):
+    for dialogue in generate_dialogues(config, shares=Shares(instruction=1.0)):
         for question in dialogue["meta"]["questions"]:
             if question["kind"] == "instruction":
                 later = dialogue["messages"][question["evidence"] + 1 :: 2]
@@ -233,7 +265,7 @@ def test_a_standing_instruction_holds_to_the_end() -> None:
 
 def test_a_secret_is_not_told_after_it_was_declared() -> None:
     refused = 0
-    for dialogue in generate_dialogues(SynthConfig(dialogues=1000, secret_share=1.0)):
+    for dialogue in generate_dialogues(SynthConfig(dialogues=1000), shares=Shares(secret=1.0)):
         for question in dialogue["meta"]["questions"]:
             if question["kind"] == "refusal":
                 refused += 1
@@ -242,8 +274,8 @@ def test_a_secret_is_not_told_after_it_was_declared() -> None:
 
 
 def test_names_are_drawn_in_several_scripts() -> None:
-    config = SynthConfig(dialogues=200, script_share=1.0)
-    text = "".join(m["content"] for d in generate_dialogues(config) for m in d["messages"])
+    dialogues = generate_dialogues(SynthConfig(dialogues=200), shares=Shares(script=1.0))
+    text = "".join(m["content"] for d in dialogues for m in d["messages"])
     assert {unicodedata.name(c).split()[0] for c in text if c.isalpha()} >= {
         *("LATIN", "CYRILLIC", "GREEK", "HEBREW", "ARABIC", "DEVANAGARI", "HANGUL", "KATAKANA", "CJK")
     }
@@ -304,3 +336,21 @@ def test_words_stand_in_only_in_their_own_split() -> None:
         used = answers & set(listed)
         assert used
         assert {split_of(word) for word in used} == {split}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('statement = "{N} is {Q}."', "unknown placeholder {Q}"),
+        ('statement = "{N} is {V}."', "is missing or unknown"),
+        ("statement = ", "Invalid value"),
+    ],
+)
+def test_a_damaged_word_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reason: str
+) -> None:
+    (tmp_path / "frames.toml").write_text(text)
+    monkeypatch.setattr(wordings, "FOLDER", tmp_path)
+    wordings.frames.cache_clear()
+    with pytest.raises(DataError, match=reason):
+        wordings.frames()

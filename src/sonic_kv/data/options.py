@@ -23,36 +23,7 @@ class SynthConfig(Options):
     fact_share: float = share(
         0.7, "share of the other exchanges that state a fact; the rest is chatter", flag=False
     )
-    update_share: float = share(0.12, "share of the stated facts that change an earlier one", flag=False)
-    coreference_share: float = share(
-        0.15, "share of facts followed by a second one about 'she' or 'he'", flag=False
-    )
-    system_share: float = share(0.4, "share of dialogues with a system prompt", flag=False)
     chatter_sentences: int = option(2, "most sentences of a chatter message", least=1, flag=False)
-    count_share: float = share(
-        0.15, "share of the stated facts that start or change a running count", flag=False
-    )
-    instruction_share: float = share(0.15, "share of dialogues with a standing instruction", flag=False)
-    secret_share: float = share(
-        0.4, "share of codes and passwords that the user later declares secret", flag=False
-    )
-    script_share: float = share(
-        0.05, "share of composed names in other scripts than the Latin one", flag=False
-    )
-    noise_share: float = share(0.3, "share of training sentences with words left out and put in", flag=False)
-    pair_share: float = share(
-        0.15, "share of training messages that state a fact beside their own matter", flag=False
-    )
-    aside_share: float = share(
-        0.15, "share of training messages of facts and questions that hold chatter too", flag=False
-    )
-    self_share: float = share(
-        0.25, "share of training facts about people that are about the user", flag=False
-    )
-    casual_share: float = share(
-        0.15, "share of training messages that are typed in a hurry: what's, I'm", flag=False
-    )
-    unnamed_share: float = share(0.15, "share of training people who are known by relation only", flag=False)
 
     def check(self) -> None:
         require(self.min_exchanges <= self.max_exchanges, "exchanges need min_exchanges <= max_exchanges")

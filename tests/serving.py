@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from tiny import tiny_model
 
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.model.model import SonicModel
 from sonic_kv.server.app import make_app
+from sonic_kv.server.connections import HttpServer
 from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.run import listen, store_of
 from sonic_kv.server.store import Store
@@ -64,7 +64,7 @@ def serving(
     worker = Worker(model, config, HALF, chosen, store)
     listener = listen("127.0.0.1", 0)
     app = make_app(worker, "tiny", BRIEF, chosen, keys)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+    server = HttpServer(app, worker, chosen)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -32,6 +32,14 @@ class ServeOptions(Options):
     queue_timeout: float = option(
         60.0, "seconds a request may wait to be taken up; then it is refused with 503", above=0.0, flag=False
     )
+    drain_seconds: float = option(
+        30.0,
+        "when told to end, the server does so within this time; replies under way have most of it",
+        least=1.0,
+    )
+    max_connections: int = option(
+        512, "connections at once; beyond it the idlest is closed", least=8, flag=False
+    )
     slice_tokens: int = option(
         256, "tokens fed at once between two decode steps of the other dialogues", least=1, flag=False
     )

@@ -4,14 +4,13 @@ import socket
 import sys
 from pathlib import Path
 
-import uvicorn
-
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ConfigError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.options import parse_bytes
 from sonic_kv.server.access import read_keys
 from sonic_kv.server.app import make_app
+from sonic_kv.server.connections import HttpServer
 from sonic_kv.server.folder import FolderStore
 from sonic_kv.server.guard import LOOPBACK
 from sonic_kv.server.logs import set_up
@@ -102,5 +101,4 @@ def serve(
     app = make_app(worker, name, sampling, options, keys)
     listener = listen(options.host, options.port)
     announce(name, options.host, listener.getsockname()[1], keys)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
-    server.run([listener])
+    HttpServer(app, worker, options).run([listener])

@@ -111,10 +111,14 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
+        """`halt`, and wait until all is done."""
+        self.halt()
+        self._thread.join()
+
+    def halt(self) -> None:
         """End what is under way with an error, write what is not on the store yet, and stop."""
         self._stopping = True
         self._wake()
-        self._thread.join()
 
     @property
     def alive(self) -> bool:

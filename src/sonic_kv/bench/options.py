@@ -163,7 +163,7 @@ class DemoOptions(Options):
     """What is replayed."""
 
     dialogue: str | None = option(
-        None, 'JSONL file, {"messages": [{"role", "content"}, ...]} a line; none: synthetic dialogues'
+        None, "file of dialogues: JSON lines of messages, ShareGPT, Parquet, …; none: synthetic dialogues"
     )
     dialogues: int = option(6, "how many dialogues; the first is shown in full", least=1)
     exchanges: int = option(16, "exchanges of each synthetic dialogue", least=1)

@@ -14,7 +14,7 @@ from sonic_kv import __version__
 from sonic_kv.cli.bench import BENCH
 from sonic_kv.cli.chat import CHAT
 from sonic_kv.cli.command import Call, Command
-from sonic_kv.cli.data import SYNTH
+from sonic_kv.cli.data import DATA
 from sonic_kv.cli.demo import DEMO
 from sonic_kv.cli.evaluate import EVAL, REPORT
 from sonic_kv.cli.flags import Given, Parser, add_flags, as_toml, given_flags, in_a_file, read_toml
@@ -27,7 +27,7 @@ from sonic_kv.text import nearest
 
 INTERRUPTED = 130  # what shells report for Ctrl-C
 BROKEN_PIPE = 141  # and for a reader that has gone
-COMMANDS = (CHAT, DEMO, TRAIN, *BENCH, EVAL, REPORT, SERVE, INSPECT, PLAN, SYNTH)
+COMMANDS = (CHAT, DEMO, TRAIN, *BENCH, EVAL, REPORT, SERVE, INSPECT, PLAN, *DATA)
 GROUPS = {"bench": "what compression costs and saves", "data": "dialogue files"}
 # One TOML file may hold the sections of several commands: each uses its own, all are checked.
 SECTIONS = {name: section for command in COMMANDS for name, section in command.sections.items()}

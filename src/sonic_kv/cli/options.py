@@ -31,6 +31,13 @@ class OutputOptions(Options):
 
 
 @dataclass(frozen=True)
+class ConvertOptions(Options):
+    """What is read."""
+
+    skip_malformed: bool = option(False, "leave malformed rows out, and count them; off: stop there")
+
+
+@dataclass(frozen=True)
 class PlanOptions(Options):
     """What is planned for."""
 

@@ -1,60 +1,117 @@
-"""Sources of dialogues: JSON lines, plain or gzipped, `{"messages": [{"role", "content"}], ...}` a line; and
-datasets with such a column."""
+"""Sources of dialogues: JSON lines, JSON arrays, Parquet, saved datasets and datasets of the hub.
+
+Each row may have any of the forms of `sonic_kv.data.forms`. A malformed row is named by file and line, or left out.
+"""
 
 import gzip
 import json
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from sonic_kv.data.forms import FORMS, as_dialogue, is_dialogue
 from sonic_kv.errors import DataError, MessageError
 from sonic_kv.model.chat_format import check_messages
 
 log = logging.getLogger(__name__)
-
-
-def _checked(dialogue: Any) -> dict[str, Any]:
-    """`dialogue`, if it is one. Raises `ValueError` or `MessageError` that say what is wrong with it."""
-    if not isinstance(dialogue, dict) or not isinstance(dialogue.get("messages"), list):
-        raise ValueError("needs an object with a list 'messages'")
-    check_messages(dialogue["messages"])
-    return dialogue
+FILES = (".jsonl", ".json", ".gz", ".parquet")
+_BOM = b"\xef\xbb\xbf"
+_OPENED = (b"[", b"{", b"[{")  # first lines of a JSON document that is laid out over many
 
 
 def read_dialogues(path: str | Path, *, skip_malformed: bool = False) -> Iterator[dict[str, Any]]:
-    """The dialogues of a `.jsonl` or `.jsonl.gz` file, one line in memory at a time; blank lines are none.
+    """The dialogues of a file of JSON lines, of a JSON array (both plain or gzipped) or of Parquet.
+
+    Of JSON lines and Parquet only a part is in memory at a time. Blank lines are none.
 
     Args:
-        skip_malformed: leave malformed lines out; a warning counts them at the end.
+        skip_malformed: leave malformed rows out; a warning counts them at the end, and names the first.
 
     Raises:
-        DataError: the file cannot be read, or a line is malformed (the message names file and line).
+        DataError: the file cannot be read, or a row is malformed (the message names file and line).
     """
     path = Path(path)
-    skipped = 0
+    rows = _parquet(path) if path.suffix == ".parquet" else read_rows(path)
+    yield from _checked(str(path), rows, skip_malformed)
+
+
+def _checked(source: str, rows: Iterable[tuple[str, Any]], skip_malformed: bool) -> Iterator[dict[str, Any]]:
+    """The dialogues among rows, each with the place where it stands."""
+    skipped, first = 0, ""
+    for place, row in rows:
+        try:
+            if isinstance(row, ValueError):
+                raise row
+            dialogue = as_dialogue(row)
+            check_messages(dialogue["messages"])
+        except (ValueError, KeyError, TypeError, AttributeError, MessageError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            if not skip_malformed:
+                raise DataError(f"{source}, {place}: {reason}") from error
+            first = first or f"{place}: {reason}"
+            skipped += 1
+            continue
+        yield dialogue
+    if skipped:
+        log.warning("%s: skipped %d malformed rows; the first: %s", source, skipped, first)
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """The rows of a file of JSON lines or of a JSON array, each with its place; a malformed line is a `ValueError`.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    dialogue = _checked(json.loads(line.decode("utf-8")))
-                except (ValueError, MessageError) as error:
-                    if not skip_malformed:
-                        raise DataError(f"{path}, line {number}: {error}") from error
-                    skipped += 1
-                    continue
-                yield dialogue
+        with _open(path) as file:
+            start = next((line for line in file if line.strip(_BOM).strip()), b"").removeprefix(_BOM).strip()
+        document = _document(path) if start in _OPENED else None
+        if document is not None:
+            yield from document
+            return
+        with _open(path) as file:
+            for number, line in enumerate(file, start=1):
+                text = line.removeprefix(_BOM) if number == 1 else line
+                if text.strip():
+                    yield from _line(f"line {number}", text)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    if skipped:
-        log.warning("%s: skipped %d malformed lines", path, skipped)
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _line(place: str, text: bytes) -> Iterator[tuple[str, Any]]:
+    try:
+        row = json.loads(text.decode("utf-8"))
+    except ValueError as error:
+        yield place, error
+        return
+    if isinstance(row, list) and row and not is_dialogue(row):  # a whole array in one line
+        yield from _items(row, f"{place}, ")
+    else:
+        yield place, row
+
+
+def _document(path: Path) -> Iterator[tuple[str, Any]] | None:
+    """The rows of a file that is one JSON document; None: it is not."""
+    with _open(path) as file:
+        try:
+            found = json.loads(file.read().decode("utf-8-sig"))
+        except ValueError:
+            return None
+    return _items(found if isinstance(found, list) and not is_dialogue(found) else [found])
+
+
+def _items(rows: list[Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    yield from ((f"{place}item {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def read_source(source: str, *, skip_malformed: bool = False) -> Iterator[dict[str, Any]]:
-    """The dialogues of a `.jsonl` or `.jsonl.gz` file, of a folder that holds a dataset, or of a hub id.
+    """The dialogues of a file (see `read_dialogues`), of a folder that holds a dataset, or of a hub id.
 
     Args:
         source: a path, or `owner/name` or `owner/name:split` (default split: train).
@@ -63,38 +120,50 @@ def read_source(source: str, *, skip_malformed: bool = False) -> Iterator[dict[s
         DataError: as `read_dialogues`; also if the `datasets` library is not installed or cannot load it.
     """
     path = Path(source)
-    if path.is_dir() or not (path.exists() or path.suffix in (".jsonl", ".gz") or source.count("/") != 1):
-        return _read_dataset(source, skip_malformed)
-    return read_dialogues(path, skip_malformed=skip_malformed)
+    if path.is_dir() or not (path.exists() or path.suffix in FILES or source.count("/") != 1):
+        yield from _checked(source, _dataset(source), skip_malformed)
+    else:
+        yield from read_dialogues(path, skip_malformed=skip_malformed)
 
 
-def _read_dataset(source: str, skip_malformed: bool) -> Iterator[dict[str, Any]]:
+def _library(source: str) -> Any:
     try:
         import datasets
     except ImportError as error:
         raise DataError(f"{source} is a dataset: pip install 'sonic-kv[train]' to read it") from error
+    return datasets
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    if not path.is_file():
+        raise DataError(f"{path}: cannot be read: no such file")
+    return _rows(str(path), "parquet", data_files=str(path), split="train", streaming=True)
+
+
+def _dataset(source: str) -> Iterator[tuple[str, Any]]:
     name, _, split = source.partition(":") if not Path(source).exists() else (source, "", "")
+    return _rows(source, name, split=split or None)
+
+
+def _rows(source: str, name: str, **options: Any) -> Iterator[tuple[str, Any]]:
+    """The rows of a dataset, those columns that a form has."""
+    datasets = _library(source)
     try:
         if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
             found = datasets.load_from_disk(name)
         else:
-            found = datasets.load_dataset(name, split=split or None)
+            found = datasets.load_dataset(name, **options)
+        if isinstance(found, dict) and "train" in found:
+            found = found["train"]
+        elif isinstance(found, dict):  # splits
+            raise DataError(f"{source} has no split 'train': name one, {source}:{next(iter(found))}")
+        columns = found.column_names or [*next(iter(found), {})]
+        if not any(form in columns for form in FORMS):
+            raise DataError(f"{source} has no column 'messages' (but {', '.join(columns)})")
+        for number, row in enumerate(found):
+            yield f"row {number}", row
+    except DataError:
+        raise
     except Exception as error:  # the library raises its own and everybody else's
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{source}: cannot be loaded as a dataset: {reason}") from error
-    if isinstance(found, dict):  # splits
-        if "train" not in found:
-            raise DataError(f"{source} has no split 'train': name one, {source}:{next(iter(found))}")
-        found = found["train"]
-    if "messages" not in found.column_names:
-        raise DataError(f"{source} has no column 'messages' (but {', '.join(found.column_names)})")
-    skipped = 0
-    for number, row in enumerate(found.select_columns(["messages"])):
-        try:
-            yield _checked(row)
-        except (ValueError, MessageError) as error:
-            if not skip_malformed:
-                raise DataError(f"{source}, row {number}: {error}") from error
-            skipped += 1
-    if skipped:
-        log.warning("%s: skipped %d malformed rows", source, skipped)

@@ -4,14 +4,13 @@ A suite is a list of cases. A case is one dialogue, the questions in it whose an
 that a judge should read.
 """
 
-import gzip
-import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sonic_kv.data.dialogues import read_rows
+from sonic_kv.data.forms import as_dialogue
 from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
 from sonic_kv.errors import ConfigError, DataError, MessageError
@@ -91,34 +90,18 @@ SAFE = {
 }
 
 
-def lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line numbers and objects of a `.jsonl` or `.jsonl.gz` file.
-
-    Raises:
-        DataError: it cannot be read, or a line is no JSON object (file and line are named).
-    """
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    found = json.loads(line.decode("utf-8"))
-                    if not isinstance(found, dict):
-                        raise DataError(f"{path}, line {number}: needs a JSON object")
-                    yield number, found
-    except ValueError as error:
-        raise DataError(f"{path}, line {number}: {error}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-
-
 def parsed(path: Path, parse: Callable[[dict[str, Any]], Case | None]) -> Iterator[Case]:
     """The cases of a file; a line that `parse` returns None for has none.
 
     Raises:
         DataError: a line does not have the suite's form (file and line are named).
     """
-    for number, found in lines(path):
+    for place, found in read_rows(path):
         try:
+            if isinstance(found, ValueError):
+                raise found
+            if not isinstance(found, dict):
+                raise ValueError("needs a JSON object")
             case = parse(found)
             if case is not None:
                 check_messages(case.messages)
@@ -128,7 +111,7 @@ def parsed(path: Path, parse: Callable[[dict[str, Any]], Case | None]) -> Iterat
                     raise ValueError("messages must come in turns, the user's first")
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, MessageError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{path}, line {number}: {reason}") from error
+            raise DataError(f"{path}, {place}: {reason}") from error
         if case is not None:
             yield case
 
@@ -170,13 +153,14 @@ def safe_dial_bench(path: Path) -> Iterator[Case]:
 
 
 def gecor(path: Path) -> Iterator[Case]:
-    """Dialogues whose user turns have a complete form: `meta.user_annotations`, one an user turn.
+    """Dialogues whose user turns have a complete form: `meta.user_annotations`, one an user turn; or as GECOR has them.
 
     The dialogue ends before the last user turn that is not complete in itself; the user then asks to
     say that turn in full, and the gold reply is its complete form.
     """
 
     def parse(line: dict[str, Any]) -> Case | None:
+        line = as_dialogue(line)
         messages, notes = line["messages"], line["meta"]["user_annotations"]
         users = [i for i, message in enumerate(messages) if message["role"] == "user"]
         for at, note in reversed(list(zip(users, notes, strict=False))):
@@ -194,14 +178,17 @@ def gecor(path: Path) -> Iterator[Case]:
 
 
 def math_chat(path: Path) -> Iterator[Case]:
-    """A problem and its follow-ups, each reply ending in a number: `messages`, and `meta.finals` or `meta.final`."""
+    """A problem and its follow-ups, each reply ending in a number: MathChat's file; `meta.finals` or `meta.final`."""
+    counted = iter(range(1, 1 << 62))
 
     def parse(line: dict[str, Any]) -> Case:
+        line = {"id": f"mathchat-{next(counted)}", **as_dialogue(line)}
         messages, meta = line["messages"], line["meta"]
         at, finals = replies(messages), meta.get("finals") or [meta["final"]]
         questions = tuple(
             Question(i, str(final), "final number", number=True)
             for i, final in zip(at[-len(finals) :], finals, strict=True)
+            if final is not None
         )
         return Case(str(line["id"]), "all", messages, questions, tuple(at))
 
@@ -229,6 +216,7 @@ def dialogues(path: Path) -> Iterator[Case]:
     counted = iter(range(1, 1 << 62))
 
     def parse(line: dict[str, Any]) -> Case:
+        line = as_dialogue(line)
         found = line.get("questions") or (line.get("meta") or {}).get("questions") or ()
         at, questions = replies(line["messages"]), []
         for question in found:

@@ -34,6 +34,8 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise MessageError(f"message {i} has the unknown role {role!r}: use one of {', '.join(ROLES)}")
         if not isinstance(content, str):
             raise MessageError(f"message {i} has {type(content).__name__} content: only text is supported")
+        if not content.isascii() and re.search(r"[\ud800-\udfff]", content):
+            raise MessageError(f"message {i} holds half a character (a lone surrogate)")
         if role == "system" and i > 0:
             raise MessageError(f"message {i} is a system message: it must come first")
 

@@ -22,7 +22,7 @@ class ServeOptions(Options):
     )
     cors_origins: tuple[str, ...] = option((), "origins whose pages may call this server from a browser")
     log_level: LogLevel = option("warning", "the least that is logged; info logs every request")
-    log_format: LogFormat = option("text", "log lines as text or as JSON")
+    log_format: LogFormat = option("text", "log lines as text or as JSON", flag=False)
     kv_memory: str = option("2GiB", "keys and values of all dialogues together stay below this", size=True)
     max_batch: int = option(16, "replies made at the same time", least=1)
     max_waiting: int = option(64, "requests that may wait; more are refused with 503", least=1)

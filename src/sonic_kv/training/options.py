@@ -13,7 +13,8 @@ class TrainConfig(Options):
 
     out: str = option("runs/adapter", "folder of checkpoints, log and the finished adapter")
     data: tuple[str, ...] = option(
-        (), "dialogues: files (JSON lines, ShareGPT, Parquet, …), folders of a saved dataset, hub ids of datasets"
+        (),
+        "dialogues: files (JSON lines, ShareGPT, Parquet, …), folders of a saved dataset, hub ids of datasets",
     )
     data_weights: tuple[float, ...] = option(
         (), "share of each of them, in any unit; none: by their sizes", least=0.0, flag=False

@@ -242,18 +242,22 @@ def test_other_names_for_this_machine_are_refused(server: Served) -> None:
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             400,
-            "content",
+            "messages.0.content: part 0 is of type 'image_url'",
         ),
         ({"messages": [user("word " * 3000)], "sonic": {"compression_ratio": 0.0}}, 400, "positions"),
-        ({"tools": []}, 400, "tools"),
+        ({"messages": [{"role": "user", "content": 5}]}, 400, "messages.0.content: must be a text"),
+        ({"messages": [{"content": "x"}]}, 400, "messages.0.role: is missing"),
+        ({"messages": "hi"}, 400, "messages: must be a list"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format"),
         ({"logit_bias": {"5": 1}}, 400, "logit_bias"),
         ({"logprobs": True}, 400, "logprobs"),
         ({"logprobs": True, "top_logprobs": 2}, 400, "logprobs"),
-        ({"n": 2}, 400, "n"),
-        ({"temperature": -1}, 400, "temperature"),
-        ({"max_tokens": 0}, 400, "max_tokens"),
-        ({"max_tokens": 100_000}, 400, "limit"),
-        ({"stop": ""}, 400, "stop"),
+        ({"n": 0}, 400, "n: must be at least 1"),
+        ({"temperature": -1}, 400, "temperature: must be at least 0"),
+        ({"max_tokens": 1.5}, 400, "max_tokens: must be a whole number"),
+        ({"max_tokens": -2}, 400, "max_tokens"),
+        ({"stop": [1]}, 400, "stop: must be a text, or a list of texts"),
         ({"sonic": {"compression_ratio": 1.0}}, 400, "compression_ratio"),
         ({"sonic": {"ratio": 0.5}}, 400, "ratio"),
     ],
@@ -267,6 +271,105 @@ def test_what_cannot_be_done_is_refused_by_name(server: Served, change: Any, sta
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert says in error["message"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {
+            "messages": [
+                {"role": "user", "content": "hi", "type": "text", "name": "ada", "metadata": {"a": 1}}
+            ]
+        },
+        {
+            "messages": [
+                user("hi"),
+                {**assistant("yes"), "tool_calls": [], "annotations": [], "reasoning_content": "hm"},
+                user("hi"),
+            ]
+        },
+        {"messages": [user("hi"), {"role": "assistant", "content": None}, user("hi")]},
+        {"messages": [{"role": "user", "content": []}]},
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}],
+                }
+            ]
+        },
+        {"tools": [], "tool_choice": "none", "parallel_tool_calls": True, "functions": []},
+        {"tool_choice": "auto", "response_format": {"type": "text"}, "logit_bias": {}, "user": 7},
+        {"logprobs": False, "top_logprobs": 0, "store": False, "metadata": {}, "service_tier": "auto"},
+        {"modalities": ["text"], "verbosity": "medium", "prompt_cache_key": "k", "safety_identifier": "u"},
+        {"reasoning_effort": "low", "stream_options": {"include_usage": True}, "prediction": None},
+        {"top_k": -1, "min_p": 0, "repetition_penalty": 1.0, "best_of": 1, "cache_prompt": True},
+        {"top_k": 0, "keep_alive": "5m", "options": {"num_ctx": 4}, "chat_template_kwargs": {}},
+        {"stop": []},
+        {"stop": ""},
+        {"stop": [""]},
+        {"stop": [f"<{number}>" for number in range(17)]},
+        {"max_tokens": -1},
+        {"max_tokens": 0},
+        {"max_tokens": 100_000},
+        {"max_completion_tokens": 32000, "max_tokens": 3},
+        {"top_p": 0},
+        {"seed": -1},
+        {"temperature": 1e-300},
+        {"presence_penalty": 0.0, "frequency_penalty": 0},
+        {"model": ""},
+    ],
+)
+def test_what_changes_nothing_is_accepted(model: SonicModel, server: Served, change: Any) -> None:
+    """What real clients send beside the text."""
+    body = {"model": "tiny", "messages": [user("hi")], **change}
+    response = server.http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    if "messages" not in change and not any(name.startswith(("max", "stop")) for name in change):
+        assert response.json()["choices"][0]["message"]["content"] == fresh([user("hi")])
+
+
+def test_several_choices_are_replies_of_their_own(server: Served) -> None:
+    alone = [server.reply([user("tell me")], temperature=1.5, seed=seed) for seed in (5, 6, 7)]
+    asked = {"temperature": 1.5, "seed": 5, "n": 3}
+    whole = server.chat([user("tell me")], **asked).json()
+    assert [choice["message"]["content"] for choice in whole["choices"]] == alone
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
+    texts = ["", "", ""]
+    for chunk in events(server.chat([user("tell me")], stream=True, **asked)):
+        for choice in chunk["choices"]:
+            texts[choice["index"]] += choice["delta"].get("content", "")
+    assert texts == alone
+
+
+def test_every_answer_tells_its_session(server: Served) -> None:
+    for stream in (False, True):
+        first = server.chat([user("who?")], stream=stream, stream_options={"include_usage": True})
+        name = first.headers["x-session-id"]
+        assert server.http.get(f"/v1/sessions/{name}").json()["messages"][0] == user("who?")
+        usage = events(first)[-1]["usage"] if stream else first.json()["usage"]
+        assert usage["sonic"]["session_id"] == name
+
+
+def test_tokens_are_those_of_the_dialogue(server: Served, model: SonicModel) -> None:
+    answer = server.http.post("/tokenize", json={"messages": DIALOGUE}).json()
+    expected = model.format.encode(DIALOGUE).token_ids + model.format.generation_prompt()
+    assert (answer["tokens"], answer["count"]) == (expected, len(expected))
+    text = server.http.post("/tokenize", json={"prompt": "my sister", "add_special_tokens": False}).json()
+    assert text["tokens"] == model.tokenizer("my sister", add_special_tokens=False)["input_ids"]
+
+
+def test_the_server_tells_how_it_is(server: Served) -> None:
+    assert server.http.get("/health").content == b""
+    assert server.http.get("/readyz").json() == {"status": "ok"}
+    assert server.http.get("/version").json()["version"]
+
+
+def test_a_model_may_have_other_names(model: SonicModel) -> None:
+    with serving(model, served_model_name=("gpt-4o", "default")) as server:
+        for name in ("tiny", "gpt-4o", "default"):
+            assert server.chat([user("hi")], model=name, max_tokens=1).status_code == 200
+        assert server.chat([user("hi")], model="gpt-5", max_tokens=1).status_code == 404
 
 
 def test_a_body_that_is_too_large_or_no_json_is_refused(server: Served) -> None:

@@ -15,10 +15,11 @@ from sonic_kv import __version__
 from sonic_kv.errors import SonicError
 from sonic_kv.options import parse_bytes
 from sonic_kv.server.access import Access
+from sonic_kv.server.answers import error_body, error_response
 from sonic_kv.server.guard import LOOPBACK, REQUEST_ID, BodyLimit, Guard, Observed
 from sonic_kv.server.metrics import Metrics
 from sonic_kv.server.options import ServeOptions
-from sonic_kv.server.protocol import error_body, error_response
+from sonic_kv.server.protocol import RefusedError, in_words
 from sonic_kv.server.routes import SESSION_ID, Service, router
 from sonic_kv.server.stream import Gone
 from sonic_kv.server.worker import Worker
@@ -59,10 +60,14 @@ async def invalid(_: Request, error: Exception) -> JSONResponse:
     """Answer a request that is none of ours, naming the first thing that is wrong with it."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"][1:])
-    text = {"extra_forbidden": "this server does not support it"}.get(first["type"], first["msg"])
-    message = f"{param}: {text}" if param else text
-    return JSONResponse(error_body(message, "invalid_request_error", first["type"], param or None), 400)
+    message, param = in_words(first)
+    return JSONResponse(error_body(message, "invalid_request_error", first["type"], param), 400)
+
+
+async def unsupported(_: Request, error: Exception) -> JSONResponse:
+    """Answer a request for what this server does not do."""
+    assert isinstance(error, RefusedError)
+    return JSONResponse(error_body(str(error), "invalid_request_error", "unsupported", error.param), 400)
 
 
 @asynccontextmanager
@@ -102,6 +107,7 @@ def make_app(
             Gone: gone,
             HTTPException: refused,
             RequestValidationError: invalid,
+            RefusedError: unsupported,
         },
     )
     app.state.service = Service(worker, name, sampling, options, metrics)

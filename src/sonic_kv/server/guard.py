@@ -14,9 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sonic_kv.errors import SonicError
 from sonic_kv.server.access import Access
+from sonic_kv.server.answers import error_body, error_response
 from sonic_kv.server.logs import request_id
 from sonic_kv.server.metrics import Metrics
-from sonic_kv.server.protocol import error_body, error_response
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("sonic_kv.access")

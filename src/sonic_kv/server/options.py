@@ -21,6 +21,7 @@ class ServeOptions(Options):
         "file of API keys, one a line; SONIC_KV_API_KEYS (separated by commas) adds to it; none: open to all",
     )
     cors_origins: tuple[str, ...] = option((), "origins whose pages may call this server from a browser")
+    served_model_name: tuple[str, ...] = option((), "names of the model for clients; the first is shown")
     log_level: LogLevel = option("warning", "the least that is logged; info logs every request")
     log_format: LogFormat = option("text", "log lines as text or as JSON", flag=False)
     kv_memory: str = option("2GiB", "keys and values of all dialogues together stay below this", size=True)

@@ -1,36 +1,35 @@
-"""The bodies of requests and answers, as OpenAI's API has them, and the one table of errors."""
+"""The bodies of requests, as OpenAI's API has them.
 
-import time
-import uuid
+What is only bookkeeping, or says what would happen anyway, is accepted and ignored. What would change the reply, and
+is not supported, is refused by name.
+"""
+
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
-from sonic_kv.errors import (
-    BusyError,
-    ConfigError,
-    ContextLengthError,
-    DataError,
-    MemoryLimitError,
-    NotFoundError,
-    NumericalError,
-    SonicError,
-    StoreError,
-    UnsupportedModelError,
-    UpstreamError,
-)
-from sonic_kv.server.logs import request_id
-from sonic_kv.server.requests import Outcome, View
 from sonic_kv.session.options import SamplingConfig
 
-RETRY_AFTER = "2"  # seconds
+MOST_CHOICES = 16
+MOST_STOPS = 256
+COLDEST = 1e-5  # temperatures below it are greedy
+PARTS = ("text", "input_text", "output_text")  # kinds of message parts that are text
+
+
+class RefusedError(Exception):
+    """A field asks for what this server does not do; `param` names it."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class Body(BaseModel):
-    """A JSON object whose fields are all known; one that is null counts as left out."""
+    """A JSON object; a field that is null counts as left out."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
     @model_validator(mode="before")
     @classmethod
@@ -38,32 +37,65 @@ class Body(BaseModel):
         return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
 
 
-class TextPart(Body):
-    """A part of a message: text is the only kind."""
+def _wrong(message: str) -> PydanticCustomError:
+    return PydanticCustomError("invalid_value", "{text}", {"text": message})
 
-    type: Literal["text"]
-    text: str
+
+def _text_of(content: Any) -> str:
+    """The text of a message's content: a string, parts, or nothing."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise _wrong("must be a text, or a list of parts that are texts")
+    texts = []
+    for number, part in enumerate(content):
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+            raise _wrong(f"part {number} must be an object with a type")
+        if part["type"] not in PARTS:
+            raise _wrong(f"part {number} is of type {part['type'][:40]!r}: this server reads text only")
+        if not isinstance(part.get("text"), str):
+            raise _wrong(f"part {number} has no text")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    """Texts that end a reply; empty ones end nothing."""
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+        raise _wrong("must be a text, or a list of texts")
+    if len(given) > MOST_STOPS:
+        raise _wrong(f"must be at most {MOST_STOPS} texts")
+    return tuple(filter(None, given))
+
+
+TEXT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]}
+TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+Content = Annotated[str, BeforeValidator(_text_of), WithJsonSchema(TEXT)]
+Stops = Annotated[tuple[str, ...], BeforeValidator(_stops), WithJsonSchema(TEXTS)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0.0, lt=1.0, description="fraction of the history's entries removed")]
 
 
 class ChatMessage(Body):
     """One message of the dialogue."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content = ""
 
     def plain(self) -> dict[str, str]:
         """The message as the library knows it."""
-        parts = self.content if isinstance(self.content, list) else []
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
-
-
-Ratio = Annotated[float, Field(ge=0.0, lt=1.0, description="fraction of the history's entries removed")]
+        role = {"developer": "system", "function": "tool"}.get(self.role, self.role)
+        return {"role": role, "content": self.content}
 
 
 class SonicOptions(Body):
     """What this server understands beyond OpenAI's API."""
 
+    model_config = ConfigDict(extra="forbid")
     compression_ratio: Ratio | None = None
 
 
@@ -73,163 +105,149 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class ChatRequest(Body):
-    """`POST /v1/chat/completions`. What a request leaves out comes from the server's own settings."""
+class Generation(Body):
+    """How a reply is to be made. What a request leaves out comes from the server's own settings."""
 
-    model: str
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    model: str = ""
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    stop: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
-        | None
-    ) = None
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
-    n: Annotated[int, Field(ge=1, le=1, description="1 only")] = 1
-    presence_penalty: Annotated[float, Field(ge=0.0, le=0.0, description="0 only")] = 0.0
-    frequency_penalty: Annotated[float, Field(ge=0.0, le=0.0, description="0 only")] = 0.0
-    logprobs: Annotated[Literal[False], Field(description="false only")] = False
-    user: Annotated[str, Field(description="accepted, not used")] | None = None
+    max_tokens: Annotated[int, Field(ge=-1, description="-1: as many as the server makes")] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=-1)] | None = None
+    temperature: Annotated[Finite, Field(ge=0.0)] | None = None
+    top_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    stop: Stops | None = None
+    seed: int | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
     sonic: SonicOptions = SonicOptions()
 
-    def sampling(self, default: SamplingConfig, most: int) -> SamplingConfig:
-        """How the reply is generated.
+    def check(self) -> None:
+        """Refuse what would change the reply and is not supported.
 
         Raises:
-            ConfigError: more tokens are asked for than the server makes.
+            RefusedError
         """
-        asked = self.max_completion_tokens or self.max_tokens or default.max_new_tokens
-        if asked > most:
-            raise ConfigError(f"max_tokens={asked} is more than this server's limit of {most}")
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or default.stop)
+        for name, value in (self.model_extra or {}).items():
+            if name in UNSUPPORTED and not UNSUPPORTED[name](value):
+                raise RefusedError(name, f"{name}: this server does not support it")
+
+    def sampling(self, default: SamplingConfig, most: int, choice: int = 0) -> SamplingConfig:
+        """How a choice's reply is generated, of `most` tokens."""
+        asked = self.max_completion_tokens
+        asked = self.max_tokens if asked is None else asked
+        asked = default.max_new_tokens if asked is None else most if asked < 0 else max(asked, 1)
+        temperature = default.temperature if self.temperature is None else self.temperature
+        seed = default.seed if self.seed is None or self.seed == -1 else self.seed
         return SamplingConfig(
-            max_new_tokens=asked,
-            temperature=default.temperature if self.temperature is None else self.temperature,
-            top_p=default.top_p if self.top_p is None else self.top_p,
-            stop=stop,
-            seed=default.seed if self.seed is None else self.seed,
+            max_new_tokens=min(asked, most),
+            temperature=0.0 if temperature < COLDEST else temperature,
+            top_p=default.top_p if self.top_p is None else max(self.top_p, 1e-6),
+            stop=self.stop or default.stop,
+            seed=None if seed is None else (seed + choice) % (1 << 63),
         )
+
+
+class ChatRequest(Generation):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+
+
+class TextRequest(Body):
+    """`POST /tokenize`: a text, or a dialogue."""
+
+    model: str = ""
+    prompt: str = ""
+    messages: list[ChatMessage] = []
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
 
 
 class SessionChange(Body):
     """`PATCH /v1/sessions/{id}`: compression from now on; what is kept shrinks at once."""
 
+    model_config = ConfigDict(extra="forbid")
     compression_ratio: Ratio
 
 
-def sonic_usage(view: View | None) -> dict[str, Any]:
-    """What the session takes: logical tokens, entries kept, bytes, and the share that is not kept."""
-    if view is None:
-        return {"session_id": None}
-    stats = view.stats
-    return {
-        "session_id": view.name,
-        "compression_ratio": view.compression_ratio,
-        "logical_tokens": stats.logical_tokens,
-        "entries": stats.entries,
-        "bytes": stats.bytes,
-        "full_bytes": stats.full_bytes,
-        "saved": round(1.0 - stats.bytes / stats.full_bytes, 4) if stats.full_bytes else 0.0,
-    }
+def _is(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: any(
+        value == one and isinstance(value, bool) == isinstance(one, bool) for one in values
+    )
 
 
-def usage(outcome: Outcome) -> dict[str, Any]:
-    """Tokens read and written for a reply, and the session behind it."""
-    return {
-        "prompt_tokens": outcome.prompt_tokens,
-        "completion_tokens": outcome.completion_tokens,
-        "total_tokens": outcome.prompt_tokens + outcome.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": outcome.cached_tokens},
-        "sonic": sonic_usage(outcome.view),
-    }
+def _empty(value: Any) -> bool:
+    return not value
 
 
-def session_body(view: View) -> dict[str, Any]:
-    """`GET /v1/sessions/{id}`."""
-    stats = view.stats
-    return {
-        "object": "session",
-        "id": view.name,
-        "messages": view.messages,
-        **{name: value for name, value in sonic_usage(view).items() if name != "session_id"},
-        "prefix": stats.prefix,
-        "memory": stats.memory,
-        "open": stats.open,
-        "segments": [{"tokens": s.tokens, "entries": round(s.entries, 2)} for s in stats.segments],
-    }
+# Fields that are not supported, and when they change nothing.
+UNSUPPORTED: dict[str, Callable[[Any], bool]] = {
+    "tools": _empty,
+    "tool_choice": _is("none", "auto"),
+    "functions": _empty,
+    "function_call": _is("none", "auto"),
+    "response_format": _is({}, {"type": "text"}),
+    "logit_bias": _empty,
+    "logprobs": _is(False),
+    "top_logprobs": _is(0),
+    "presence_penalty": _is(0),
+    "frequency_penalty": _is(0),
+    "repetition_penalty": _is(1),
+    "repeat_penalty": _is(1),
+    "top_k": lambda value: isinstance(value, (int, float)) and value <= 0,
+    "min_p": _is(0),
+    "typical_p": _is(0, 1),
+    "best_of": _is(1),
+    "use_beam_search": _is(False),
+    "modalities": _is([], ["text"]),
+    "audio": _empty,
+    "web_search_options": lambda value: False,
+    "suffix": _empty,
+    "echo": _is(False),
+    "grammar": _empty,
+    "json_schema": _empty,
+    "structured_outputs": _empty,
+    "guided_json": _empty,
+    "guided_regex": _empty,
+    "guided_choice": _empty,
+    "guided_grammar": _empty,
+    "mirostat": _is(0),
+}
+# What pydantic finds wrong, in our words.
+WORDS = {
+    "missing": "is missing",
+    "string_type": "must be a text",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing_size": "is too large a number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "too_short": "is empty: give at least one",
+    "literal_error": "must be one of {expected}",
+    "enum": "must be one of {expected}",
+    "string_pattern_mismatch": "must be 1 to 128 letters, digits or . _ : -",
+    "extra_forbidden": "this server does not know it",
+}
 
 
-class Completion:
-    """The answers to one chat request, whole or in chunks."""
-
-    def __init__(self, model: str) -> None:
-        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-
-    def whole(self, outcome: Outcome) -> dict[str, Any]:
-        """The answer in one piece."""
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": outcome.text, "refusal": None},
-            "finish_reason": outcome.finish_reason,
-            "logprobs": None,
-        }
-        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": usage(outcome)}
-
-    def chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        """A piece of the answer."""
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
-
-    def last(self, outcome: Outcome) -> dict[str, Any]:
-        """The chunk behind the last one, for `stream_options.include_usage`."""
-        return {
-            **self._head,
-            "object": "chat.completion.chunk",
-            "choices": [],
-            "usage": usage(outcome),
-        }
-
-
-# The first class that fits: status, OpenAI's type, code.
-ERRORS: tuple[tuple[type[Exception], int, str, str], ...] = (
-    (ContextLengthError, 400, "invalid_request_error", "context_length_exceeded"),
-    (DataError, 400, "invalid_request_error", "invalid_messages"),
-    (ConfigError, 400, "invalid_request_error", "invalid_value"),
-    (UnsupportedModelError, 400, "invalid_request_error", "unsupported"),
-    (MemoryLimitError, 413, "invalid_request_error", "dialogue_too_large"),
-    (NotFoundError, 404, "invalid_request_error", "not_found"),
-    (BusyError, 503, "server_error", "busy"),
-    (UpstreamError, 502, "server_error", "upstream_failed"),
-    (StoreError, 503, "server_error", "store_unavailable"),
-    (NumericalError, 500, "server_error", "numerical_error"),
-    (SonicError, 500, "server_error", "failed"),
-    (Exception, 500, "server_error", "internal_error"),
-)
-
-
-def error_body(message: str, kind: str, code: str | None, param: str | None = None) -> dict[str, Any]:
-    """The body of an error, as OpenAI's API has it."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def error_answer(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, body and headers for an error of the request under way."""
-    _, status, kind, code = next(row for row in ERRORS if isinstance(error, row[0]))
-    if isinstance(error, BusyError) and error.yours:
-        status, kind, code = 429, "rate_limit_error", "too_many_requests"
-    # what was not raised on purpose may say anything: it goes to the log, not to the client
-    hidden = f"the server failed: its log says why, under request {request_id.get()}"
-    message = str(error) if isinstance(error, SonicError) else hidden
-    headers = {"Retry-After": RETRY_AFTER} if status in (429, 503) else {}
-    return status, error_body(message, kind, code), headers
-
-
-def error_response(error: Exception) -> JSONResponse:
-    """The answer for an error of the request under way."""
-    status, body, headers = error_answer(error)
-    return JSONResponse(body, status, headers)
+def in_words(error: dict[str, Any]) -> tuple[str, str | None]:
+    """What pydantic found wrong with a request: a sentence, and the field that it is about."""
+    kind, place = error["type"], [str(part) for part in error["loc"][1:]]
+    if kind == "json_invalid":
+        return f"the body is no JSON: {error.get('ctx', {}).get('error', 'it cannot be read')}", None
+    param = ".".join(place)
+    if kind == "invalid_value":
+        text = str(error["msg"])
+    else:
+        text = WORDS.get(kind, "cannot be used").format_map(error.get("ctx") or {})
+    return (f"{param}: {text}", param) if param else (f"the body {text}", None)

@@ -45,6 +45,7 @@ class Request:
         name: the session's name, if the client gave one.
         ratio: compression from here on; None: as before.
         on_text, on_end: called in a thread of the worker's, `on_end` once.
+        session: the name of the session that it turned out to be, once that is known.
         known: steps of the named session as they were read from the store; None: not read.
     """
 
@@ -56,6 +57,7 @@ class Request:
     on_text: Callable[[str], None] = lambda text: None
     on_end: Callable[[Outcome], None] = lambda outcome: None
     cancelled: bool = False
+    session: str | None = None
     known: Sequence[Step] | None = None
     since: float = field(default_factory=time.monotonic)
 

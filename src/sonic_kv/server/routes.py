@@ -1,27 +1,32 @@
 """The routes of the server. None touches the model: the worker does."""
 
+import asyncio
 import logging
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
+from sonic_kv import __version__
 from sonic_kv.errors import SonicError
 from sonic_kv.server import requests as work
+from sonic_kv.server.answers import Completion, error_answer, session_body
 from sonic_kv.server.dialogue import check_request
 from sonic_kv.server.metrics import Metrics
 from sonic_kv.server.options import ServeOptions
-from sonic_kv.server.protocol import ChatRequest, Completion, SessionChange, error_answer, session_body
-from sonic_kv.server.stream import DONE, Event, EventStream, Gone, events, outcome_of, server_sent
+from sonic_kv.server.protocol import ChatRequest, SessionChange, TextRequest
+from sonic_kv.server.stream import DONE, Event, EventStream, Gone, events, outcomes_of, server_sent
 from sonic_kv.server.worker import Worker
 from sonic_kv.session.options import SamplingConfig
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 SESSION_ID = "x-session-id"
 NAME = r"[A-Za-z0-9._:-]{1,128}"
@@ -49,8 +54,8 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, asked: str) -> None:
-        """Raise a 404 unless this model is the one that is asked for."""
-        if asked != self.name:
+        """Raise a 404 unless this model is asked for, or none."""
+        if asked and asked not in (self.name, *self.options.served_model_name):
             raise HTTPException(404, f"the model {asked!r} does not exist: this server has {self.name!r}")
 
     def model_body(self) -> dict[str, Any]:
@@ -91,6 +96,46 @@ async def healthz(serving: Serving) -> JSONResponse:
     return JSONResponse({"status": "ok" if alive else "stopped"}, 200 if alive else 503)
 
 
+@router.get("/health")
+async def health(serving: Serving) -> Response:
+    """`/healthz`, as vLLM has it."""
+    return Response(status_code=200 if serving.worker.alive else 503)
+
+
+@router.get("/readyz")
+async def readyz(serving: Serving) -> JSONResponse:
+    """Whether requests can be answered now: the store is reached, and the server is not about to end."""
+    worker = serving.worker
+    status = "stopped" if not worker.alive else "ok" if worker.ready else "the store does not answer"
+    return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+
+
+@router.get("/version")
+async def version() -> JSONResponse:
+    """Which sonic-kv this is."""
+    return JSONResponse({"version": __version__})
+
+
+@router.post("/tokenize")
+async def tokenize(body: TextRequest, serving: Serving) -> JSONResponse:
+    """The token ids of a text, or of a dialogue in the model's chat format."""
+    serving.check_model(body.model)
+    model = serving.worker.model
+    messages = [message.plain() for message in body.messages]
+
+    def tokens() -> list[int]:
+        if not messages:
+            found: list[int] = model.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)[
+                "input_ids"
+            ]
+            return found
+        start = model.format.generation_prompt() if body.add_generation_prompt else []
+        return model.format.encode(messages).token_ids + start
+
+    found = await asyncio.to_thread(tokens)
+    return JSONResponse({"tokens": found, "count": len(found), "max_model_len": model.max_length})
+
+
 @router.get("/metrics")
 async def figures(serving: Serving) -> Response:
     """Figures for Prometheus."""
@@ -114,57 +159,73 @@ async def model(model: str, serving: Serving) -> JSONResponse:
 async def chat(
     request: Request, body: ChatRequest, serving: Serving, namespace: Namespace, session: Session = None
 ) -> Response:
-    """The reply to the last message of a dialogue, given whole; whole or as a stream of events."""
+    """The reply to a dialogue, given whole; whole or as a stream of events."""
     start = time.perf_counter()
     serving.check_model(body.model)
+    body.check()
     messages = [message.plain() for message in body.messages]
     check_request(messages)
-    sampling = body.sampling(serving.sampling, serving.options.max_reply_tokens)
-    asked = work.Request(namespace, messages, session, body.sonic.compression_ratio, sampling)
+    asked = []
+    for choice in range(body.n):  # each choice is a dialogue of its own; the first has the name
+        sampling = body.sampling(serving.sampling, serving.options.max_reply_tokens, choice)
+        name = session if choice == 0 else uuid.uuid4().hex
+        asked.append(work.Request(namespace, messages, name, body.sonic.compression_ratio, sampling))
     completion = Completion(serving.name)
     if not body.stream:
-        outcome = await outcome_of(serving.worker, asked, request.receive)
-        serving.metrics.replied(outcome, time.perf_counter() - start)
-        headers = {SESSION_ID: outcome.view.name} if outcome.view else {}
-        return JSONResponse(completion.whole(outcome), headers=headers)
+        outcomes = await outcomes_of(serving.worker, asked, request.receive)
+        serving.metrics.replied(outcomes, time.perf_counter() - start)
+        view = outcomes[0].view
+        return JSONResponse(completion.whole(outcomes), headers={SESSION_ID: view.name} if view else {})
     found = events(serving.worker, asked, request.receive)
     first = await anext(found)  # an error until here has a status of its own
     serving.metrics.first_token(time.perf_counter() - start)
-    pieces = _pieces(serving, body, completion, first, found, start)
-    return EventStream(pieces, {SESSION_ID: session} if session else {})
+    pieces = _pieces(serving, body, completion, _behind(first, found), start)
+    return EventStream(pieces, {SESSION_ID: asked[0].session or ""})
+
+
+async def _behind(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
+    async with aclosing(rest):  # type: ignore[type-var]
+        yield first
+        async for one in rest:
+            yield one
 
 
 async def _pieces(
     serving: Service,
     body: ChatRequest,
     completion: Completion,
-    event: Event,
-    found: AsyncIterator[Event],
+    found: AsyncIterator[tuple[int, Event]],
     start: float,
 ) -> AsyncIterator[str]:
-    """A reply as server-sent events, `event` the first of what is `found`."""
-    yield server_sent(completion.chunk({"role": "assistant", "content": ""}))
+    """The replies as server-sent events."""
+    ended: dict[int, work.Outcome] = {}
+    for choice in range(body.n):
+        yield server_sent(completion.chunk(choice, {"role": "assistant", "content": ""}))
     try:
         async with aclosing(found):  # type: ignore[type-var]
-            while not isinstance(event, work.Outcome):
-                yield server_sent(completion.chunk({"content": event}))
-                event = await anext(found)
+            async for choice, event in found:
+                if isinstance(event, work.Outcome):
+                    ended[choice] = event
+                    yield server_sent(completion.chunk(choice, {}, event.finish_reason))
+                else:
+                    yield server_sent(completion.chunk(choice, {"content": event}))
     except Gone:
         return
     except Exception as error:
         if not isinstance(error, SonicError):
             log.error("request failed", exc_info=error)
+        serving.metrics.failed(error)
         yield server_sent(error_answer(error)[1])
         return
-    serving.metrics.replied(event, time.perf_counter() - start)
-    yield server_sent(completion.chunk({}, event.finish_reason))
+    outcomes = [ended[choice] for choice in range(body.n)]
+    serving.metrics.replied(outcomes, time.perf_counter() - start)
     if body.stream_options.include_usage:
-        yield server_sent(completion.last(event))
+        yield server_sent(completion.last(outcomes))
     yield DONE
 
 
 async def _see(serving: Service, request: Request, asked: work.Request) -> JSONResponse:
-    outcome = await outcome_of(serving.worker, asked, request.receive)
+    (outcome,) = await outcomes_of(serving.worker, [asked], request.receive)
     assert outcome.view is not None, "a session that is asked for is shown"
     return JSONResponse(session_body(outcome.view))
 

@@ -95,7 +95,7 @@ def serve(
     options: ServeOptions,
 ) -> None:
     """Serve until interrupted."""
-    keys = read_keys(options.api_keys)
+    keys, name = read_keys(options.api_keys), next(iter(options.served_model_name), name)
     set_up(options.log_level, options.log_format)
     worker = Worker(model, config, budget, options, store_of(options))
     app = make_app(worker, name, sampling, options, keys)

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from fastapi import Response
@@ -25,53 +26,59 @@ async def _watch(receive: Receive) -> None:
         pass
 
 
-async def events(worker: Worker, request: Request, receive: Receive) -> AsyncIterator[Event]:
-    """Pieces of text, then the outcome. Closed early, or left by its client, the request is cancelled.
+async def events(
+    worker: Worker, requests: Sequence[Request], receive: Receive
+) -> AsyncIterator[tuple[int, Event]]:
+    """Pieces of text and outcomes of requests, with their numbers, until each has its outcome.
+
+    Closed early, or left by their client, the requests are cancelled; if one fails, so are the others.
 
     Raises:
         Gone: the client has left.
-        SonicError: the request failed.
+        SonicError: a request failed.
     """
-    loop, queue = asyncio.get_running_loop(), asyncio.Queue[Event]()
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
 
-    def tell(event: Event) -> None:
+    def tell(number: int, event: Event) -> None:
         if not loop.is_closed():
-            loop.call_soon_threadsafe(queue.put_nowait, event)
+            loop.call_soon_threadsafe(queue.put_nowait, (number, event))
 
-    request.on_text = request.on_end = tell
-    worker.submit(request)
-    gone = asyncio.create_task(_watch(receive))
+    gone, left = asyncio.create_task(_watch(receive)), len(requests)
     try:
-        while True:
-            event = asyncio.create_task(queue.get())
-            await asyncio.wait({event, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not event.done():
-                event.cancel()
+        for number, request in enumerate(requests):
+            request.on_text = request.on_end = partial(tell, number)
+            worker.submit(request)
+        while left:
+            coming = asyncio.create_task(queue.get())
+            await asyncio.wait({coming, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                coming.cancel()
                 raise Gone
-            found = event.result()
-            if isinstance(found, Outcome):
-                if found.error is not None:
-                    raise found.error
-                yield found
-                return
-            yield found
+            number, event = coming.result()
+            if isinstance(event, Outcome):
+                if event.error is not None:
+                    raise event.error
+                left -= 1
+            yield number, event
     finally:
         gone.cancel()
-        worker.cancel(request)
+        for request in requests:
+            worker.cancel(request)
 
 
-async def outcome_of(worker: Worker, request: Request, receive: Receive) -> Outcome:
-    """How a request ends.
+async def outcomes_of(worker: Worker, requests: Sequence[Request], receive: Receive) -> list[Outcome]:
+    """How requests end.
 
     Raises:
         Gone: the client has left.
-        SonicError: the request failed.
+        SonicError: one failed.
     """
-    async with aclosing(events(worker, request, receive)) as found:  # type: ignore[type-var]
-        async for event in found:
+    found: dict[int, Outcome] = {}
+    async with aclosing(events(worker, requests, receive)) as coming:  # type: ignore[type-var]
+        async for number, event in coming:
             if isinstance(event, Outcome):
-                return event
-    raise AssertionError("a request ends with an outcome")
+                found[number] = event
+    return [found[number] for number in range(len(requests))]
 
 
 class EventStream(Response):

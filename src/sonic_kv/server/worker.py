@@ -125,6 +125,11 @@ class Worker:
         """Whether requests are being taken."""
         return self._thread.is_alive() and not self._stopping
 
+    @property
+    def ready(self) -> bool:
+        """Whether what is kept on the store can be reached, as far as is known."""
+        return not self._archive.hangs
+
     def submit(self, request: Request) -> None:
         """Queue a request.
 
@@ -310,6 +315,7 @@ class Worker:
                 session.set_budget(step)
             else:
                 yield from session.extending([step], self.options.slice_tokens)
+        job.name = request.session = job.name or uuid.uuid4().hex
         return session
 
     def _thawed(self, found: Found) -> ChatSession | None:
@@ -376,7 +382,7 @@ class Worker:
         there = self.shelf.get(key)
         if there is not None and job.parent == key:
             return there
-        name = job.name or uuid.uuid4().hex
+        name = job.name or ""
         parent = job.grandparent if job.parent == key else job.parent
         node = Node(key, name, self._label(job.request, name), steps, turn.session, parent)
         node.stored = job.parent == key  # just read from the store

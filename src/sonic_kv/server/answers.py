@@ -1,0 +1,138 @@
+"""The bodies of answers, as OpenAI's API has them, and the one table of errors."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from sonic_kv.errors import (
+    BusyError,
+    ConfigError,
+    ContextLengthError,
+    DataError,
+    MemoryLimitError,
+    NotFoundError,
+    NumericalError,
+    SonicError,
+    StoreError,
+    UnsupportedModelError,
+    UpstreamError,
+)
+from sonic_kv.server.logs import request_id
+from sonic_kv.server.requests import Outcome, View
+
+RETRY_AFTER = "2"  # seconds
+
+
+def sonic_usage(view: View | None) -> dict[str, Any]:
+    """What the session takes: logical tokens, entries kept, bytes, and the share that is not kept."""
+    if view is None:
+        return {"session_id": None}
+    stats = view.stats
+    return {
+        "session_id": view.name,
+        "compression_ratio": view.compression_ratio,
+        "logical_tokens": stats.logical_tokens,
+        "entries": stats.entries,
+        "bytes": stats.bytes,
+        "full_bytes": stats.full_bytes,
+        "saved": round(1.0 - stats.bytes / stats.full_bytes, 4) if stats.full_bytes else 0.0,
+    }
+
+
+def session_body(view: View) -> dict[str, Any]:
+    """`GET /v1/sessions/{id}`."""
+    stats = view.stats
+    return {
+        "object": "session",
+        "id": view.name,
+        "messages": view.messages,
+        **{name: value for name, value in sonic_usage(view).items() if name != "session_id"},
+        "prefix": stats.prefix,
+        "memory": stats.memory,
+        "open": stats.open,
+        "segments": [{"tokens": s.tokens, "entries": round(s.entries, 2)} for s in stats.segments],
+    }
+
+
+def chat_usage(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Tokens of one prompt and of all replies to it; the session is the first one's."""
+    first, written = outcomes[0], sum(outcome.completion_tokens for outcome in outcomes)
+    return {
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": written,
+        "total_tokens": first.prompt_tokens + written,
+        "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
+        "sonic": sonic_usage(first.view),
+    }
+
+
+class Completion:
+    """The answers to one chat request, whole or in chunks."""
+
+    def __init__(self, model: str) -> None:
+        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+    def whole(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+        """The answer in one piece: a choice for every reply."""
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": outcome.text, "refusal": None},
+                "finish_reason": outcome.finish_reason,
+                "logprobs": None,
+            }
+            for index, outcome in enumerate(outcomes)
+        ]
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": chat_usage(outcomes)}
+
+    def chunk(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        """A piece of one choice."""
+        choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def last(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+        """The chunk behind the last one, for `stream_options.include_usage`."""
+        return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": chat_usage(outcomes)}
+
+
+# The first class that fits: status, OpenAI's type, code.
+ERRORS: tuple[tuple[type[Exception], int, str, str], ...] = (
+    (ContextLengthError, 400, "invalid_request_error", "context_length_exceeded"),
+    (DataError, 400, "invalid_request_error", "invalid_messages"),
+    (ConfigError, 400, "invalid_request_error", "invalid_value"),
+    (UnsupportedModelError, 400, "invalid_request_error", "unsupported"),
+    (MemoryLimitError, 413, "invalid_request_error", "dialogue_too_large"),
+    (NotFoundError, 404, "invalid_request_error", "not_found"),
+    (BusyError, 503, "server_error", "busy"),
+    (UpstreamError, 502, "server_error", "upstream_failed"),
+    (StoreError, 503, "server_error", "store_unavailable"),
+    (NumericalError, 500, "server_error", "numerical_error"),
+    (SonicError, 500, "server_error", "failed"),
+    (Exception, 500, "server_error", "internal_error"),
+)
+
+
+def error_body(message: str, kind: str, code: str | None, param: str | None = None) -> dict[str, Any]:
+    """The body of an error, as OpenAI's API has it."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_answer(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers for an error of the request under way."""
+    _, status, kind, code = next(row for row in ERRORS if isinstance(error, row[0]))
+    if isinstance(error, BusyError) and error.yours:
+        status, kind, code = 429, "rate_limit_error", "too_many_requests"
+    # what was not raised on purpose may say anything: it goes to the log, not to the client
+    hidden = f"the server failed: its log says why, under request {request_id.get()}"
+    message = str(error) if isinstance(error, SonicError) else hidden
+    headers = {"Retry-After": RETRY_AFTER} if status in (429, 503) else {}
+    return status, error_body(message, kind, code), headers
+
+
+def error_response(error: Exception) -> JSONResponse:
+    """The answer for an error of the request under way."""
+    status, body, headers = error_answer(error)
+    return JSONResponse(body, status, headers)

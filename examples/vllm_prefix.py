@@ -1,9 +1,14 @@
 """A compressed dialogue, continued by vLLM: pip install 'sonic-kv[vllm]'."""
 
-from vllm import LLM, SamplingParams
+import sys
 
 from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
 from sonic_kv.model.loading import TINY
+
+try:
+    from vllm import LLM, SamplingParams
+except ImportError:
+    sys.exit("this example needs vLLM: pip install 'sonic-kv[vllm]'")
 
 FOLDER, QUESTION = "runs/exports", "Where does Ada live?"
 

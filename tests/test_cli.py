@@ -308,15 +308,20 @@ def test_chat_answers_each_line_and_reports_on_stderr(sonic: Any, model_folder: 
     status = error.splitlines()
     assert len(status) == 2
     for line in status:
-        found = re.fullmatch(r"(\d+) of (\d+) entries kept · .+ saved \((\d+) %\) · \d+ ms", line)
+        found = re.fullmatch(
+            r"Reply: (\d+) tokens in [\d.]+ s \(\d+ a second\)\.(.*) "
+            r"The cache holds (\d+) of (\d+) tokens: [\d.]+ k?B instead of [\d.]+ k?B\.",
+            line,
+        )
         assert found is not None
-        assert int(found[1]) < int(found[2])
+        assert ("cut by its limit" in found[2]) == (found[1] == "6")
+        assert int(found[3]) < int(found[4])
 
 
 def test_chat_says_so_while_nothing_has_been_closed(sonic: Any, model_folder: Path) -> None:
     code, _, error = sonic("chat", "--model", model_folder, "--max-new-tokens", "6", stdin="hello there\n")
     assert code == 0
-    assert re.fullmatch(r"(\d+) of \1 entries kept · nothing saved yet · \d+ ms\n", error)
+    assert re.search(r"The cache holds all \d+ tokens; nothing has been compressed yet\.\n", error)
 
 
 def test_chat_json_has_one_object_per_reply(sonic: Any, model_folder: Path) -> None:
@@ -375,7 +380,6 @@ def test_chat_commands(sonic: Any, model_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "code", "expected"),
     [
-        ("/sav x", 2, "unknown command /sav; did you mean save?"),
         ("/save", 2, "/save needs a file name"),
         ("/budget much", 2, "give a ratio such as 0.9"),
         ("/budget 7", 2, "outside [0, 1)"),
@@ -392,20 +396,67 @@ def test_a_bad_line_ends_piped_chat(
     assert expected in error
 
 
+def test_a_path_in_a_pipe_is_a_message(sonic: Any, model_folder: Path) -> None:
+    code, out, error = sonic(
+        "chat", "--model", model_folder, *CHAT, "--json", stdin="/foo\n/etc/passwd?\n/quit\n"
+    )
+    assert code == 0, error
+    assert len(out.splitlines()) == 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_ctrl_c_stops_a_reply_and_not_the_chat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was written of the reply stays; a message without any of it is forgotten; at the prompt nothing happens."""
+    chat = ChatSession(tiny_model(), sampling=SamplingConfig(max_new_tokens=12))
+    whole = chat.fork().send("hello").text
+    typed: list[str | type[KeyboardInterrupt]] = ["hello", KeyboardInterrupt, "again", "/quit"]
+    stops = iter([3, 1])  # at a piece of each reply
+
+    def prompt(_: str) -> str:
+        line = typed.pop(0)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    def interrupted(session: ChatSession, text: str | None) -> Iterator[str]:
+        stop = next(stops)
+        for number, piece in enumerate(said(session, text), start=1):
+            if number == stop:
+                raise KeyboardInterrupt
+            yield piece
+
+    said = ChatSession.stream
+    monkeypatch.setattr("builtins.input", prompt)
+    monkeypatch.setattr(ChatSession, "stream", interrupted)
+    Repl(chat.model, chat, as_json=False, source=Terminal()).run()
+    out, error = capsys.readouterr()
+    assert error.count("stopped") == 2
+    assert "/quit ends the chat" in error
+    (user, reply) = chat.messages
+    assert user["content"] == "hello"
+    assert reply["content"] == out
+    assert whole.startswith(out)
+    assert 0 < len(out) < len(whole)
+    assert not typed
+
+
 def test_an_error_does_not_end_a_chat_at_the_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    lines = iter(["/nonsense", "x" * 600, "hello", "/quit"])
+    lines = iter(["/nonsense", "/sav x", "x" * 600, "hello", "/quit"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     model = tiny_model()
     chat = ChatSession(model)
     Repl(model, chat, as_json=True, source=Terminal()).run()
     out, error = capsys.readouterr()
-    assert error.count("error: ") == 2
+    assert error.count("error: ") == 3
+    assert "unknown command /sav; did you mean save?" in error
     assert len(out.splitlines()) == 1
     assert [message["content"] for message in chat.messages][:1] == ["hello"]
 

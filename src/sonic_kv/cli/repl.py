@@ -3,15 +3,15 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import TextIO
 
 from sonic_kv.compress.options import Budget
 from sonic_kv.errors import ConfigError, SonicError
 from sonic_kv.model.model import SonicModel
-from sonic_kv.session.session import ChatSession, SessionStats
-from sonic_kv.text import bytes_text, nearest, percent_text, table
+from sonic_kv.session.session import ChatSession, Reply, SessionStats
+from sonic_kv.text import bytes_text, nearest, table
 
 HELP = """\
 /budget 0.9   compression ratio from now on (also: /budget max_entries=512, /budget max_bytes=1000000)
@@ -21,16 +21,24 @@ HELP = """\
 /quit         end"""
 
 
-def status_line(stats: SessionStats, seconds: float) -> str:
-    """Entries kept, bytes saved and time, in one line."""
-    saved = stats.full_bytes - stats.bytes
-    # before the first closing a cache is larger than its entries: it has room to grow
-    found = (
-        f"{bytes_text(saved)} saved ({percent_text(saved / stats.full_bytes)})"
-        if saved > 0
-        else "nothing saved yet"
+def cache_line(stats: SessionStats) -> str:
+    """What the cache holds, in words."""
+    if stats.bytes >= stats.full_bytes:  # before the first closing it has room to grow, too
+        return f"The cache holds all {stats.logical_tokens} tokens; nothing has been compressed yet."
+    return (
+        f"The cache holds {stats.entries} of {stats.logical_tokens} tokens: {bytes_text(stats.bytes)} instead of "
+        f"{bytes_text(stats.full_bytes)}."
     )
-    return f"{stats.entries} of {stats.logical_tokens} entries kept · {found} · {1000 * seconds:.0f} ms"
+
+
+def reply_line(reply: Reply) -> str:
+    """What the reply took, and whether its limit cut it, in words."""
+    usage = reply.usage
+    rate = f" ({usage.completion_tokens / usage.seconds:.0f} a second)" if usage.seconds else ""
+    cut = (
+        " It was cut by its limit: --max-new-tokens sets another." if reply.finish_reason == "length" else ""
+    )
+    return f"Reply: {usage.completion_tokens} tokens in {usage.seconds:.1f} s{rate}.{cut}"
 
 
 def parse_budget(text: str) -> Budget:
@@ -59,7 +67,8 @@ class Repl:
         model: what a loaded session runs on.
         chat: the session to begin with.
         as_json: print one JSON object per reply instead of its text as it comes.
-        source: where lines are read; a terminal gets prompts, and errors do not end it.
+        source: where lines are read. A terminal gets prompts, and neither errors nor Ctrl-C end it; elsewhere a line
+            that begins with `/` and is no command is a message.
     """
 
     def __init__(self, model: SonicModel, chat: ChatSession, *, as_json: bool, source: TextIO) -> None:
@@ -91,6 +100,10 @@ class Repl:
                 if not self.interactive:
                     raise
                 self.note(f"error: {error}")
+            except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
+                self.note("\nstopped")
 
     def _lines(self) -> Iterator[str]:
         if not self.interactive:
@@ -104,15 +117,18 @@ class Repl:
             except EOFError:
                 self.note("")  # leave the prompt's line
                 return
+            except KeyboardInterrupt:
+                self.note("\n/quit ends the chat")
+                continue
             if line:
                 yield line
 
     def handle(self, line: str) -> None:
         """Carry out one line: a command if it starts with `/`, else a user message."""
-        if not line.startswith("/"):
+        name, _, argument = line[1:].partition(" ")
+        if not line.startswith("/") or (name not in self.commands and not self.interactive):
             self.reply(line)
             return
-        name, _, argument = line[1:].partition(" ")
         if name not in self.commands:
             raise ConfigError(
                 f"unknown command /{name}{nearest(name, [*self.commands, 'quit'])} (/help lists them)"
@@ -120,10 +136,19 @@ class Repl:
         self.commands[name](argument.strip())
 
     def reply(self, text: str) -> None:
-        """Answer one user message."""
-        for piece in self.chat.stream(text):
-            if not self.as_json:
-                print(piece, end="", flush=True)
+        """Answer one user message. At a terminal Ctrl-C stops the reply, and what was written of it stays."""
+        written, pieces = "", self.chat.stream(text)
+        try:
+            with closing(pieces):
+                for piece in pieces:
+                    written += piece
+                    if not self.as_json:
+                        print(piece, end="", flush=True)
+        except KeyboardInterrupt:  # the session is as it was before the message
+            if written and self.interactive:
+                said = [{"role": "user", "content": text}, {"role": "assistant", "content": written}]
+                self.chat.extend(said)
+            raise
         reply, stats = self.chat.last_reply, self.chat.stats
         assert reply is not None
         if self.as_json:
@@ -131,7 +156,7 @@ class Repl:
             print(json.dumps(record, ensure_ascii=False), flush=True)
         else:
             print(flush=True)
-        self.note(status_line(stats, reply.usage.seconds))
+        self.note(f"{reply_line(reply)} {cache_line(stats)}")
 
     def note(self, text: str) -> None:
         """Something about the dialogue that is not part of it."""
@@ -140,8 +165,7 @@ class Repl:
 
     def _budget(self, argument: str) -> None:
         self.chat.set_budget(parse_budget(argument))
-        stats = self.chat.stats
-        self.note(f"{stats.entries} of {stats.logical_tokens} entries kept · {bytes_text(stats.bytes)}")
+        self.note(cache_line(self.chat.stats))
 
     def _save(self, argument: str) -> None:
         if not argument:
@@ -163,7 +187,4 @@ class Repl:
         ]
         if rows:
             self.note(table(["segment", "tokens", "entries"], rows))
-        self.note(
-            f"{stats.entries} of {stats.logical_tokens} entries kept · {bytes_text(stats.bytes)} "
-            f"instead of {bytes_text(stats.full_bytes)}"
-        )
+        self.note(cache_line(stats))

@@ -182,7 +182,7 @@ class ChatSession:
         assert self.last_reply is not None
         return self.last_reply
 
-    def stream(self, text: str | None, sampling: SamplingConfig | None = None) -> Iterator[str]:
+    def stream(self, text: str | None, sampling: SamplingConfig | None = None) -> Generator[str, None, None]:
         """Say `text` and yield the reply piece by piece; then `last_reply` is set.
 
         The segment is closed after the last piece. A stream that is not read to its end is undone.

@@ -10,7 +10,8 @@ from tiny import DIALOGUE, random_adapter, tiny_base, tiny_model, tiny_tokenizer
 
 from sonic_kv.bench.dialogue import Newest
 from sonic_kv.cache.cache import Lengths
-from sonic_kv.compress.compressor import MIN_GROUPS, Compressor
+from sonic_kv.compress.closing import MIN_GROUPS
+from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig, Storage
 from sonic_kv.errors import ContextLengthError
 from sonic_kv.model.model import SonicModel
@@ -95,9 +96,9 @@ def test_rebased_keys_are_those_of_nearer_positions() -> None:
 
 def test_distances_that_fit_are_kept_when_positions_are_rebased(monkeypatch: pytest.MonkeyPatch) -> None:
     """If everything kept is near enough, a rebased session says what one with more positions says."""
-    monkeypatch.setattr("sonic_kv.compress.compressor.MIN_GROUPS", 1)
+    monkeypatch.setattr("sonic_kv.compress.closing.MIN_GROUPS", 1)
     monkeypatch.setattr(
-        "sonic_kv.compress.compressor.ENTRIES_PER_GROUP", 1000
+        "sonic_kv.compress.closing.ENTRIES_PER_GROUP", 1000
     )  # no entry is kept for its segment's sake
     chats = []
     for size in (300, 4096):

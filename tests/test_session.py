@@ -575,7 +575,7 @@ def test_sending_and_extending_the_same_tokens_is_the_same_session(
 def test_a_session_closes_segments_where_segment_ends_says(
     least: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sonic_kv.compress.compressor.MIN_GROUPS", 1000)  # the oldest would be counted as one
+    monkeypatch.setattr("sonic_kv.compress.closing.MIN_GROUPS", 1000)  # the oldest would be counted as one
     model = tiny_model()
     encoded = model.format.encode(DIALOGUE)
     chat = ChatSession(model, HALF, config=SessionConfig(least, most))

@@ -11,9 +11,9 @@ history; or all layers and heads share one total, which is the default. KL recov
 
 import argparse
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from ablations import DATA, RATIOS, compare, divergences, held_out
@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 import sonic_kv.training.plan
 from sonic_kv import SonicModel
-from sonic_kv.compress.budget import allocate
-from sonic_kv.compress.options import Allocation
-from sonic_kv.compress.selection import Entries, Selection
+from sonic_kv.cache.cache import Lengths
+from sonic_kv.compress.closing import Kept, close
+from sonic_kv.compress.options import Allocation, Budget
 from sonic_kv.model.chat_format import Encoded
 from sonic_kv.text import table
 from sonic_kv.training.objectives import Objective
@@ -34,18 +34,25 @@ from sonic_kv.training.teacher import Teacher, run_teacher
 Weigh = Callable[[int], Tensor]  # tokens' weights at a closing, from its transcript position. (T,)
 
 
-class Shared(Selection):
-    """Shares entries among segments by their tokens' weights."""
+def sharing(allocation: Allocation, weigh: Weigh | None = None) -> Callable[..., Kept]:
+    """`close` that shares entries so, among segments by their tokens' weights if there are any."""
 
-    def __init__(self, weigh: Weigh, recency: Callable[[int, Tensor], Tensor], _: Allocation) -> None:
-        super().__init__(recency, "segment")
-        self._weigh = weigh
+    def chosen(
+        scores: Sequence[Tensor],
+        positions: Sequence[Tensor],
+        lengths: Lengths,
+        budget: Budget,
+        *_: Any,
+        **__: Any,
+    ) -> Kept:
+        def of_segments(_: list[int]) -> list[float]:
+            assert weigh is not None
+            token = weigh(lengths.closed)
+            return [float(token[a:b].sum()) for a, b in pairwise([*lengths.segment_starts, lengths.closed])]
 
-    def counts(self, entries: Sequence[Entries], starts: Sequence[int], end: int, total: int) -> list[int]:
-        token = self._weigh(end)
-        owner = self.ranked(0, entries[0], starts, end)[1][0][entries[0].scores[0, 0] > -torch.inf]
-        held = torch.bincount(owner, minlength=len(starts)).tolist()
-        return allocate([float(token[a:b].sum()) for a, b in pairwise([*starts, end])], held, total)
+        return close(scores, positions, lengths, budget, allocation, weigh=of_segments if weigh else None)
+
+    return chosen
 
 
 def surprisal(ids: Tensor, teacher: Teacher) -> Tensor:
@@ -59,8 +66,8 @@ def received(teacher: Teacher, end: int) -> Tensor:
     return torch.stack([paid[:, :, :end].sum((0, 1, 2)) for paid in teacher.paid]).sum(0)
 
 
-def rules(model: SonicModel, encoded: Encoded) -> dict[str, Callable[..., Selection]]:
-    """What takes `Selection`'s place, by name."""
+def rules(model: SonicModel, encoded: Encoded) -> dict[str, Callable[..., Kept]]:
+    """What takes the place of `close`, by name."""
     ids = torch.tensor(encoded.token_ids)
     with torch.no_grad():
         (teacher,) = run_teacher(model, [ids], [torch.arange(len(ids))])
@@ -70,15 +77,11 @@ def rules(model: SonicModel, encoded: Encoded) -> dict[str, Callable[..., Select
         "by attention received": lambda end: received(teacher, end),
     }
     return {
-        "layers and heads share one total": Selection,
-        "heads choose over the whole history": partial(fixed, "global"),
-        "by the scorer's importance": partial(fixed, "segment"),
-        **{name: partial(Shared, weigh) for name, weigh in given.items()},
+        "layers and heads share one total": sharing("pooled"),
+        "heads choose over the whole history": sharing("global"),
+        "by the scorer's importance": sharing("segment"),
+        **{name: sharing("segment", weigh) for name, weigh in given.items()},
     }
-
-
-def fixed(allocation: Allocation, recency: Callable[[int, Tensor], Tensor], _: Allocation) -> Selection:
-    return Selection(recency, allocation)
 
 
 if __name__ == "__main__":
@@ -94,8 +97,8 @@ if __name__ == "__main__":
     found: dict[str, dict[str, list[list[float]]]] = {}
     for suite, dialogues in held_out(model, arguments.held_out, arguments.dialogues).items():
         for encoded in tqdm(dialogues, desc=suite):
-            for name, selection in rules(model, encoded).items():
-                sonic_kv.training.plan.Selection = selection  # type: ignore[assignment,misc]
+            for name, rule in rules(model, encoded).items():
+                sonic_kv.training.plan.close = rule  # type: ignore[attr-defined]
                 found.setdefault(name, {}).setdefault(suite, []).append(divergences(objective, encoded))
     rows = []
     base = {suite: torch.tensor(of) for suite, of in next(iter(found.values())).items()}

@@ -8,18 +8,16 @@ import torch
 from torch import Tensor
 
 from sonic_kv.cache.bits import vector_bytes
-from sonic_kv.cache.cache import Lengths, SessionCache
+from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.layers import Memory
-from sonic_kv.compress.budget import target_entries
+from sonic_kv.compress.closing import Kept, Sizes, allowed, close, shrink
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.compress.policies import Importance, LearnedImportance, WindowImportance
-from sonic_kv.compress.selection import Entries, Selection, candidates, in_elastic_order
+from sonic_kv.compress.selection import candidates, in_elastic_order
 from sonic_kv.errors import ModelError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.reread import Reread
 
-# Every segment keeps an entry while there are not more than this; then the oldest count as one.
-MIN_GROUPS, ENTRIES_PER_GROUP = 16, 4
 MOST_ROWS = 256  # re-encoded in one model run: they do not see each other
 
 
@@ -53,7 +51,8 @@ class Compressor:
             allocation = "segment"
         elif allocation == "pooled" and config.positions == "compact":
             allocation = "global"
-        self.selection = Selection(self.importance.recency, allocation)
+        self.allocation = allocation
+        self.sizes = Sizes(self.bytes_per_entry(), model.bytes_per_token, self._channel_bytes())
 
     def close(self, cache: SessionCache, token_ids: Sequence[int], budget: Budget) -> None:
         """Replace the open segment by its Nexus tokens, and let older segments make room.
@@ -92,38 +91,31 @@ class Compressor:
         """`close`, but the caller has the model read again what it yields: of several caches at once, say."""
         length = len(token_ids)
         assert length == cache.open_length > 0
-        old, lengths = cache.lengths, cache.lengths.closing(length)
+        lengths = cache.lengths.closing(length)
         cache.unpack()
-        total = self._target(lengths, budget)
-        if total is not None:
-            lengths = lengths.merge_oldest(max(MIN_GROUPS, total // ENTRIES_PER_GROUP))
         request = self.importance.reading(cache, token_ids)
         if request is not None:
             yield request
-        scores = self.importance.scores(cache, request)
-        entries = [self._with_open(cache, layer, scores[layer]) for layer in range(self.model.num_layers)]
-        if total is None or total >= lengths.memory:
-            everything = [entry.scores[0] > -torch.inf for entry in entries]
-            self._store(cache, entries, everything, lengths, [])
-            self._rebase(cache)
-            return
-        if self.learned_form:
-            entries = [replace(e, scores=in_elastic_order(e.scores, old.memory)) for e in entries]
-        kept, share = self._select(entries, lengths, total)
+        scores = [layer[0] for layer in self.importance.scores(cache, request)]
+        if self.learned_form and allowed(lengths, budget, self.sizes) < lengths.memory:
+            scores = [in_elastic_order(layer, cache.lengths.memory) for layer in scores]
+        positions = [self._positions(cache, layer) for layer in range(self.model.num_layers)]
+        ranks = self._with_recency(scores, positions, lengths.closed)
+        kept = close(ranks, positions, lengths, budget, self.allocation, sizes=self.sizes)
         encoded: list[Reread] = []
-        if self.reencode:
+        if self.reencode and not kept.whole:
             if self.learned_form:
-                rows = torch.arange(length - share, length, device=self.model.device)
+                rows = torch.arange(length - kept.counts[-1], length, device=self.model.device)
             else:
                 rows = candidates(
-                    [mask[:, -length:] for mask in kept],
-                    [entry.scores[0, :, -length:] for entry in entries],
+                    [mask[:, -length:] for mask in kept.masks],
+                    [layer[:, -length:] for layer in scores],
                     self.config.candidates,
                 )
             for part in rows.split(MOST_ROWS):
                 encoded.append(Reread(cache, token_ids, part, encode=True, segment=lengths.segments))
                 yield encoded[-1]
-        self._store(cache, entries, kept, replace(lengths, memory=total), encoded)
+        self._store(cache, scores, positions, kept, encoded)
         self._rebase(cache)
 
     def shrink(self, cache: SessionCache, budget: Budget) -> None:
@@ -132,11 +124,12 @@ class Compressor:
         Raises:
             BudgetError: the budget cannot hold the prefix.
         """
-        total = self._target(cache.lengths, budget)
-        if total is not None and total < cache.lengths.memory:
-            entries = [Entries(layer.positions, layer.scores) for layer in cache.layers]
-            kept, _ = self._select(entries, cache.lengths, total)
-            self._store(cache, entries, kept, replace(cache.lengths, memory=total), None)
+        scores = [layer.scores[0] for layer in cache.layers]
+        positions = [layer.positions[0] for layer in cache.layers]
+        ranks = self._with_recency(scores, positions, cache.lengths.closed)
+        kept = shrink(ranks, positions, cache.lengths, budget, self.allocation, sizes=self.sizes)
+        if kept is not None:
+            self._store(cache, scores, positions, kept, None)
 
     def bytes_per_entry(self) -> int:
         """Bytes of one memory entry over all layers and KV heads, bookkeeping included."""
@@ -149,56 +142,47 @@ class Compressor:
     def _heads(self) -> int:
         return self.model.num_layers * self.model.num_heads
 
-    def _target(self, lengths: Lengths, budget: Budget) -> int | None:
-        other, entry = 0, self.bytes_per_entry()
-        if self.config.bits is not None:  # the prefix is not packed; key channels have a factor each
-            other = lengths.prefix * (self.model.bytes_per_token - entry)
-            other += self._heads * self.model.head_dim * self.model.dtype.itemsize
-        return target_entries(
-            budget,
-            history=lengths.history,
-            segments=len(lengths.segment_starts),
-            prefix=lengths.prefix,
-            bytes_per_entry=entry,
-            other_bytes=other,
-        )
+    def _channel_bytes(self) -> int:
+        """Bytes of the key channels' factors, if the memory is packed."""
+        packed = self.config.bits is not None
+        return packed * self._heads * self.model.head_dim * self.model.dtype.itemsize
 
-    def _with_open(self, cache: SessionCache, layer: int, scores: Tensor) -> Entries:
-        """Memory and open segment of a layer, as candidates for keeping."""
-        old = cache.layers[layer].positions
+    def _positions(self, cache: SessionCache, layer: int) -> Tensor:
+        """Transcript positions of a layer's memory and open segment. (G, n + L)"""
+        old = cache.layers[layer].positions[0]
         fresh = torch.arange(
             cache.lengths.closed, cache.logical_length, dtype=torch.int32, device=self.model.device
         )
-        return Entries(torch.cat((old, fresh.expand(1, self.model.num_heads, -1)), dim=-1), scores)
+        return torch.cat((old, fresh.expand(self.model.num_heads, -1)), dim=-1)
 
-    def _select(self, entries: Sequence[Entries], lengths: Lengths, total: int) -> tuple[list[Tensor], int]:
-        """Kept entries of each layer (G, N), and the newest segment's share of them (0: each head's own)."""
-        counts = self.selection.counts(entries, lengths.segment_starts, lengths.closed, total)
-        kept = self.selection.keep(entries, lengths.segment_starts, lengths.closed, total, counts)
-        return kept, counts[-1] if counts else 0
+    def _with_recency(self, scores: Sequence[Tensor], positions: Sequence[Tensor], end: int) -> list[Tensor]:
+        """Scores with what the distance to the history's end takes from them."""
+        return [
+            layer + self.importance.recency(number, end - at)
+            for number, (layer, at) in enumerate(zip(scores, positions, strict=True))
+        ]
 
     def _store(
         self,
         cache: SessionCache,
-        entries: Sequence[Entries],
-        kept: Sequence[Tensor],
-        lengths: Lengths,
+        scores: Sequence[Tensor],
+        positions: Sequence[Tensor],
+        kept: Kept,
         encoded: Sequence[Reread] | None,
     ) -> None:
         """Put each head's selection into the cache; in compact mode at consecutive positions.
 
         Args:
-            entries: the memory's, and the open segment's if that is closed.
-            kept: of each layer. (G, N) bool
+            scores, positions: the memory's, and the open segment's if that is closed.
             encoded: what of the open segment was re-encoded; None: it stays open.
         """
+        lengths = kept.lengths
         selected = [
-            _gather(cache, n, *pair, encoded) for n, pair in enumerate(zip(entries, kept, strict=True))
+            _gather(cache, layer, scores[layer], positions[layer], kept.masks[layer], encoded)
+            for layer in range(self.model.num_layers)
         ]
         if cache.compact:
-            selected = [
-                self._move(cache, layer, memory, kept[layer]) for layer, memory in enumerate(selected)
-            ]
+            selected = [self._move(layer, memory, kept.masks[layer]) for layer, memory in enumerate(selected)]
         length = cache.open_length if encoded is None else 0
         moved = None
         if cache.compact and length:
@@ -234,7 +218,7 @@ class Compressor:
             moved.append(replace(memory, keys=keys))
         cache.keep(moved, replace(lengths, rebased=rebased), open_length=cache.open_length)
 
-    def _move(self, cache: SessionCache, layer: int, memory: Memory, kept: Tensor) -> Memory:
+    def _move(self, layer: int, memory: Memory, kept: Tensor) -> Memory:
         """Rotate kept keys from where they were encoded to consecutive positions behind the prefix."""
         keys = []
         for head, mask in zip(memory.keys, kept, strict=True):  # entries stood side by side, one a column
@@ -245,27 +229,30 @@ class Compressor:
 
 
 def _gather(
-    cache: SessionCache, layer: int, entries: Entries, kept: Tensor, encoded: Sequence[Reread] | None
+    cache: SessionCache,
+    number: int,
+    scores: Tensor,
+    positions: Tensor,
+    kept: Tensor,
+    encoded: Sequence[Reread] | None,
 ) -> Memory:
-    """The kept entries of each head, from memory and open segment; re-encoded ones instead of raw ones.
+    """The kept entries of each head of a layer; re-encoded ones instead of raw ones.
 
     Args:
-        kept: (G, N) bool
+        scores, positions, kept: of memory and open segment. (G, N)
     """
-    layer_cache, prefix = cache.layers[layer], cache.lengths.prefix
+    layer, prefix = cache.layers[number], cache.lengths.prefix
     behind = kept.shape[-1] - (0 if encoded is None else cache.open_length)  # columns of the memory
     keys: list[Tensor] = []
     values: list[Tensor] = []
-    positions, scores = [], []
-    for head, (*pair, count) in enumerate(zip(*layer_cache.heads(), layer_cache.counts, strict=True)):
+    for head, (*pair, count) in enumerate(zip(*layer.heads(), layer.counts, strict=True)):
         mask = kept[head]
         old, fresh = mask[behind - count : behind].nonzero()[:, 0], mask[behind:].nonzero()[:, 0]
         for held, vectors, of in zip((keys, values), pair, (0, 1), strict=True):
             opened = vectors[prefix + count :]
             for request in encoded or ():
-                opened = opened.index_copy(0, request.offsets, request.entries[layer][of][0, head])
+                opened = opened.index_copy(0, request.offsets, request.entries[number][of][0, head])
             memory = vectors[prefix : prefix + count]
             held.append(torch.cat((memory.index_select(0, old), opened.index_select(0, fresh))))
-        positions.append(entries.positions[0, head][mask])
-        scores.append(entries.scores[0, head][mask])
-    return Memory(keys, values, positions, scores)
+    at, worth = ([row[mask] for row, mask in zip(rows, kept, strict=True)] for rows in (positions, scores))
+    return Memory(keys, values, at, worth)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.layers import Memory
-from sonic_kv.compress.budget import target_entries
+from sonic_kv.compress.closing import allowed
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import SonicError
@@ -127,15 +127,7 @@ def _watching(errors: list[Exception | None], number: int, row: Row) -> Iterator
 
 def _allowed(method: Method, row: Row) -> int:
     """Entries that a layer and head may keep of memory and open segment."""
-    lengths = row.cache.lengths.closing(row.cache.open_length)
-    target = target_entries(
-        method.budget,
-        history=lengths.history,
-        segments=len(lengths.segment_starts),
-        prefix=lengths.prefix,
-        bytes_per_entry=1,
-    )
-    return lengths.memory if target is None else target
+    return allowed(row.cache.lengths.closing(row.cache.open_length), method.budget)
 
 
 def _steps(method: Method, row: Row) -> Generator[Reread, None, None]:

@@ -3,13 +3,15 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from sonic_kv.compress.budget import allocate
-from sonic_kv.compress.options import Allocation
-from sonic_kv.compress.selection import Entries, Selection, candidates, in_elastic_order
+from sonic_kv.cache.cache import Lengths
+from sonic_kv.compress.closing import allowed, close
+from sonic_kv.compress.options import Allocation, Budget
+from sonic_kv.compress.selection import candidates, in_elastic_order
 from sonic_kv.model.adapter import Adapter
 from sonic_kv.model.chat_format import Encoded, segment_ends
 from sonic_kv.model.layout import Layout, interleave, lifetimes
@@ -55,49 +57,44 @@ def draw_plan(
     learned = adapter.config.form == "learned"
     shared = rng.random()
     at_random = shared < config.random_share
-    selection = Selection(adapter.scorer.recency, _allocation(learned, shared, config))
+    allocation = "segment" if at_random else _allocation(learned, shared, config)
     ratio = rng.uniform(config.ratio_min, config.ratio_max)
     lowered = rng.randrange(len(ends)) if rng.random() < config.shrink_share else len(ends)
     scores = _noisy([s.float() for s in scores], rng.choice(config.noise), rng)
     heads, device = scores[0].shape[1], scores[0].device
-    memory = [s[..., prefix:prefix] for s in scores]  # of all closed tokens; -inf: dropped
-    starts: list[int] = []
+    memory = [s[0, :, prefix:prefix] for s in scores]  # of all closed tokens; -inf: dropped
+    lengths = Lengths(prefix=prefix, closed=prefix)
     nexus: list[Tensor] = []
-    kept: list[list[list[Tensor]]] = [[] for _ in scores]
-    held = 0
+    alive: list[list[list[Tensor]]] = [[] for _ in scores]
     for number, (start, end) in enumerate(zip([prefix, *ends], ends, strict=False)):
-        starts.append(start)
         if number == lowered:
             ratio = rng.uniform(ratio, config.ratio_max)
         here = min(max(ratio + rng.uniform(-1, 1) * config.ratio_jitter, 0.0), config.ratio_max)
-        held += end - start
-        total = min(max(round((1 - here) * (end - prefix)), len(starts)), held)
-        everything = total == held  # a session then keeps the segment raw
-        memory = [torch.cat((m, s[..., start:end]), -1) for m, s in zip(memory, scores, strict=True)]
-        if learned and not everything:
+        budget, lengths = Budget(compression_ratio=here), lengths.closing(end - start)
+        memory = [torch.cat((m, s[0, :, start:end]), -1) for m, s in zip(memory, scores, strict=True)]
+        if learned and allowed(lengths, budget) < lengths.memory:
             memory = [in_elastic_order(m, start - prefix) for m in memory]
-        closed = torch.arange(prefix, end, device=device).expand(1, heads, -1)
-        entries = [Entries(closed, m) for m in memory]
-        if at_random:
-            counts = _random_counts(entries[0], starts, total, rng)
-        else:
-            counts = selection.counts(entries, starts, end, total)
-        selected = selection.keep(entries, starts, end, total, counts)
+        closed = torch.arange(prefix, end, device=device).expand(heads, -1)
+        ranks = [m + adapter.scorer.recency(layer, end - closed) for layer, m in enumerate(memory)]
+        weigh = partial(_at_random, rng) if at_random else None
+        kept = close(ranks, [closed] * len(ranks), lengths, budget, allocation, weigh=weigh)
+        lengths = kept.lengths
         if learned:
-            chosen = torch.arange(end - start - counts[-1], end - start)
+            size = 0 if kept.whole else kept.counts[-1]
+            chosen = torch.arange(end - start - size, end - start)
         else:
-            fresh = [mask[:, start - prefix :] for mask in selected]
+            fresh = [mask[:, start - prefix :] for mask in kept.masks]
             shown = [s[0, :, start:end] for s in scores]
             chosen = candidates(fresh, shown, rng.choice(config.candidates)).cpu()
-        raw = everything or (not learned and rng.random() < config.raw_share)
+        # a session keeps a segment raw of which nothing is dropped
+        raw = kept.whole or (not learned and rng.random() < config.raw_share)
         nexus.append(start + chosen[:0] if raw else start + chosen)
-        held = total
-        memory = [m.where(mask, -torch.inf) for m, mask in zip(memory, selected, strict=True)]
-        for alive, mask in zip(kept, selected, strict=True):
-            alive.append([prefix + head.nonzero()[:, 0] for head in mask.cpu()])
+        memory = [m.where(mask, -torch.inf) for m, mask in zip(memory, kept.masks, strict=True)]
+        for layer, mask in zip(alive, kept.masks, strict=True):
+            layer.append([prefix + head.nonzero()[:, 0] for head in mask.cpu()])
     whole = learned or adapter.config.scope == "segment"
     layout = interleave(length, prefix, ends, nexus, whole_segment=whole)
-    return Plan(layout, [lifetimes(layout, alive) for alive in kept], ends)
+    return Plan(layout, [lifetimes(layout, layer) for layer in alive], ends)
 
 
 def _allocation(learned: bool, shared: float, config: PlanConfig) -> Allocation:
@@ -116,10 +113,6 @@ def _noisy(scores: list[Tensor], scale: float, rng: random.Random) -> list[Tenso
     return [s - scale * (-uniform.log()).log() for s in scores]
 
 
-def _random_counts(entry: Entries, starts: list[int], total: int, rng: random.Random) -> list[int]:
-    """`total` entries shared among the segments by random weights (exponential: any split is likely)."""
-    edges = torch.tensor(starts, device=entry.positions.device)
-    present = entry.positions[0, 0][entry.scores[0, 0] > -torch.inf]
-    owner = torch.bucketize(present, edges, right=True) - 1
-    held = torch.bincount(owner, minlength=len(starts)).tolist()
-    return allocate([rng.expovariate(1.0) * n for n in held], held, total)
+def _at_random(rng: random.Random, held: list[int]) -> list[float]:
+    """Random weights (exponential: any split is likely) of segments that hold so many entries."""
+    return [rng.expovariate(1.0) * count for count in held]

@@ -7,18 +7,25 @@ from typing import Any
 import pytest
 import torch
 from tiny import DIALOGUE, random_adapter, tiny_base, tiny_model, tiny_tokenizer
+from torch import Tensor
 
-from sonic_kv.bench.dialogue import Newest
 from sonic_kv.cache.cache import Lengths
 from sonic_kv.compress.closing import MIN_GROUPS
-from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig, Storage
+from sonic_kv.compress.policies import Closing, Policy
 from sonic_kv.errors import ContextLengthError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.session import ChatSession
 
 CONFIG = SessionConfig(min_segment_tokens=8, max_segment_tokens=40)
+
+
+class Newest(Policy):
+    """Keeps the newest entries."""
+
+    def scores(self, closing: Closing) -> list[Tensor]:
+        return [closing.positions(layer).float() for layer in closing.layers]
 
 
 def exchange(number: int) -> list[dict[str, str]]:
@@ -105,8 +112,7 @@ def test_distances_that_fit_are_kept_when_positions_are_rebased(monkeypatch: pyt
         # without a prefix, whose distance does change
         tokenizer = tiny_tokenizer("{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}")
         model = SonicModel(tiny_base(max_position_embeddings=size), tokenizer)
-        chat = ChatSession(model, Budget(max_entries=24), config=SessionConfig(8, 40))
-        chat._compressor = Compressor(model, chat.config, Newest(model))
+        chat = ChatSession(model, Budget(max_entries=24), config=SessionConfig(8, 40), policy=Newest())
         for turn in range(10):
             chat.extend(exchange(turn))
         chats.append(chat)

@@ -52,7 +52,7 @@ def test_impossible_or_contradictory_budget_is_refused(given_: dict[str, Any]) -
         (SessionConfig, "candidates", 0.5),
         (SessionConfig, "candidates", math.inf),
         (SessionConfig, "candidates", math.nan),
-        (SessionConfig, "window", 0),
+        (SessionConfig, "policy", "none"),
         (SessionConfig, "positions", "moved"),
         (SessionConfig, "allocation", "even"),
         (SamplingConfig, "max_new_tokens", 0),

@@ -45,7 +45,6 @@ def test_session_matches_one_pass_forward_on_a_drawn_case(seed: int) -> None:
         allocation=rng.choice(["pooled", "global", "segment"]),
         reencode=kind == {"form": "learned"} or rng.random() < 0.7,
         candidates=rng.choice([1.0, 2.0, 50.0]),
-        window=rng.randint(1, 16),
     )
     model, session = record(base, adapter, drawn_dialogue(rng), budgets, config)
     (logits,) = one_pass_logits([session])

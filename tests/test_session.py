@@ -726,7 +726,7 @@ FAILURES: dict[str, tuple[type[BaseException] | None, Callable[[ChatSession, pyt
     "closing fails": (
         ZeroDivisionError,
         lambda c, m: (
-            m.setattr(c._compressor.importance, "scores", _raise(ZeroDivisionError())),
+            m.setattr(type(c.policy), "scores", _raise(ZeroDivisionError())),
             _send_long_replies(c),
         ),
     ),

@@ -20,10 +20,7 @@ from tqdm import tqdm
 
 from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
 from sonic_kv.bench.demo import exchanges
-from sonic_kv.bench.dialogue import WHOLE_SEGMENT, Newest
 from sonic_kv.cache.cache import SessionCache
-from sonic_kv.compress.compressor import Compressor
-from sonic_kv.compress.policies import WindowImportance
 from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
 
@@ -47,11 +44,8 @@ def session(model: Recorder, method: str, budget: Budget, system: str | None) ->
     storage: Any = "int4" if "int4" in method else "full"
     ours = method.startswith("sonic")
     config = SessionConfig(reencode=ours, storage=storage)
-    chat = ChatSession(model, budget, system, config)
-    if not ours:
-        importance = Newest(model) if method == "newest" else WindowImportance(model, WHOLE_SEGMENT)
-        chat._compressor = Compressor(model, config, importance)
-    return chat
+    policy = {"newest": "streaming", "h2o": "h2o"}.get(method)
+    return ChatSession(model, budget, system, config, policy=policy)
 
 
 def run(model: Recorder, dialogue: dict[str, Any], method: str, budget: Budget) -> dict[str, Any]:

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sonic_kv.compress.options import Budget, SessionConfig
+    from sonic_kv.compress.policies import Policy
     from sonic_kv.errors import SonicError
     from sonic_kv.model.model import SonicModel
     from sonic_kv.session.generate import Generation, generate, generate_step, stream_generate
@@ -21,6 +22,7 @@ __all__ = [
     "Budget",
     "ChatSession",
     "Generation",
+    "Policy",
     "Reply",
     "SamplingConfig",
     "SessionConfig",
@@ -36,6 +38,7 @@ _HOME = {
     "Budget": "compress.options",
     "ChatSession": "session.session",
     "Generation": "session.generate",
+    "Policy": "compress.policies",
     "Reply": "session.session",
     "SamplingConfig": "session.options",
     "SessionConfig": "compress.options",

@@ -35,14 +35,14 @@ def measure(model: SonicModel, options: BenchClosingOptions) -> list[Paired]:
     for start in range(4, options.history, options.segment):
         piece = ids[start : min(start + options.segment, options.history)]
         model.feed(cache, piece)
-        compressor.close(cache, piece, budget)
+        compressor.close(cache, ids[: start + len(piece)], budget)
     segment = ids[-options.segment :]
     open_cache = cache.fork()
     model.feed(open_cache, segment)
 
     def close() -> SessionCache:
         closed = open_cache.fork()
-        compressor.close(closed, segment, budget)
+        compressor.close(closed, ids[: closed.logical_length], budget)
         return closed
 
     newest = close().layers

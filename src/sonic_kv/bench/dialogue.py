@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from sonic_kv import __version__
@@ -27,35 +26,16 @@ from sonic_kv.bench.timing import Machine, Ratio, decode_bound, measure_machine,
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
-from sonic_kv.compress.policies import Importance, WindowImportance
+from sonic_kv.compress.policies import H2OPolicy, Policy, StreamingPolicy
 from sonic_kv.errors import ConfigError
 from sonic_kv.files import write_atomic
 from sonic_kv.model.model import SonicModel
-from sonic_kv.model.reread import Reread
 from sonic_kv.session.generate import generate_step
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.text import bytes_text
 
 PREFIX = 4  # tokens that are never compressed
 FULL, REPREFILLED = "full", "re-prefilled"
-WHOLE_SEGMENT = 1 << 30  # a window of queries that covers any segment
-
-
-class Newest:
-    """Keeps the newest entries, whatever they hold: with the prefix, StreamingLLM (arXiv:2309.17453)."""
-
-    def __init__(self, model: SonicModel) -> None:
-        self._model = model
-
-    def reading(self, cache: SessionCache, token_ids: Sequence[int]) -> None:
-        return None
-
-    def scores(self, cache: SessionCache, read: Reread | None) -> list[Tensor]:
-        kept = cache.stored - cache.lengths.prefix
-        return [torch.zeros(1, self._model.num_heads, kept, device=self._model.device) for _ in cache.layers]
-
-    def recency(self, layer: int, distance: Tensor) -> Tensor:
-        return -distance.float()
 
 
 @dataclass(frozen=True)
@@ -74,12 +54,8 @@ class Method:
 def methods(model: SonicModel, options: BenchDialogueOptions) -> list[Method]:
     """The methods to time: the two full contexts, then each kind of compression at each ratio."""
     found = [Method(name) for name in (FULL, REPREFILLED) if name in options.methods]
-    importances: dict[str, Importance | None] = {
-        "streaming": Newest(model),
-        "h2o": WindowImportance(model, WHOLE_SEGMENT),  # every query counts, as in its running sum
-        "sonic": None,
-    }
-    for kind, importance in importances.items():
+    policies: dict[str, Policy | None] = {"streaming": StreamingPolicy(), "h2o": H2OPolicy(), "sonic": None}
+    for kind, policy in policies.items():
         if kind not in options.methods:
             continue
         for storage in options.storages if kind == "sonic" else ("full",):
@@ -89,7 +65,7 @@ def methods(model: SonicModel, options: BenchDialogueOptions) -> list[Method]:
                 storage=storage,
                 allocation=options.allocation if own else "global",
             )
-            compressor = Compressor(model, config, importance)
+            compressor = Compressor(model, config, policy)
             name = kind if storage == "full" else f"{kind} {storage}"
             found += [Method(f"{name} {ratio:g}", ratio, compressor) for ratio in options.ratios]
     return found
@@ -148,11 +124,11 @@ class _Run:
     def _close(self) -> None:
         if self.method.compressor is None:
             return
-        open_segments = [  # in the transcript, but not in the cache: the reply's last token
-            (cache, ids[cache.lengths.closed : cache.logical_length])
+        fed = [  # in the transcript, but not in the cache: the reply's last token
+            (cache, ids[: cache.logical_length])
             for cache, ids in zip(self.caches, self.transcripts, strict=True)
         ]
-        self.method.compressor.close_all(open_segments, Budget(compression_ratio=self.method.ratio))
+        self.method.compressor.close_all(fed, Budget(compression_ratio=self.method.ratio))
         for cache in self.caches:
             cache.pack()
 

@@ -12,9 +12,9 @@ from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.layers import Memory
 from sonic_kv.compress.closing import Kept, Sizes, allowed, close, shrink
 from sonic_kv.compress.options import Budget, SessionConfig
-from sonic_kv.compress.policies import Importance, LearnedImportance, WindowImportance
+from sonic_kv.compress.policies import Closing, Policy, policy_of
 from sonic_kv.compress.selection import candidates, in_elastic_order
-from sonic_kv.errors import ModelError
+from sonic_kv.errors import ConfigError, ModelError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.reread import Reread
 
@@ -27,25 +27,20 @@ class Compressor:
     Args:
         model: base and adapter.
         config: how segments are kept.
-        importance: which entries matter; None: the adapter's scorer, or recent queries without one.
+        policy: which entries matter; None: what the configuration names.
+
+    Raises:
+        ConfigError: the policy needs an adapter.
     """
 
-    def __init__(
-        self, model: SonicModel, config: SessionConfig, importance: Importance | None = None
-    ) -> None:
+    def __init__(self, model: SonicModel, config: SessionConfig, policy: Policy | None = None) -> None:
         self.model, self.config = model, config
         adapter = model.adapter
         self.learned_form = adapter is not None and adapter.config.form == "learned"
         self.reencode = config.reencode and adapter is not None and adapter.reencodes
         if self.learned_form and not config.reencode:
             raise ModelError("the adapter's Nexus tokens are learned: reencode cannot be off")
-        if importance is None:
-            importance = (
-                WindowImportance(model, config.window)
-                if adapter is None
-                else LearnedImportance(model, adapter)
-            )
-        self.importance = importance
+        self.policy = policy_of(policy or config.policy, model)
         allocation = config.allocation
         if self.learned_form:
             allocation = "segment"
@@ -54,53 +49,56 @@ class Compressor:
         self.allocation = allocation
         self.sizes = Sizes(self.bytes_per_entry(), model.bytes_per_token, self._channel_bytes())
 
-    def close(self, cache: SessionCache, token_ids: Sequence[int], budget: Budget) -> None:
+    def close(self, cache: SessionCache, transcript: Sequence[int], budget: Budget) -> None:
         """Replace the open segment by its Nexus tokens, and let older segments make room.
 
         The cache changes at the very end and at once: if anything fails it is as it was.
 
         Args:
-            token_ids: of the open segment; their number is `cache.open_length`.
+            transcript: all tokens that the cache was fed.
 
         Raises:
             BudgetError: the budget cannot hold the prefix.
         """
-        self.close_all([(cache, token_ids)], budget)
+        self.close_all([(cache, transcript)], budget)
 
-    def close_all(self, open_segments: Sequence[tuple[SessionCache, Sequence[int]]], budget: Budget) -> None:
+    def close_all(self, dialogues: Sequence[tuple[SessionCache, Sequence[int]]], budget: Budget) -> None:
         """`close` several caches; what is re-encoded of them is in one model run. If it fails, each cache is as it
         was or closed."""
-        going = [self.steps(cache, token_ids, budget) for cache, token_ids in open_segments]
+        going = [self.steps(cache, transcript, budget) for cache, transcript in dialogues]
         while wanted := {steps: request for steps in going for request in islice(steps, 1)}:
             self.model.reread(list(wanted.values()))
             going = list(wanted)
 
     def closing(
-        self, cache: SessionCache, token_ids: Sequence[int], budget: Budget
+        self, cache: SessionCache, transcript: Sequence[int], budget: Budget
     ) -> Generator[None, None, None]:
         """`close` that pauses between its steps, of which each takes a while; left there, it is called off."""
         yield
-        for request in self.steps(cache, token_ids, budget):
+        for request in self.steps(cache, transcript, budget):
             yield
             self.model.reread([request])
             yield
 
     def steps(
-        self, cache: SessionCache, token_ids: Sequence[int], budget: Budget
+        self, cache: SessionCache, transcript: Sequence[int], budget: Budget
     ) -> Generator[Reread, None, None]:
         """`close`, but the caller has the model read again what it yields: of several caches at once, say."""
-        length = len(token_ids)
-        assert length == cache.open_length > 0
-        lengths = cache.lengths.closing(length)
+        length, lengths = cache.open_length, cache.lengths.closing(cache.open_length)
+        assert len(transcript) == cache.logical_length
+        assert length > 0
         cache.unpack()
-        request = self.importance.reading(cache, token_ids)
+        target = allowed(lengths, budget, self.sizes)
+        closing = Closing(self.model, cache, transcript, length, target)
+        request = self.policy.reading(closing)
         if request is not None:
             yield request
-        scores = [layer[0] for layer in self.importance.scores(cache, request)]
-        if self.learned_form and allowed(lengths, budget, self.sizes) < lengths.memory:
+        closing = replace(closing, read=request)
+        positions = [closing.positions(layer) for layer in closing.layers]
+        scores = self._scores(closing, positions)
+        if self.learned_form and target < lengths.memory:
             scores = [in_elastic_order(layer, cache.lengths.memory) for layer in scores]
-        positions = [self._positions(cache, layer) for layer in range(self.model.num_layers)]
-        ranks = self._with_recency(scores, positions, lengths.closed)
+        ranks = self._with_recency(closing, scores, positions, lengths.closed)
         kept = close(ranks, positions, lengths, budget, self.allocation, sizes=self.sizes)
         encoded: list[Reread] = []
         if self.reencode and not kept.whole:
@@ -112,8 +110,9 @@ class Compressor:
                     [layer[:, -length:] for layer in scores],
                     self.config.candidates,
                 )
+            opened = transcript[len(transcript) - length :]
             for part in rows.split(MOST_ROWS):
-                encoded.append(Reread(cache, token_ids, part, encode=True, segment=lengths.segments))
+                encoded.append(Reread(cache, opened, part, encode=True, segment=lengths.segments))
                 yield encoded[-1]
         self._store(cache, scores, positions, kept, encoded)
         self._rebase(cache)
@@ -124,9 +123,10 @@ class Compressor:
         Raises:
             BudgetError: the budget cannot hold the prefix.
         """
+        closing = Closing(self.model, cache, [], 0, allowed(cache.lengths, budget, self.sizes))
         scores = [layer.scores[0] for layer in cache.layers]
         positions = [layer.positions[0] for layer in cache.layers]
-        ranks = self._with_recency(scores, positions, cache.lengths.closed)
+        ranks = self._with_recency(closing, scores, positions, cache.lengths.closed)
         kept = shrink(ranks, positions, cache.lengths, budget, self.allocation, sizes=self.sizes)
         if kept is not None:
             self._store(cache, scores, positions, kept, None)
@@ -147,18 +147,32 @@ class Compressor:
         packed = self.config.bits is not None
         return packed * self._heads * self.model.head_dim * self.model.dtype.itemsize
 
-    def _positions(self, cache: SessionCache, layer: int) -> Tensor:
-        """Transcript positions of a layer's memory and open segment. (G, n + L)"""
-        old = cache.layers[layer].positions[0]
-        fresh = torch.arange(
-            cache.lengths.closed, cache.logical_length, dtype=torch.int32, device=self.model.device
-        )
-        return torch.cat((old, fresh.expand(self.model.num_heads, -1)), dim=-1)
+    def _scores(self, closing: Closing, positions: Sequence[Tensor]) -> list[Tensor]:
+        """The policy's scores, -inf where there is no entry. (G, n + L) each
 
-    def _with_recency(self, scores: Sequence[Tensor], positions: Sequence[Tensor], end: int) -> list[Tensor]:
-        """Scores with what the distance to the history's end takes from them."""
+        Raises:
+            ConfigError: they have another shape, or are NaN.
+        """
+        found = self.policy.scores(closing)
+        shapes = [tuple(layer.shape) for layer in found]
+        wanted = [tuple(layer.shape) for layer in positions]
+        if shapes != wanted:
+            raise ConfigError(
+                f"policy {self.policy.name!r} gave scores of the shapes {shapes}, and the layers have {wanted}"
+            )
+        scores = [
+            layer.float().masked_fill(at < 0, -torch.inf) for layer, at in zip(found, positions, strict=True)
+        ]
+        if bool(torch.cat(scores, -1).isnan().any()):
+            raise ConfigError(f"policy {self.policy.name!r} gave scores that are no numbers (NaN)")
+        return scores
+
+    def _with_recency(
+        self, closing: Closing, scores: Sequence[Tensor], positions: Sequence[Tensor], end: int
+    ) -> list[Tensor]:
+        """Scores with what the distance to the history's end adds to them."""
         return [
-            layer + self.importance.recency(number, end - at)
+            layer + self.policy.recency(closing, number, end - at)
             for number, (layer, at) in enumerate(zip(scores, positions, strict=True))
         ]
 

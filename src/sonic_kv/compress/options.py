@@ -11,6 +11,7 @@ Positions = Literal["original", "compact"]
 Allocation = Literal["pooled", "global", "segment"]
 Storage = Literal["full", "int8", "int4"]
 Closing = Literal["turn", "idle"]
+PolicyName = Literal["learned", "recent", "h2o", "streaming"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,11 @@ class SessionConfig(Options):
         least=1.0,
         flag=False,
     )
-    window: int = option(
-        16, "recent queries observed for importance when there is no adapter", least=1, flag=False
+    policy: PolicyName | None = option(
+        None,
+        "how entries are chosen: by the adapter's scorer (learned), by what recent queries (recent) or all of a "
+        "segment's queries (h2o) attend to, the first and newest ones (streaming); none: learned, or without an "
+        "adapter recent",
     )
     storage: Storage = option(
         "full", "numbers of kept entries between two calls: as computed (full), or rounded to 8 or 4 bits"

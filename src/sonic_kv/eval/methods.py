@@ -20,7 +20,7 @@ from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.layers import Memory
 from sonic_kv.compress.closing import allowed
 from sonic_kv.compress.compressor import Compressor
-from sonic_kv.compress.options import Budget, SessionConfig
+from sonic_kv.compress.options import Budget, PolicyName, SessionConfig
 from sonic_kv.errors import SonicError
 from sonic_kv.eval.turns import Row, read
 from sonic_kv.model.model import SonicModel
@@ -257,11 +257,11 @@ class Random(Ranked):
 class Sonic(Method):
     """This project: entries chosen by the adapter's scorer and re-encoded with its LoRA."""
 
-    reencode = True
+    policy: PolicyName = "learned"
 
     def __init__(self, model: SonicModel, ratio: float | None, config: SessionConfig) -> None:
-        super().__init__(model, ratio, config)
-        self._compressor = Compressor(model, config)
+        super().__init__(model, ratio, replace(config, policy=self.policy))
+        self._compressor = Compressor(model, self.config)
 
     @classmethod
     def missing(cls, model: SonicModel) -> str | None:
@@ -271,7 +271,7 @@ class Sonic(Method):
 
     def steps(self, row: Row, target: int) -> Generator[Reread, None, None]:
         row.cache = row.cache.fork(bits=self.config.bits)
-        yield from self._compressor.steps(row.cache, row.open_ids, self.budget)
+        yield from self._compressor.steps(row.cache, row.token_ids, self.budget)
 
 
 class Selection(Sonic):
@@ -289,6 +289,8 @@ class Selection(Sonic):
 
 class RecentQueries(Sonic):
     """This project without an adapter: entries chosen by what the segment's last queries attend to."""
+
+    policy: PolicyName = "recent"
 
     def __init__(self, model: SonicModel, ratio: float | None, config: SessionConfig) -> None:
         plain = copy(model)

@@ -15,6 +15,7 @@ from sonic_kv.cache.cache import Lengths, SessionCache
 from sonic_kv.cache.export import Export, write_export
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import DEFAULT_BUDGET, Budget, SessionConfig
+from sonic_kv.compress.policies import Policy, described, policy_of, restored
 from sonic_kv.errors import (
     AdapterError,
     ConfigError,
@@ -29,6 +30,7 @@ from sonic_kv.model.fingerprint import check_fingerprint
 from sonic_kv.model.model import SonicModel
 from sonic_kv.session.generate import NAN_LOGITS, detokenize, stream_generate
 from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.state import translated
 
 Done = TypeVar("Done")
 Steps = Generator[None, None, None]  # pauses where something else may be done
@@ -113,6 +115,7 @@ class ChatSession:
         system: system prompt; part of the prefix, never compressed.
         config: segments, positions, selection.
         sampling: how replies are generated unless a call says otherwise.
+        policy: which entries are kept, by name or an object of your own; None: what `config` names.
     """
 
     def __init__(
@@ -122,8 +125,10 @@ class ChatSession:
         system: str | None = None,
         config: SessionConfig | None = None,
         sampling: SamplingConfig | None = None,
+        *,
+        policy: Policy | str | None = None,
     ) -> None:
-        _run(self._begin(model, budget, system, config, sampling))
+        _run(self._begin(model, budget, system, config, sampling, policy))
 
     @classmethod
     def making(
@@ -136,7 +141,7 @@ class ChatSession:
     ) -> Generator[None, None, "ChatSession"]:
         """A new session, made with a pause after every model run over at most `slice_tokens` of its prefix."""
         session = object.__new__(cls)
-        yield from session._begin(model, budget, system, config, None, slice_tokens)
+        yield from session._begin(model, budget, system, config, None, None, slice_tokens)
         return session
 
     def _begin(
@@ -146,6 +151,7 @@ class ChatSession:
         system: str | None,
         config: SessionConfig | None,
         sampling: SamplingConfig | None,
+        policy: Policy | str | None,
         slice_tokens: int | None = None,
     ) -> Steps:
         self.model = model
@@ -156,7 +162,8 @@ class ChatSession:
         self.messages: list[dict[str, str]] = []
         self.token_ids: list[int] = []
         self.last_reply: Reply | None = None
-        self._compressor = Compressor(model, self.config)
+        self.policy = policy_of(policy or self.config.policy, model)
+        self._compressor = Compressor(model, self.config, self.policy)
         self.cache = _new_cache(model, self.config)
         if system is not None:
             check_messages([{"role": "system", "content": system}])
@@ -371,6 +378,7 @@ class ChatSession:
         header = {
             "base": self.model.fingerprint(),
             "adapter": self._adapter_digest(),
+            "policy": described(self.policy),
             "budget": asdict(self.budget),
             "config": asdict(self.config),
             "sampling": asdict(self.sampling),
@@ -419,27 +427,38 @@ class ChatSession:
         return partial(write_export, base=base, token_ids=token_ids, open_ids=open_ids, layers=layers)
 
     @classmethod
-    def load(cls, model: SonicModel, path: str | Path) -> "ChatSession":
+    def load(cls, model: SonicModel, path: str | Path, *, policy: Policy | None = None) -> "ChatSession":
         """Continue a saved session.
+
+        Args:
+            policy: which entries are kept from now on; None: the saved session's, if it is one of ours.
 
         Raises:
             FileError: missing, damaged or changed.
             AdapterError: saved with another model or adapter.
+            ConfigError: its policy is not one of ours, and none is given.
         """
-        return cls.thaw(model, *read_sealed(path, "session"), str(path))
+        return cls.thaw(model, *read_sealed(path, "session"), str(path), policy)
 
     @classmethod
     def thaw(
-        cls, model: SonicModel, header: dict[str, Any], tensors: dict[str, Tensor], path: str
+        cls,
+        model: SonicModel,
+        header: dict[str, Any],
+        tensors: dict[str, Tensor],
+        path: str,
+        policy: Policy | None = None,
     ) -> "ChatSession":
         """The session that `freeze` took apart; `path` is what errors call it.
 
         Raises:
             AdapterError: saved with another model or adapter.
             FileError: of another version.
+            ConfigError: its policy is not one of ours, and none is given.
         """
         check_fingerprint(header.get("base", {}), model.fingerprint(), f"session {path}")
         try:
+            header = translated(header)
             config = SessionConfig(**header["config"])
             sampling = dict(header["sampling"], stop=tuple(header["sampling"]["stop"]))
             session = object.__new__(cls)
@@ -462,9 +481,10 @@ class ChatSession:
         first = session.messages[:1]
         session.system = first[0]["content"] if first and first[0]["role"] == "system" else None
         session._opening = model.format.opening(session.system)[1]
-        session._compressor = Compressor(model, config)
         if found != session._adapter_digest():
             raise AdapterError(f"session {path} was saved with another adapter: load the model with that one")
+        session.policy = policy or restored(header["policy"], model, f"session {path}")
+        session._compressor = Compressor(model, config, session.policy)
         return session
 
     def _adapter_digest(self) -> str | None:
@@ -570,5 +590,4 @@ class ChatSession:
             yield from self._closing()
 
     def _closing(self) -> Steps:
-        ids = self.token_ids[-self.cache.open_length :]
-        return self._compressor.closing(self.cache, ids, self.budget)
+        return self._compressor.closing(self.cache, self.token_ids, self.budget)

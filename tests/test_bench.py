@@ -91,10 +91,10 @@ def test_every_method_lives_through_the_same_dialogue(size: int) -> None:
 
 def test_packed_memory_is_live_in_few_bits_and_works_in_many() -> None:
     model = tiny_model()
-    options = replace(SHORT, methods=("full", "sonic"), storages=("full", "int4"), ratios=(0.5,))
+    options = replace(SHORT, methods=("full", "sonic"), bits=(0, 4), ratios=(0.5,))
     turns = dialogue.measure(model, "tiny", options)[0].turns
-    assert list(turns) == ["full", "sonic 0.5", "sonic int4 0.5"]
-    full, packed = turns["sonic 0.5"], turns["sonic int4 0.5"]
+    assert list(turns) == ["full", "sonic 0.5", "sonic 4 bits 0.5"]
+    full, packed = turns["sonic 0.5"], turns["sonic 4 bits 0.5"]
     assert packed.entries == full.entries
     assert packed.live_bytes[-1] < 0.6 * full.live_bytes[-1]
     assert packed.peak_bytes[-1] >= full.peak_bytes[-1] * 0.9

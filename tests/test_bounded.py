@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sonic_kv.cache.cache import Lengths
 from sonic_kv.compress.closing import MIN_GROUPS
-from sonic_kv.compress.options import Budget, SessionConfig, Storage
+from sonic_kv.compress.options import Bits, Budget, SessionConfig
 from sonic_kv.compress.policies import Closing, Policy
 from sonic_kv.errors import ContextLengthError
 from sonic_kv.model.model import SonicModel
@@ -34,12 +34,10 @@ def exchange(number: int) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1]}]
 
 
-@pytest.mark.parametrize(
-    ("storage", "positions"), [("full", "original"), ("full", "compact"), ("int4", "original")]
-)
-def test_five_hundred_turns_take_constant_memory_and_time(storage: Storage, positions: Any) -> None:
+@pytest.mark.parametrize(("bits", "positions"), [(None, "original"), (None, "compact"), (4, "original")])
+def test_five_hundred_turns_take_constant_memory_and_time(bits: Bits | None, positions: Any) -> None:
     model = tiny_model(max_position_embeddings=300)
-    config = SessionConfig(8, 40, positions=positions, storage=storage)
+    config = SessionConfig(8, 40, positions=positions, bits=bits)
     chat = ChatSession(model, Budget(max_entries=64), config=config)
     sizes = []
     for turn in range(500):

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sonic_kv.compress.budget import allocate, select_by_segment, select_global, select_pooled, target_entries
+from sonic_kv.compress.budget import (
+    allocate,
+    select_by_segment,
+    select_per_head,
+    select_shared,
+    target_entries,
+)
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import BudgetError, ConfigError
 from sonic_kv.model.options import AdapterConfig
@@ -190,7 +196,7 @@ def scored(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
 @given(scored())
 def test_global_selection_keeps_one_of_every_segment_then_the_best(case: tuple[Tensor, Tensor, int]) -> None:
     scores, segments, total = case
-    kept = select_global(scores, segments, total)
+    kept = select_per_head(scores, segments, total)
     assert kept.sum(-1).tolist() == [total] * len(scores)
     chosen_rows = [mask.nonzero()[:, 0].tolist() for mask in kept]
     for score, segment, rows in zip(scores.tolist(), segments.tolist(), chosen_rows, strict=True):
@@ -217,17 +223,17 @@ def _first_of_each(score: list[float], segment: list[int]) -> list[int]:
 def test_smaller_global_selection_is_a_subset(case: tuple[Tensor, Tensor, int], fewer: int) -> None:
     """What makes the elastic drop exact: selecting in two steps is selecting once."""
     scores, segments, total = case
-    many = select_global(scores, segments, total)
+    many = select_per_head(scores, segments, total)
     less = max(total - fewer, 0)
-    again = select_global(scores.masked_fill(~many, -torch.inf), segments, less)
-    assert torch.equal(again, select_global(scores, segments, less))
+    again = select_per_head(scores.masked_fill(~many, -torch.inf), segments, less)
+    assert torch.equal(again, select_per_head(scores, segments, less))
 
 
 @given(scored(), st.integers(0, 20))
 def test_pooled_selection_takes_the_best_of_all_heads(case: tuple[Tensor, Tensor, int], fewer: int) -> None:
     scores, _, total = case
     layers = [scores, scores.flip(0)[:, : scores.shape[1] // 2 + 1] + 1.0]
-    kept = select_pooled(layers, total)
+    kept = select_shared(layers, total)
     size = total * sum(len(layer) for layer in layers)
     everything = torch.cat([layer.flatten() for layer in layers])
     chosen = torch.cat([layer[mask] for layer, mask in zip(layers, kept, strict=True)])
@@ -235,7 +241,7 @@ def test_pooled_selection_takes_the_best_of_all_heads(case: tuple[Tensor, Tensor
     assert torch.equal(chosen.sort().values, everything.sort().values[len(everything) - len(chosen) :])
     less = max(total - fewer, 0)
     left = [layer.masked_fill(~mask, -torch.inf) for layer, mask in zip(layers, kept, strict=True)]
-    for again, once in zip(select_pooled(left, less), select_pooled(layers, less), strict=True):
+    for again, once in zip(select_shared(left, less), select_shared(layers, less), strict=True):
         assert torch.equal(again, once)
 
 

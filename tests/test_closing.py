@@ -28,7 +28,7 @@ def drawn(seed: int, sizes: list[int]) -> tuple[list[Tensor], list[Tensor], Leng
 CASES = st.tuples(
     st.integers(0, 1000),
     st.lists(st.integers(1, 30), min_size=1, max_size=6),
-    st.sampled_from(["pooled", "global", "segment"]),
+    st.sampled_from(["shared", "per_head", "segment"]),
     st.floats(0.05, 0.95),
 )
 
@@ -49,7 +49,7 @@ def test_as_many_entries_are_kept_as_the_new_lengths_count(
     assert count(kept) == kept.lengths.memory * LAYERS * HEADS
     assert kept.lengths.closed == lengths.closed
     assert kept.lengths.segments == len(sizes)
-    if allocation != "pooled":
+    if allocation != "shared":
         assert all((mask.sum(-1) == kept.lengths.memory).all() for mask in kept.masks)
     assert sum(kept.counts) == (kept.lengths.memory if allocation == "segment" and not kept.whole else 0)
 
@@ -60,7 +60,7 @@ def test_shrinking_afterwards_is_closing_with_the_lower_budget(
 ) -> None:
     """But where segments have shares of their own, whose weights change with what is left of them."""
     seed, sizes, allocation, ratio = case
-    allocation = "global" if allocation == "segment" else allocation
+    allocation = "per_head" if allocation == "segment" else allocation
     scores, positions, lengths = drawn(seed, sizes)
     high, low = Budget(compression_ratio=min(ratio, lower)), Budget(compression_ratio=max(ratio, lower))
     once = close(scores, positions, lengths, low, allocation)
@@ -76,19 +76,19 @@ def test_without_a_limit_everything_stays_and_what_is_gone_is_not_counted_in() -
     scores, positions, lengths = drawn(0, [5, 5])
     scores[1][0, 3] = -torch.inf
     for budget in (Budget(), Budget(compression_ratio=0.0), Budget(max_entries=100)):
-        kept = close(scores, positions, lengths, budget, "pooled")
+        kept = close(scores, positions, lengths, budget, "shared")
         assert kept.whole
         assert kept.lengths == lengths
         assert count(kept) == LAYERS * HEADS * 10 - 1
-        assert shrink(scores, positions, lengths, budget, "pooled") is None
+        assert shrink(scores, positions, lengths, budget, "shared") is None
 
 
 def test_many_segments_become_few_and_none_is_forgotten() -> None:
     scores, positions, lengths = drawn(0, [2] * 40)
-    kept = close(scores, positions, lengths, Budget(compression_ratio=0.5), "global")
+    kept = close(scores, positions, lengths, Budget(compression_ratio=0.5), "per_head")
     assert kept.lengths.segments == 40
     assert len(kept.lengths.segment_starts) < 40
-    assert shrink(scores, positions, lengths, Budget(compression_ratio=0.9), "global") is not None
+    assert shrink(scores, positions, lengths, Budget(compression_ratio=0.9), "per_head") is not None
 
 
 def test_given_weights_share_the_entries_among_segments() -> None:
@@ -107,4 +107,4 @@ def test_given_weights_share_the_entries_among_segments() -> None:
 def test_a_budget_that_cannot_hold_the_prefix_is_refused() -> None:
     scores, positions, lengths = drawn(0, [20])
     with pytest.raises(BudgetError, match="raise the budget"):
-        close(scores, positions, lengths, Budget(max_entries=PREFIX), "pooled")
+        close(scores, positions, lengths, Budget(max_entries=PREFIX), "shared")

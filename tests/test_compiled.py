@@ -19,7 +19,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a
 
 
 @needs_compiler
-@pytest.mark.parametrize("allocation", ["global", "pooled"])
+@pytest.mark.parametrize("allocation", ["per_head", "shared"])
 def test_one_graph_is_the_base_at_every_length_and_share_of_heads(allocation: str) -> None:
     model = tiny_model()
     step = CompiledStep(model.base)
@@ -28,7 +28,7 @@ def test_one_graph_is_the_base_at_every_length_and_share_of_heads(allocation: st
     for text in ("the first message of some length", "a second one", "a third"):
         chat.send(text, sampling=SamplingConfig(max_new_tokens=12))
     assert chat.cache.lengths.memory > 0
-    assert chat.cache.even == (allocation == "global")
+    assert chat.cache.even == (allocation == "per_head")
     for start in (SessionCache(model.num_layers), chat.cache):
         ours, theirs = start.fork(), start.fork()
         for token in ids:

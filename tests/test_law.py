@@ -67,7 +67,7 @@ def test_session_matches_one_pass_forward_in_a_padded_batch_of_uneven_dialogues(
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize("allocation", ["pooled", "global", "segment"])
+@pytest.mark.parametrize("allocation", ["shared", "per_head", "segment"])
 def test_session_matches_one_pass_forward_after_elastic_drops(allocation: str, positions: str) -> None:
     base = tiny_base("llama")
     budgets = [Budget(compression_ratio=0.3), Budget(max_entries=40), Budget(compression_ratio=0.9)]

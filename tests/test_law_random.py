@@ -42,7 +42,7 @@ def test_session_matches_one_pass_forward_on_a_drawn_case(seed: int) -> None:
         least,
         least + rng.randint(0, 40),
         positions=rng.choice(["original", "compact"]),
-        allocation=rng.choice(["pooled", "global", "segment"]),
+        allocation=rng.choice(["shared", "per_head", "segment"]),
         reencode=kind == {"form": "learned"} or rng.random() < 0.7,
         candidates=rng.choice([1.0, 2.0, 50.0]),
     )

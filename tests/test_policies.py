@@ -91,7 +91,7 @@ def test_keys_of_the_memory_are_unrotated_from_where_they_stand() -> None:
     found = {}
     for positions in ("original", "compact"):
         policy = Watched()
-        config = SessionConfig(16, 40, positions=positions, allocation="global")  # type: ignore[arg-type]
+        config = SessionConfig(16, 40, positions=positions, allocation="per_head")  # type: ignore[arg-type]
         talk(tiny_model(adapter=False), policy, config, exchanges=2)
         one, two = policy.shown[:2]
         assert two.positions(0).shape[-1] > two.length

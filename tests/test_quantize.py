@@ -8,7 +8,7 @@ from tiny import DIALOGUE, tiny_model
 from torch import Tensor
 
 from sonic_kv.cache.bits import channel_factors, pack, unpack, vector_bytes
-from sonic_kv.compress.options import Budget, SessionConfig, Storage
+from sonic_kv.compress.options import Bits, Budget, SessionConfig
 from sonic_kv.errors import ConfigError
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.session import ChatSession
@@ -58,16 +58,16 @@ def test_a_channel_far_larger_than_the_others_does_not_drown_them() -> None:
     assert ours < 0.1 * plain
 
 
-def talk(storage: Storage, exchanges: int = 4, budget: Budget = HALF) -> ChatSession:
-    config = SessionConfig(16, 40, storage=storage)
+def talk(bits: Bits | None, exchanges: int = 4, budget: Budget = HALF) -> ChatSession:
+    config = SessionConfig(16, 40, bits=bits)
     chat = ChatSession(tiny_model(), budget, system="be brief", config=config, sampling=BRIEF)
     chat.extend(DIALOGUE[: 2 * exchanges])
     return chat
 
 
-@pytest.mark.parametrize(("storage", "bits"), [("int8", 8), ("int4", 4)])
-def test_memory_rests_in_few_bits_and_the_bytes_are_those_of_its_tensors(storage: Storage, bits: int) -> None:
-    chat = talk(storage)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_memory_rests_in_few_bits_and_the_bytes_are_those_of_its_tensors(bits: Bits) -> None:
+    chat = talk(bits)
     stats = chat.stats
     assert stats.memory > 0
     raw = (stats.prefix + stats.open) * chat.model.bytes_per_token
@@ -88,7 +88,7 @@ def test_memory_rests_in_few_bits_and_the_bytes_are_those_of_its_tensors(storage
 
 def test_rest_changes_nothing() -> None:
     """A dialogue fed in one call, which never packs in between, is the one fed in eight."""
-    at_once, stepwise = talk("int4"), talk("int4", exchanges=1)
+    at_once, stepwise = talk(4), talk(4, exchanges=1)
     for message in DIALOGUE[2:]:
         stepwise.extend([message])
     for one, other in zip(at_once.cache.layers, stepwise.cache.layers, strict=True):
@@ -98,7 +98,7 @@ def test_rest_changes_nothing() -> None:
 
 
 def test_without_removal_everything_closed_is_rounded_all_the_same() -> None:
-    chat, plain = talk("int8", budget=Budget()), talk("full", budget=Budget())
+    chat, plain = talk(8, budget=Budget()), talk(None, budget=Budget())
     assert chat.stats.entries == plain.stats.entries
     assert chat.stats.memory > 0 == plain.stats.memory
     assert chat.stats.bytes < plain.stats.bytes
@@ -106,9 +106,9 @@ def test_without_removal_everything_closed_is_rounded_all_the_same() -> None:
         torch.testing.assert_close(a.values, b.values, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("storage", ["int8", "int4"])
-def test_a_packed_session_is_saved_packed_and_goes_on(storage: Storage, tmp_path: Path) -> None:
-    chat = talk(storage)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_packed_session_is_saved_packed_and_goes_on(bits: Bits, tmp_path: Path) -> None:
+    chat = talk(bits)
     chat.save(tmp_path / "chat.safetensors")
     loaded = ChatSession.load(chat.model, tmp_path / "chat.safetensors")
     assert loaded.stats == chat.stats
@@ -119,7 +119,7 @@ def test_a_packed_session_is_saved_packed_and_goes_on(storage: Storage, tmp_path
 
 
 def test_a_failed_call_leaves_packed_memory_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = talk("int4")
+    chat = talk(4)
     before = [tensor.clone() for layer in chat.cache.layers for tensor in layer.state().values()]
     with monkeypatch.context() as patches:
         patches.setattr(chat._compressor, "_store", None)
@@ -132,9 +132,9 @@ def test_a_failed_call_leaves_packed_memory_as_it_was(monkeypatch: pytest.Monkey
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("storage", ["int8", "int4"])
-def test_a_limit_in_bytes_holds_and_keeps_more_entries(storage: Storage) -> None:
-    config = SessionConfig(1, 40, storage=storage)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_limit_in_bytes_holds_and_keeps_more_entries(bits: Bits) -> None:
+    config = SessionConfig(1, 40, bits=bits)
     limit = 3_500
     chat = ChatSession(tiny_model(), Budget(max_bytes=limit), config=config)
     plain = ChatSession(tiny_model(), Budget(max_bytes=limit), config=SessionConfig(1, 40))
@@ -148,4 +148,4 @@ def test_a_limit_in_bytes_holds_and_keeps_more_entries(storage: Storage) -> None
 
 def test_few_bits_and_compact_positions_do_not_go_together() -> None:
     with pytest.raises(ConfigError, match="positions='original'"):
-        SessionConfig(storage="int4", positions="compact")
+        SessionConfig(bits=4, positions="compact")

@@ -195,7 +195,7 @@ def test_untrained_reencoding_is_plain_selection_over_a_whole_dialogue(positions
 def test_transformers_generate_continues_as_the_session(family: str) -> None:
     model = tiny_model(family)
     chat = talk(
-        model, Budget(compression_ratio=0.7), config=SessionConfig(16, 40, allocation="global"), exchanges=4
+        model, Budget(compression_ratio=0.7), config=SessionConfig(16, 40, allocation="per_head"), exchanges=4
     )
     prompt = model.format.user("and the code?") + model.format.generation_prompt()
     (mine,) = generate(model, [prompt], [chat.cache.fork()], SamplingConfig(max_new_tokens=8))
@@ -215,10 +215,10 @@ def test_the_models_own_attention_is_not_let_near_uneven_heads() -> None:
     model = tiny_model()
     chat = talk(model, Budget(compression_ratio=0.7), exchanges=4)
     assert not chat.cache.even
-    with pytest.raises(ModelError, match="allocation='global'") as caught:
+    with pytest.raises(ModelError, match="allocation='per_head'") as caught:
         model.base(torch.tensor([[65]]), **with_cache(model.base, chat.cache.fork()))
     assert "\n" not in str(caught.value)
-    with pytest.raises(ModelError, match="allocation='global'"):
+    with pytest.raises(ModelError, match="allocation='per_head'"):
         _ = chat.cache.layers[0].keys
 
 

@@ -36,7 +36,7 @@ BLOCK = 32
 NEW = 20
 OTHER = [dict(m, content=m["content"].replace("Oslo", "Rome").replace("4711", "2093")) for m in DIALOGUE]
 QUESTION = "where does Ada live, and what was the door code?"
-CONFIG = SessionConfig(positions="compact", closing="idle")
+CONFIG = SessionConfig(positions="compact", closing="asked")
 ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -119,7 +119,7 @@ def talk(model: SonicModel, entries: int, dialogue: list[dict[str, str]] = DIALO
     """A session whose prefix and memory are `entries` entries, and that has an open segment."""
     chat = ChatSession(model, Budget(max_entries=entries), system="be brief", config=CONFIG)
     chat.extend(dialogue)
-    assert chat.close_pending()
+    assert chat.compress()
     assert chat.stats.prefix + chat.stats.memory == entries
     chat.extend([{"role": "user", "content": "hm"}, {"role": "assistant", "content": "yes?"}])
     return chat
@@ -155,7 +155,7 @@ class TestEngine:
         assert prompt_of(chats[0], exports[0])[:-1] != exports[0].token_ids
         for text in (QUESTION, "are you sure?", "my brother is called Leo", "who is Leo?"):
             if text == "who is Leo?":
-                assert all(chat.close_pending() for chat in chats[:-1])
+                assert all(chat.compress() for chat in chats[:-1])
                 exports = [chat.export(engine.folder) for chat in chats]
             prompts = [prompt_of(chat, export, text) for chat, export in zip(chats, exports, strict=True)]
             digests = [export.digest for export in exports]

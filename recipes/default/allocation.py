@@ -77,8 +77,8 @@ def rules(model: SonicModel, encoded: Encoded) -> dict[str, Callable[..., Kept]]
         "by attention received": lambda end: received(teacher, end),
     }
     return {
-        "layers and heads share one total": sharing("pooled"),
-        "heads choose over the whole history": sharing("global"),
+        "layers and heads share one total": sharing("shared"),
+        "heads choose over the whole history": sharing("per_head"),
         "by the scorer's importance": sharing("segment"),
         **{name: sharing("segment", weigh) for name, weigh in given.items()},
     }

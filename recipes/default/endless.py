@@ -41,9 +41,9 @@ EDGES = (2, 8, 32, 128)  # of the buckets of distances, in exchanges
 
 def session(model: Recorder, method: str, budget: Budget, system: str | None) -> ChatSession:
     """A session that keeps entries by `method`."""
-    storage: Any = "int4" if "int4" in method else "full"
+    bits: Any = 4 if "4 bits" in method else None
     ours = method.startswith("sonic")
-    config = SessionConfig(reencode=ours, storage=storage)
+    config = SessionConfig(reencode=ours, bits=bits)
     policy = {"newest": "streaming", "h2o": "h2o"}.get(method)
     return ChatSession(model, budget, system, config, policy=policy)
 
@@ -79,7 +79,7 @@ if __name__ == "__main__":
     parser.add_argument("--dialogues", type=int, default=1)
     parser.add_argument("--exchanges", type=int, default=500)
     parser.add_argument("--max-entries", type=int, default=512)
-    parser.add_argument("--methods", nargs="+", default=["sonic", "sonic int4", "h2o", "newest"])
+    parser.add_argument("--methods", nargs="+", default=["sonic", "sonic 4 bits", "h2o", "newest"])
     parser.add_argument("--seed", type=int, default=5)
     arguments = parser.parse_args()
     model = Recorder.from_pretrained("tiny")

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
@@ -25,7 +25,7 @@ from sonic_kv.bench.options import BenchDialogueOptions, TurnTokens
 from sonic_kv.bench.timing import Machine, Ratio, decode_bound, measure_machine, ratio_of_sums, seconds
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.compressor import Compressor
-from sonic_kv.compress.options import Budget, SessionConfig
+from sonic_kv.compress.options import Bits, Budget, SessionConfig
 from sonic_kv.compress.policies import H2OPolicy, Policy, StreamingPolicy
 from sonic_kv.errors import ConfigError
 from sonic_kv.files import write_atomic
@@ -58,15 +58,15 @@ def methods(model: SonicModel, options: BenchDialogueOptions) -> list[Method]:
     for kind, policy in policies.items():
         if kind not in options.methods:
             continue
-        for storage in options.storages if kind == "sonic" else ("full",):
+        for bits in options.bits if kind == "sonic" else (0,):
             own = kind == "sonic"  # the others give every head as many entries
             config = SessionConfig(
                 reencode=own,
-                storage=storage,
-                allocation=options.allocation if own else "global",
+                bits=cast("Bits | None", bits or None),
+                allocation=options.allocation if own else "per_head",
             )
             compressor = Compressor(model, config, policy)
-            name = kind if storage == "full" else f"{kind} {storage}"
+            name = f"{kind} {bits} bits" if bits else kind
             found += [Method(f"{name} {ratio:g}", ratio, compressor) for ratio in options.ratios]
     return found
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from sonic_kv.compress.options import Allocation, SessionConfig, Storage
+from sonic_kv.compress.options import Allocation
 from sonic_kv.options import Options, option, require, share
 
 BenchMethod = Literal["full", "re-prefilled", "streaming", "h2o", "sonic"]
@@ -70,18 +70,18 @@ class BenchDialogueOptions(Options):
     ratios: tuple[float, ...] = option(
         (0.5, 0.8, 0.9), "compression ratios of the last three", least=0.0, below=1.0
     )
-    storages: tuple[Storage, ...] = option(
-        ("full",), "how sonic's memory rests between turns: full, int8, int4, one or more of them"
+    bits: tuple[int, ...] = option(
+        (0,), "bits of a number in sonic's memory between turns: 8 or 4; 0: as computed", filled=True
     )
-    allocation: Allocation = option("pooled", "how sonic shares its budget; pooled reads heads one by one")
+    allocation: Allocation = option("shared", "how sonic shares its budget; shared reads heads one by one")
     batch: int = option(1, "dialogues at a time", least=1)
     repetitions: int = option(3, "times that the dialogue is lived through", least=1)
     seed: int = option(0, "seed of the random tokens and weights", flag=False)
     out: str | None = option(None, "folder for result.json, report.md and plot.svg; none: the report alone")
 
     def check(self) -> None:
-        for storage in self.storages:
-            SessionConfig(storage=storage, allocation=self.allocation)
+        for bits in self.bits:
+            require(bits in (0, 4, 8), f"bits={bits} must be 0, 4 or 8")
         require(
             len(self.user_tokens) == len(self.reply_tokens) > 0,
             f"{len(self.user_tokens)} user_tokens and {len(self.reply_tokens)} reply_tokens: give as many of each",

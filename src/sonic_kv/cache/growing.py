@@ -21,7 +21,7 @@ MOST_AT_ONCE = 2048
 SPARE_ENTRIES, SPARE_SHARE = 32, 16  # room left when a layer grows: entries of each head, and one in so many
 UNEVEN = (
     "the heads of this cache hold different numbers of entries, which the model's own attention cannot read: feed it "
-    "by SonicModel.feed, or keep as many in each with SessionConfig(allocation='global')"
+    "by SonicModel.feed, or keep as many in each with SessionConfig(allocation='per_head')"
 )
 Sizes = tuple[int, ...]  # entries of each KV head
 Heads = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # their keys and values

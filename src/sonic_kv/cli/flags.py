@@ -47,7 +47,7 @@ def _kind(hint: Any) -> dict[str, Any]:
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(hint) is Literal:
-        return {"choices": get_args(hint)}
+        return {"choices": get_args(hint), "type": type(get_args(hint)[0])}
     if get_origin(hint) is tuple:
         item = get_args(hint)[0]
         return {"action": "extend", "nargs": "+", **_kind(item)}

@@ -95,7 +95,7 @@ class Repl:
                 return
             try:
                 self.handle(line)
-                self.chat.close_pending()  # while the user reads and types
+                self.chat.compress()  # while the user reads and types
             except SonicError as error:
                 if not self.interactive:
                     raise

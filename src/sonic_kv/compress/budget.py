@@ -85,7 +85,7 @@ def allocate(weights: Sequence[float], capacity: Sequence[int], total: int, floo
     return counts
 
 
-def select_pooled(scores: Sequence[Tensor], total: int) -> list[Tensor]:
+def select_shared(scores: Sequence[Tensor], total: int) -> list[Tensor]:
     """The best entries of all layers and heads together, `total` a head in the mean.
 
     Args:
@@ -103,7 +103,7 @@ def select_pooled(scores: Sequence[Tensor], total: int) -> list[Tensor]:
     return [part.view_as(layer) for part, layer in zip(parts, scores, strict=True)]
 
 
-def select_global(scores: Tensor, segments: Tensor, total: int) -> Tensor:
+def select_per_head(scores: Tensor, segments: Tensor, total: int) -> Tensor:
     """Each head's best `total` entries over the whole history, one of every segment first.
 
     Equal scores are taken in order, so that a smaller selection is part of a larger one.

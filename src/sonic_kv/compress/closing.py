@@ -13,8 +13,8 @@ from sonic_kv.cache.cache import Lengths
 from sonic_kv.compress.budget import (
     allocate,
     select_by_segment,
-    select_global,
-    select_pooled,
+    select_per_head,
+    select_shared,
     target_entries,
 )
 from sonic_kv.compress.options import Allocation, Budget
@@ -135,11 +135,11 @@ def _choose(
 ) -> Kept:
     """The best `total` entries, of a head in the mean."""
     lengths = replace(lengths, memory=total)
-    if allocation == "pooled":
-        return Kept(select_pooled(scores, total), lengths, [])
+    if allocation == "shared":
+        return Kept(select_shared(scores, total), lengths, [])
     owners = [_owners(layer, lengths.segment_starts) for layer in positions]
-    if allocation == "global":
-        found = [select_global(*layer, total) for layer in zip(scores, owners, strict=True)]
+    if allocation == "per_head":
+        found = [select_per_head(*layer, total) for layer in zip(scores, owners, strict=True)]
         return Kept(found, lengths, [])
     segments = len(lengths.segment_starts)
     owner = owners[0][0].cpu()

@@ -44,8 +44,8 @@ class Compressor:
         allocation = config.allocation
         if self.learned_form:
             allocation = "segment"
-        elif allocation == "pooled" and config.positions == "compact":
-            allocation = "global"
+        elif allocation == "shared" and config.positions == "compact":
+            allocation = "per_head"
         self.allocation = allocation
         self.sizes = Sizes(self.bytes_per_entry(), model.bytes_per_token, self._channel_bytes())
 

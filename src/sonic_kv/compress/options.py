@@ -8,9 +8,9 @@ from sonic_kv.errors import BudgetError
 from sonic_kv.options import Options, option, require
 
 Positions = Literal["original", "compact"]
-Allocation = Literal["pooled", "global", "segment"]
-Storage = Literal["full", "int8", "int4"]
-Closing = Literal["turn", "idle"]
+Allocation = Literal["shared", "per_head", "segment"]
+Bits = Literal[4, 8]
+When = Literal["turn", "asked"]
 PolicyName = Literal["learned", "recent", "h2o", "streaming"]
 
 
@@ -62,9 +62,9 @@ class SessionConfig(Options):
         flag=False,
     )
     allocation: Allocation = option(
-        "pooled",
-        "all layers and heads share one total (pooled; with compact positions or learned Nexus tokens: global), or "
-        "each has as many entries, chosen over the whole history (global) or over each segment's share (segment)",
+        "shared",
+        "all layers and heads share one total (shared; with compact positions or learned Nexus tokens: per_head), or "
+        "each has as many entries, chosen over the whole history (per_head) or over each segment's share (segment)",
     )
     reencode: bool = option(
         True, "re-encode kept entries with the adapter; off: plain selection, no extra forward", flag=False
@@ -81,11 +81,11 @@ class SessionConfig(Options):
         "segment's queries (h2o) attend to, the first and newest ones (streaming); none: learned, or without an "
         "adapter recent",
     )
-    storage: Storage = option(
-        "full", "numbers of kept entries between two calls: as computed (full), or rounded to 8 or 4 bits"
+    bits: Bits | None = option(
+        None, "bits of a number in kept entries between two calls: 8 or 4; none: as the model computes"
     )
-    closing: Closing = option(
-        "turn", "close a segment when its exchange ends (turn), or when close_pending() is called (idle)"
+    closing: When = option(
+        "turn", "close a segment when its exchange ends (turn), or when compress() is called (asked)"
     )
 
     def check(self) -> None:
@@ -94,11 +94,6 @@ class SessionConfig(Options):
             f"max_segment_tokens={self.max_segment_tokens} is below min_segment_tokens={self.min_segment_tokens}",
         )
         require(
-            self.storage == "full" or self.positions == "original",
-            f"storage={self.storage!r} needs positions='original': compact ones round every entry again and again",
+            self.bits is None or self.positions == "original",
+            f"bits={self.bits} needs positions='original': compact ones round every entry again and again",
         )
-
-    @property
-    def bits(self) -> int | None:
-        """Bits of a stored number; None: as computed."""
-        return {"int8": 8, "int4": 4}.get(self.storage)

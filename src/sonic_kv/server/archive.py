@@ -29,7 +29,7 @@ ROOM = 16  # times the size of a record: so much of the caches goes if there is 
 
 @dataclass(frozen=True)
 class Found:
-    """A session's cache as it was read: what `ChatSession.thaw` takes, and where it comes from."""
+    """A session's cache as it was read: what `ChatSession.from_state` takes, and where it comes from."""
 
     key: str
     parent: str | None
@@ -114,7 +114,7 @@ class Archive:
 
     def keep(self, node: Node) -> "Future[None]":
         """Write a session's cache."""
-        header, tensors = node.session.freeze()
+        header, tensors = node.session.state()
         header |= {"key": node.key, "name": node.name, "parent": node.parent}
         name = _name(node.key, "cache")
         return self._submit(lambda store: store.write(name, seal("session", header, tensors)), None)

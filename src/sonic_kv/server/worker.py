@@ -321,7 +321,7 @@ class Worker:
     def _thawed(self, found: Found) -> ChatSession | None:
         """The session of a cache that was found; None if it is of no use."""
         try:
-            return ChatSession.thaw(self.model, found.header, found.tensors, f"session {found.key}")
+            return ChatSession.from_state(self.model, found.header, found.tensors, f"session {found.key}")
         except (FileError, AdapterError) as error:
             log.warning("a cache is made again: %s", error)
             return None

@@ -369,9 +369,9 @@ class ChatSession:
 
     def save(self, path: str | Path) -> None:
         """Write the session to a sealed safetensors file, atomically."""
-        write_sealed(path, "session", *self.freeze())
+        write_sealed(path, "session", *self.state())
 
-    def freeze(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Header and tensors of the session's file."""
         self._check_idle()
         tensors = {"token_ids": torch.tensor(self.token_ids, dtype=torch.int64), **self.cache.state()}
@@ -438,10 +438,10 @@ class ChatSession:
             AdapterError: saved with another model or adapter.
             ConfigError: its policy is not one of ours, and none is given.
         """
-        return cls.thaw(model, *read_sealed(path, "session"), str(path), policy)
+        return cls.from_state(model, *read_sealed(path, "session"), str(path), policy)
 
     @classmethod
-    def thaw(
+    def from_state(
         cls,
         model: SonicModel,
         header: dict[str, Any],
@@ -449,7 +449,7 @@ class ChatSession:
         path: str,
         policy: Policy | None = None,
     ) -> "ChatSession":
-        """The session that `freeze` took apart; `path` is what errors call it.
+        """The session that `state` took apart; `path` is what errors call it.
 
         Raises:
             AdapterError: saved with another model or adapter.
@@ -551,16 +551,16 @@ class ChatSession:
     def limited(self) -> bool:
         """Whether segments are closed at all."""
         unlimited = self.budget in (Budget(), Budget(compression_ratio=0.0))
-        return not unlimited or self.config.storage != "full"
+        return not unlimited or self.config.bits is not None
 
     @property
     def pending(self) -> bool:
-        """Whether there is a segment that `close_pending` would close."""
+        """Whether there is a segment that `compress` would close."""
         complete = bool(self.messages) and self.messages[-1]["role"] == "assistant"
         return self.limited and complete and self.cache.open_length >= self.config.min_segment_tokens
 
-    def close_pending(self, cancelled: Callable[[], bool] = lambda: False) -> bool:
-        """With `closing="idle"`: close what the last exchange left open, while the user thinks.
+    def compress(self, cancelled: Callable[[], bool] = lambda: False) -> bool:
+        """With `closing="asked"`: close what the last exchange left open, while the user thinks.
 
         If the next message comes first, the session goes on over the raw segment, which is closed with
         that exchange: waiting for a reply never includes a closing. What is left open for long is closed
@@ -584,7 +584,7 @@ class ChatSession:
 
     def _ending_exchange(self) -> Steps:
         least = self.config.min_segment_tokens
-        if self.config.closing == "idle":
+        if self.config.closing == "asked":
             least = max(least, self.config.max_segment_tokens // 2)
         if self.limited and self.cache.open_length >= least:
             yield from self._closing()

@@ -101,7 +101,7 @@ def _allocation(learned: bool, shared: float, config: PlanConfig) -> Allocation:
     """How a dialogue's entries are shared, by a number drawn from [0, 1)."""
     if learned or config.random_share <= shared < config.random_share + config.segment_share:
         return "segment"
-    return "pooled" if shared >= 1.0 - config.pooled_share else "global"
+    return "shared" if shared >= 1.0 - config.pooled_share else "per_head"
 
 
 def _noisy(scores: list[Tensor], scale: float, rng: random.Random) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """Laws of policies: what they see, what is made of their scores, and which are kept with a session."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ class Watched(Policy):
         self.shown: list[Closing] = []
 
     def scores(self, closing: Closing) -> list[Tensor]:
-        self.shown.append(closing)
+        now: dict[str, Any] = {"cache": closing.cache.fork(), "token_ids": list(closing.token_ids)}
+        self.shown.append(replace(closing, **now))
         return [closing.positions(layer).float() for layer in closing.layers]
 
 

@@ -123,7 +123,10 @@ class Compressor:
         Raises:
             BudgetError: the budget cannot hold the prefix.
         """
-        closing = Closing(self.model, cache, [], 0, allowed(cache.lengths, budget, self.sizes))
+        target = allowed(cache.lengths, budget, self.sizes)
+        if target == cache.lengths.memory:
+            return
+        closing = Closing(self.model, cache, [], 0, target)
         scores = [layer.scores[0] for layer in cache.layers]
         positions = [layer.positions[0] for layer in cache.layers]
         ranks = self._with_recency(closing, scores, positions, cache.lengths.closed)

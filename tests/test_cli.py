@@ -90,7 +90,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["chat", "--compresion-ratio", "0.5"], "did you mean --compression-ratio?"),
         (["chat", "--max-entires=5"], "did you mean --max-entries?"),
         (["chat", "--max-new-tokens", "many"], "invalid int value: 'many'"),
-        (["chat", "--closing", "mixed"], "'turn', 'idle'"),
+        (["chat", "--allocation", "mixed"], "'shared', 'per_head', 'segment'"),
         (["chat", "--compression-ratio", "1.5"], "outside [0, 1)"),
         (["chat", "--max-entries", "0"], "at least 1"),
         (["chat", "--max-entries", "9", "--max-bytes", "9"], "leave one out"),
@@ -463,10 +463,10 @@ def test_an_error_does_not_end_a_chat_at_the_terminal(
 
 def test_a_saved_session_keeps_its_settings(sonic: Any, model_folder: Path) -> None:
     code, _, error = sonic(
-        "chat", "--model", model_folder, "--load", "x", "--closing", "idle", "--system", "hi"
+        "chat", "--model", model_folder, "--load", "x", "--allocation", "per_head", "--system", "hi"
     )
     assert code == 2
-    assert "keeps its own closing, system" in error
+    assert "keeps its own allocation, system" in error
 
 
 def test_budgets_are_read_as_written() -> None:

@@ -85,7 +85,9 @@ class SessionConfig(Options):
         None, "bits of a number in kept entries between two calls: 8 or 4; none: as the model computes"
     )
     closing: When = option(
-        "turn", "close a segment when its exchange ends (turn), or when compress() is called (asked)"
+        "turn",
+        "close a segment when its exchange ends (turn), or when compress() is called (asked)",
+        flag=False,
     )
 
     def check(self) -> None:

@@ -104,11 +104,7 @@ def one_pass_logits(sessions: list[ChatSession]) -> list[Tensor]:
     ids = torch.tensor([s.token_ids + [0] * (longest - len(s.token_ids)) for s in sessions])
     compact = sessions[0].cache.compact
     with torch.no_grad():
-        if model.adapter is None:
-            logits = model.one_pass(ids, layout, lifetime, compact=compact)
-        else:
-            with model.adapter.attached(layout.nexus):
-                logits = model.one_pass(ids, layout, lifetime, compact=compact)
+        logits = model.one_pass(ids, layout, lifetime, compact=compact)
     return [
         logits[row, ~layout.nexus[row] & (layout.segment[row] != lay.PADDING)] for row in range(len(sessions))
     ]

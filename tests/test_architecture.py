@@ -1,5 +1,6 @@
 """Imports go down only: the order of docs/house.py, held by reading the source."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,41 @@ def test_only_a_few_folders_know_the_libraries() -> None:
         if name.split(".")[0] in ("transformers", "peft") and folder(module) not in LIBRARIES
     ]
     assert not wrong, "transformers and PEFT are reached through sonic_kv.model:\n" + "\n".join(wrong)
+
+
+def runs_a_model(call: ast.Call) -> bool:
+    """Whether a call is one of a base, a twin, or the decoder of one."""
+    names = ("base", "plain", "twin")
+    match call.func:
+        case ast.Attribute(attr=name):
+            return name in names and bool(call.args or call.keywords)
+        case ast.Call(func=ast.Attribute(attr="get_decoder")):
+            return True
+    return False
+
+
+def test_models_are_run_in_one_place() -> None:
+    """The benchmarks time the base itself beside it, as its users call it."""
+    assert runs_a_model(ast.parse("self.model.base(ids)", mode="eval").body)  # type: ignore[arg-type]
+    wrong = [
+        f"sonic_kv/{module}, line {node.lineno}"
+        for module, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and runs_a_model(node)
+        if module != "model.forward" and folder(module) != "bench"
+    ]
+    assert not wrong, "to run a model is sonic_kv.model.forward's work:\n" + "\n".join(wrong)
+
+
+def test_attention_is_chosen_in_one_place() -> None:
+    wrong = [
+        f"sonic_kv/{module}, line {node.lineno}"
+        for module, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "_attn_implementation"
+        if isinstance(node.ctx, ast.Store) and module != "model.attention"
+    ]
+    assert not wrong, "a model's attention is its user's; twins have their own:\n" + "\n".join(wrong)
 
 
 @pytest.mark.parametrize(

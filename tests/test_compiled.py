@@ -22,7 +22,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a
 @pytest.mark.parametrize("allocation", ["per_head", "shared"])
 def test_one_graph_is_the_base_at_every_length_and_share_of_heads(allocation: str) -> None:
     model = tiny_model()
-    step = CompiledStep(model.base)
+    step = CompiledStep(model.twin)
     ids = torch.randint(256, (140,), generator=torch.Generator().manual_seed(0)).tolist()
     chat = ChatSession(model, Budget(compression_ratio=0.5), config=SessionConfig(allocation=allocation))
     for text in ("the first message of some length", "a second one", "a third"):

@@ -15,7 +15,7 @@ from sonic_kv.eval.presses import PRESSES
 from sonic_kv.eval.replay import Outcome, Script, make_script, open_dialogues, replay
 from sonic_kv.eval.suites import Case
 from sonic_kv.eval.turns import Row, read
-from sonic_kv.model.attention import with_cache
+from sonic_kv.model.forward import with_cache
 
 CONFIG = SessionConfig(min_segment_tokens=32, max_segment_tokens=64)
 METHODS = {**OWN, **PRESSES}
@@ -128,9 +128,9 @@ def test_dropped_history_is_the_prefix_and_the_open_segment_alone() -> None:
     for start, stop in script.spans:
         ids = script.token_ids[: script.prefix] + script.token_ids[start:stop]
         positions = [*range(script.prefix), *range(start, stop)]
-        logits = (
-            model.base(torch.tensor([ids]), position_ids=torch.tensor([positions])).logits[0].log_softmax(-1)
-        )
+        with torch.no_grad():
+            logits = model.base(torch.tensor([ids]), position_ids=torch.tensor([positions])).logits[0]
+            logits = logits.log_softmax(-1)
         expected += [
             -float(logits[i - start + script.prefix - 1, script.token_ids[i]])
             for i in script.scored

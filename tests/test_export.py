@@ -16,8 +16,8 @@ from transformers import DynamicCache
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig, SonicError, SonicModel
 from sonic_kv.cache.export import read_export
 from sonic_kv.errors import ConfigError, FileError, MessageError, UnsupportedModelError
-from sonic_kv.model.attention import with_cache
 from sonic_kv.model.fingerprint import checkpoint_fingerprint
+from sonic_kv.model.forward import with_cache
 
 COMPACT = SessionConfig(min_segment_tokens=16, max_segment_tokens=40, positions="compact")
 BRIEF = SamplingConfig(max_new_tokens=6)

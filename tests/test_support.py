@@ -32,7 +32,7 @@ from sonic_kv.errors import (
     SonicError,
     UnsupportedModelError,
 )
-from sonic_kv.model.attention import with_cache
+from sonic_kv.model.forward import with_cache
 from sonic_kv.model.model import SonicModel
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.session import ChatSession

@@ -126,7 +126,7 @@ def test_flex_attention_is_sdpa(family: str) -> None:
         model.adapter, objective.scores(lesson.teacher), lesson.encoded, lesson.ends, PLAN, random.Random(3)
     )
     assert plan.layout.nexus.any()
-    with torch.no_grad(), model.adapter.attached(plan.layout.nexus), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not compiled: it says so
         dense, flex = (
             model.one_pass(lesson.ids[None], plan.layout, plan.lifetime, flex=flex) for flex in (False, True)

@@ -15,7 +15,7 @@ from sonic_kv.bench.timing import Paired, paired
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
-from sonic_kv.model.attention import with_cache
+from sonic_kv.model.forward import with_cache
 from sonic_kv.model.model import SonicModel
 from sonic_kv.text import table
 

@@ -284,7 +284,7 @@ def _steps(model: SonicModel, options: BenchServeOptions) -> Ratio:
 
     def together() -> None:
         for _ in range(STEPS):
-            batch_step(model.base, rows, [1] * options.dialogues)
+            batch_step(model.twin, rows, [1] * options.dialogues)
 
     def alone() -> None:
         with closing(generate_step(model, [[1]], [cache.fork()], SamplingConfig())) as steps:

@@ -6,6 +6,7 @@ logits and gradients.
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -14,16 +15,29 @@ from transformers import DynamicCache
 
 from sonic_kv.bench.options import BenchTrainingOptions
 from sonic_kv.bench.timing import Paired, paired
+from sonic_kv.cache.attention import masked_attention
 from sonic_kv.data.mixture import synthetic
 from sonic_kv.data.options import SynthConfig
-from sonic_kv.model.adapter import Adapter
-from sonic_kv.model.attention import with_cache
+from sonic_kv.model.adapter import Adapter, nexus_rows
 from sonic_kv.model.chat_format import Encoded
+from sonic_kv.model.forward import forward
 from sonic_kv.model.layout import Layout, own_segment, pack
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.options import AdapterConfig
 from sonic_kv.training.options import PlanConfig
 from sonic_kv.training.plan import Plan, draw_ends, draw_plan
+
+
+@dataclass
+class _Masked:
+    """Rows that see of a cache's entries what a mask shows them. (1, 1, T, S) bool"""
+
+    mask: Tensor
+
+    def read(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
+    ) -> Tensor:
+        return masked_attention(query, key, value, self.mask, scale=scale, softcap=softcap)
 
 
 def segment_by_segment(model: SonicModel, ids: Tensor, layout: Layout, lifetime: Sequence[Tensor]) -> Tensor:
@@ -53,14 +67,11 @@ def segment_by_segment(model: SonicModel, ids: Tensor, layout: Layout, lifetime:
         cache = DynamicCache()
         for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
             cache.update(k, v, layer)
-        with model.adapter.attached(part.nexus):
-            output = model.base(
-                inputs_embeds=embeddings[:, rows],
-                attention_mask=own[:, None],
-                position_ids=part.position,
-                **with_cache(model.base, cache),
+        with nexus_rows(part.nexus):
+            reader = _Masked(own[:, None])
+            logits.append(
+                forward(model.adapter.twin, embeddings[:, rows], part.position, reader, cache=cache)
             )
-        logits.append(output.logits)
         for layer, alive in enumerate(lifetime):
             seen = torch.cat((columns[layer], rows.expand(heads, -1)), -1)
             kept = alive[0].gather(-1, seen) > number
@@ -99,13 +110,11 @@ def measure(model: SonicModel, options: BenchTrainingOptions) -> list[Paired]:
         (logits.logsumexp(-1).mean() * share).backward()
 
     def all_at_once() -> None:
-        with adapter.attached(packed.nexus):
-            learn(model.one_pass(torch.cat(ids, 1), packed, lifetime))
+        learn(model.one_pass(torch.cat(ids, 1), packed, lifetime))
 
     def one_pass() -> None:
         for tokens, (layout, life) in zip(ids, singles, strict=True):
-            with adapter.attached(layout.nexus):
-                learn(model.one_pass(tokens, layout, life), 1 / len(ids))
+            learn(model.one_pass(tokens, layout, life), 1 / len(ids))
 
     def stepwise() -> None:
         for tokens, (layout, life) in zip(ids, singles, strict=True):

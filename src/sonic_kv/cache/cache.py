@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
@@ -230,27 +229,3 @@ class SessionCache(Cache):
                 layer.load_state(own, lengths.prefix, bits)
         cache._count(lengths)
         return cache
-
-
-class Held:
-    """The attention of a forward over a cache whose heads hold different numbers of entries.
-
-    Args:
-        count: the forward's tokens, which each layer takes in before its attention is asked for.
-    """
-
-    def __init__(self, cache: SessionCache, count: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._cache = cache
-        self._mask: Tensor | None = None
-        if count > 1:  # as SDPA adds it, made once instead of in every layer
-            mask = torch.full((count, cache.longest + count), -torch.inf, dtype=dtype, device=device)
-            self._mask = mask.triu(cache.longest + 1)[None, None]
-
-    def attend(
-        self, module: Any, query: Tensor, _key: Tensor, _value: Tensor, _mask: Tensor, **options: Any
-    ) -> Tensor:
-        return self.read(module.layer_idx, query, **options)
-
-    def read(self, layer: int, query: Tensor, **options: Any) -> Tensor:
-        """What the tokens read of a layer. (1, H, T, D) → (1, H, T, D)"""
-        return self._cache.layers[layer].read(query, self._mask, **options)

@@ -4,6 +4,7 @@ Entries of a head stand together. Stored entries are never overwritten: copies o
 share them at no cost.
 """
 
+import threading
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -23,6 +24,7 @@ UNEVEN = (
     "the heads of this cache hold different numbers of entries, which the model's own attention cannot read: feed it "
     "by SonicModel.feed, or keep as many in each with SessionConfig(allocation='per_head')"
 )
+_claiming = threading.Lock()  # free rows of a buffer that layers share: the first one gets them
 Sizes = tuple[int, ...]  # entries of each KV head
 Heads = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # their keys and values
 
@@ -112,7 +114,7 @@ class GrowingLayer(DynamicLayer):
     Copies of a layer share its buffer, and nothing in it is ever overwritten: who stands at its end
     appends there; who has been overtaken, or finds no room, goes on in a buffer of its own.
 
-    One thread at a time may append to layers that share a buffer.
+    Layers that share a buffer may be used in different threads, one thread to a layer.
 
     Attributes:
         sizes: entries of each KV head; appending adds to all of them alike.
@@ -220,10 +222,14 @@ class GrowingLayer(DynamicLayer):
     def _extend(self, count: int) -> Buffer:
         """Count `count` more entries of every head; the buffer in whose free rows they belong."""
         buffer = self._buffer
-        if buffer.used != self._taken or self._taken + count > buffer.room:
+        with _claiming:
+            mine = buffer.used == self._taken and self._taken + count <= buffer.room
+            if mine:
+                buffer.used += count
+        if not mine:
             buffer = self._move(count)
-        self._taken += count
-        buffer.used = self._taken
+            buffer.used = count
+        self._taken = buffer.used
         self.sizes = tuple(n + count for n in self.sizes)
         return buffer
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.errors import ConfigError
-from sonic_kv.model.attention import Probe
 from sonic_kv.model.model import SonicModel
+from sonic_kv.model.probe import Probe
 from sonic_kv.model.reread import Reread
 from sonic_kv.text import nearest
 

@@ -15,6 +15,7 @@ from sonic_kv.eval.methods import Method, close_all
 from sonic_kv.eval.suites import Case, Question
 from sonic_kv.eval.turns import Row, read, write
 from sonic_kv.model.chat_format import Encoded, segment_ends
+from sonic_kv.model.forward import forward
 from sonic_kv.model.model import SonicModel
 
 
@@ -148,7 +149,8 @@ def open_dialogues(
     for script in scripts:
         places = torch.tensor(script.scored, device=model.device) - 1
         ids = torch.tensor([script.token_ids], device=model.device)
-        full.append(model.base(ids, use_cache=False, logits_to_keep=places).logits[0].log_softmax(-1))
+        positions = torch.arange(ids.shape[1], device=model.device)[None]
+        full.append(forward(model.plain, ids, positions, logits=places)[0].log_softmax(-1))
     rows = [
         Row(SessionCache(model.num_layers), donor=donor, watched=watched, entered=entered) for donor in donors
     ]

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from sonic_kv.cache.attention import masked_attention
-from sonic_kv.cache.cache import Held, SessionCache
+from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.layers import Memory
-from sonic_kv.model.attention import no_mask, sonic_attention
+from sonic_kv.model.forward import forward
 from sonic_kv.model.model import SonicModel
+from sonic_kv.model.reader import Held, Reader
 from sonic_kv.model.reread import portions
 from sonic_kv.session.generate import Writer
 
@@ -153,16 +154,14 @@ class _Group:
     """Rows of one forward that have as many entries and as many new tokens, and stand side by side in it.
 
     Attributes:
-        span: where their tokens stand.
         watch: add up the attention that the tokens pay, and keep that of the newest.
     """
 
     rows: Sequence[Row]
-    span: slice
     watch: bool
     _same: Tensor | None = None  # the mask, if it is the same in all layers
 
-    def attend(
+    def read(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
     ) -> Tensor:
         """The rows take the new entries in. query (B, H, T, D), key and value (B, G, T, D) → (B, H, T, D)"""
@@ -220,35 +219,23 @@ class _Group:
                 row.window.append(newest)
 
 
-class _Alone:
-    """A row of a forward whose KV heads hold different numbers of entries: it reads them as a session does."""
-
-    def __init__(self, row: Row, span: slice, model: SonicModel) -> None:
-        self.rows, self.span = [row], span
-        self._held = Held(row.cache, span.stop - span.start, model.dtype, model.device)
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-        """As `_Group.attend`, B = 1."""
-        self.rows[0].cache.layers[layer].update(key, value)
-        return self._held.read(layer, query, **options)
-
-
 @dataclass
 class _Reading:
-    """The attention of a forward over the next tokens of several rows, laid end to end."""
+    """The attention of a forward over the next tokens of several rows, laid end to end.
 
-    groups: Sequence[_Group | _Alone]
+    Attributes:
+        groups: where tokens stand, of how many rows, and how they read.
+    """
 
-    def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor, **options: Any
+    groups: Sequence[tuple[slice, int, Reader]]
+
+    def read(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
     ) -> Tensor:
         parts = []
-        for group in self.groups:
-            own = (
-                x[0, :, group.span].unflatten(1, (len(group.rows), -1)).transpose(0, 1)
-                for x in (query, key, value)
-            )
-            read = group.attend(module.layer_idx, *own, **options)
+        for span, count, reader in self.groups:
+            own = (x[0, :, span].unflatten(1, (count, -1)).transpose(0, 1) for x in (query, key, value))
+            read = reader.read(layer, *own, scale=scale, softcap=softcap)
             parts.append(read.transpose(0, 1).flatten(1, 2))  # (H, rows * T, D)
         return torch.cat(parts, dim=1)[None]
 
@@ -291,20 +278,22 @@ def _likeness(row: Row, token_ids: Sequence[int]) -> tuple[bool, bool, int, int]
 
 def _groups(
     model: SonicModel, rows: Sequence[Row], token_ids: Sequence[Sequence[int]], spans: Sequence[slice]
-) -> Iterator[_Group | _Alone]:
-    """Neighbours that are alike, at most so many that their attention weights fit."""
+) -> Iterator[tuple[slice, int, Reader]]:
+    """Neighbours that are alike, at most so many that their attention weights fit: where, how many, their reader."""
     heads = model.config.num_attention_heads
     for (even, watch, new, stored), alike in groupby(
         range(len(rows)), lambda n: _likeness(rows[n], token_ids[n])
     ):
         members = list(alike)
         if not even:
-            yield from (_Alone(rows[n], spans[n], model) for n in members)
+            for n in members:
+                yield spans[n], 1, Held([rows[n].cache], new, model.dtype, model.device)
             continue
         most = max(1, WEIGHTS // (heads * new * (stored + new)))
         for at in range(0, len(members), most):
             part = slice(members[at], members[at : at + most][-1] + 1)
-            yield _Group(rows[part], slice(spans[part][0].start, spans[part][-1].stop), watch)
+            span = slice(spans[part][0].start, spans[part][-1].stop)
+            yield span, len(rows[part]), _Group(rows[part], watch)
 
 
 def _forward(
@@ -320,25 +309,24 @@ def _forward(
     positions = [torch.arange(at, at + len(ids)) for at, ids in zip(starts, token_ids, strict=True)]
     # the last token's logits may be wanted with the next segment
     keep = [i for s, offsets in zip(spans, wanted, strict=True) for i in (*_at(s, offsets), s.stop - 1)]
-    with _entering(model, any(row.entered for row in rows)) as entered, sonic_attention(model.base):
-        fed = torch.tensor([i for ids in token_ids for i in ids], device=model.device)
-        output = model.base(
-            inputs_embeds=model.base.get_input_embeddings()(fed)[None],
-            attention_mask=no_mask(model.device),
-            position_ids=torch.cat(positions).to(model.device)[None],
-            use_cache=False,
-            logits_to_keep=torch.tensor(keep, device=model.device),
-            sonic=_Reading(list(_groups(model, rows, token_ids, spans))),
+    fed = torch.tensor([i for ids in token_ids for i in ids], device=model.device)
+    with _entering(model, any(row.entered for row in rows)) as entered:
+        output = forward(
+            model.twin,
+            fed[None],
+            torch.cat(positions).to(model.device)[None],
+            _Reading(list(_groups(model, rows, token_ids, spans))),
+            logits=torch.tensor(keep, device=model.device),
         )
     found, at = [], 0
     for row, span, new, offsets in zip(rows, spans, token_ids, wanted, strict=True):
         size = len(_at(span, offsets))
-        logits = output.logits[0, at : at + size]
+        logits = output[0, at : at + size]
         if size < len(offsets):
             assert row.last is not None
             logits = torch.cat((row.last[None], logits))
         found.append(logits)
-        row.last = output.logits[0, at + size].clone()
+        row.last = output[0, at + size].clone()
         row.token_ids = [*row.token_ids, *new]
         for layer, states in entered.items() if row.entered else ():
             if layer < len(row.hidden):

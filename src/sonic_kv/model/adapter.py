@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from transformers import PreTrainedModel
 
 from sonic_kv.errors import FileError, NumericalError, UnsupportedModelError
 from sonic_kv.files import read_sealed, write_sealed
-from sonic_kv.model.attention import sonic_attention
+from sonic_kv.model.attention import twin
 from sonic_kv.model.fingerprint import SAMPLE, check_fingerprint, describe, head_dim, kv_heads
 from sonic_kv.model.options import AdapterConfig
 
 FILE_NAME = "adapter.safetensors"
 LORA_NAME = "sonic"
+_nexus_rows: ContextVar[Tensor | None] = ContextVar("rows that LoRA layers act on", default=None)
 
 
 def fingerprint(base: PreTrainedModel) -> dict[str, Any]:
@@ -30,6 +32,26 @@ def fingerprint(base: PreTrainedModel) -> dict[str, Any]:
         (name, weight.shape, weight.detach().flatten()[:SAMPLE]) for name, weight in base.named_parameters()
     )
     return describe(base.config.get_text_config(), weights)
+
+
+@contextmanager
+def nexus_rows(rows: Tensor | None) -> Iterator[None]:
+    """Let LoRA layers act on these rows of a forward only. (B, T) bool; None: on all."""
+    before = _nexus_rows.set(rows)
+    try:
+        yield
+    finally:
+        _nexus_rows.reset(before)
+
+
+def same_rows() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For `torch.utils.checkpoint`: layers that run again, in whatever thread, act on the same rows."""
+    return nullcontext(), nexus_rows(_nexus_rows.get())
+
+
+def _only_nexus_rows(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    rows = _nexus_rows.get()
+    return output if rows is None else output * rows[..., None].to(output.dtype)
 
 
 class ImportanceScorer(nn.Module):
@@ -75,10 +97,10 @@ class ImportanceScorer(nn.Module):
 
 
 class Adapter(nn.Module):
-    """All trained tensors. The base model is changed only inside `attached`.
+    """All trained tensors. The base model is not changed: LoRA layers act in a twin of it.
 
     Args:
-        base: the frozen model; LoRA layers are built for it and kept outside of it.
+        base: the frozen model.
     """
 
     def __init__(self, base: PreTrainedModel, config: AdapterConfig) -> None:
@@ -97,68 +119,44 @@ class Adapter(nn.Module):
             with torch.no_grad():
                 self.embedding.copy_(weight.mean(0).cpu())
                 self.turn.weight.normal_(std=float(weight.std()))
-        self._base = (base,)  # a tuple: the base is no part of this module
-        self._lora: list[tuple[nn.Module, str, LoraLayer]] = []
         self.lora = nn.ModuleDict()
-        self._rows: Tensor | None = None
+        self._twin = (twin(base),)  # a tuple: it is no part of this module
         if config.lora_rank:
-            self._inject(base)
+            self._inject(self.twin)
         self.to(next(base.parameters()).device)
 
-    def _inject(self, base: PreTrainedModel) -> None:
-        decoder = base.get_decoder()
+    @property
+    def twin(self) -> PreTrainedModel:
+        """The base's twin that has the LoRA layers, with the registered attention."""
+        return self._twin[0]
+
+    def _inject(self, model: PreTrainedModel) -> None:
+        decoder = model.get_decoder()
         layers = next(name for name, module in decoder.named_children() if isinstance(module, nn.ModuleList))
         options = LoraConfig(
             r=self.config.lora_rank,
             lora_alpha=self.config.lora_alpha,
             target_modules=rf".*\b{layers}\.\d+\..*proj",
         )
+        frozen = [(weight, weight.requires_grad) for weight in model.parameters()]
         try:
-            inject_adapter_in_model(options, base, LORA_NAME)
+            inject_adapter_in_model(options, model, LORA_NAME)
         except ValueError as error:  # nothing matches
-            vars(base).pop("peft_config", None)
             raise UnsupportedModelError(
-                f"{type(base).__name__} has no linear layers named …proj for a LoRA to act on: use lora_rank=0"
+                f"{type(model).__name__} has no linear layers named …proj for a LoRA to act on: use lora_rank=0"
             ) from error
-        del base.peft_config  # the base is nobody's PEFT model: it may get another adapter
-        for name, module in list(base.named_modules()):
+        for weight, learns in frozen:  # they are the base's, and PEFT froze them
+            weight.requires_grad_(learns)
+        for name, module in model.named_modules():
             if isinstance(module, LoraLayer):
-                path, _, child = name.rpartition(".")
-                self._lora.append((base.get_submodule(path), child, module))
                 pair = nn.ModuleDict({"A": module.lora_A[LORA_NAME], "B": module.lora_B[LORA_NAME]})
                 self.lora[name.replace(".", "/")] = pair
-                module.lora_B[LORA_NAME].register_forward_hook(self._only_nexus_rows)
-        self._detach()
-
-    def _only_nexus_rows(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return output if self._rows is None else output * self._rows[..., None].to(output.dtype)
-
-    def _detach(self) -> None:
-        for parent, name, layer in self._lora:
-            setattr(parent, name, layer.base_layer)
-
-    @contextmanager
-    def attached(self, nexus_rows: Tensor | None = None) -> Iterator[None]:
-        """Put LoRA layers and registered attention in place; outside, the base is its own, bit for bit.
-
-        Args:
-            nexus_rows: rows on which the LoRA acts (B, T) bool; None: all. Run the backward pass
-                inside too: gradient checkpointing runs the layers again.
-        """
-        self._rows = nexus_rows
-        for parent, name, layer in self._lora:
-            setattr(parent, name, layer)
-        try:
-            with sonic_attention(self._base[0]):
-                yield
-        finally:
-            self._detach()
-            self._rows = None
+                module.lora_B[LORA_NAME].register_forward_hook(_only_nexus_rows)
 
     @property
     def reencodes(self) -> bool:
         """Whether there is anything to re-encode entries with."""
-        return bool(self._lora)
+        return len(self.lora) > 0
 
     def embed(self, anchors: Tensor, segment: Tensor) -> Tensor:
         """Input embeddings of Nexus tokens.

@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.errors import ConfigError
-from sonic_kv.model.attention import sonic_attention
-from sonic_kv.model.batch import Rows, columns, forward
+from sonic_kv.model.batch import columns
+from sonic_kv.model.forward import forward
+from sonic_kv.model.reader import Held, Reader
 
-_step = threading.local()  # `rows`: of the step that this thread is in
+_step = threading.local()  # `reader`: of the step that this thread is in
 _library = torch.library.Library("sonic_kv", "DEF")
 _library.define(
     "read(Tensor query, Tensor key, Tensor value, int layer, float scale, float? softcap) -> Tensor"
@@ -27,8 +28,8 @@ _library.define(
 def _read(
     query: Tensor, key: Tensor, value: Tensor, layer: int, scale: float, softcap: float | None
 ) -> Tensor:
-    rows: Rows = _step.rows
-    return rows.read(layer, query, key, value, scale=scale, softcap=softcap)
+    reader: Reader = _step.reader
+    return reader.read(layer, query, key, value, scale=scale, softcap=softcap)
 
 
 def _like_query(query: Tensor, *_: object) -> Tensor:
@@ -49,35 +50,35 @@ class CompiledStep:
         ConfigError: it cannot be compiled here.
     """
 
-    def __init__(self, base: PreTrainedModel) -> None:
-        self._base = base
+    def __init__(self, twin: PreTrainedModel) -> None:
+        self._twin = twin
         self.graphs = 0
         self._run = torch.compile(self._forward, dynamic=False, fullgraph=True, backend=self._compile)
 
     @torch.no_grad()
     def __call__(self, cache: SessionCache, token_id: int) -> Tensor:
         """Logits after the token. (V,)"""
-        _step.rows = Rows([cache])
-        with sonic_attention(self._base):
-            try:
-                logits: Tensor = self._run(*columns([cache], [token_id], self._base.device))
-            except Exception as error:
-                lines = [line for line in str(error).splitlines() if line and not line.endswith("raised:")]
-                reason = lines[0] if lines else type(error).__name__
-                raise ConfigError(
-                    f"cannot compile the decode step ({reason}): it needs a C++ compiler such as g++; or leave "
-                    "compile off"
-                ) from error
-            finally:
-                del _step.rows
-        return logits[0]
+        twin = self._twin
+        _step.reader = Held([cache], 1, twin.dtype, twin.device)
+        try:
+            logits: Tensor = self._run(*columns([cache], [token_id], twin.device))
+        except Exception as error:
+            lines = [line for line in str(error).splitlines() if line and not line.endswith("raised:")]
+            reason = lines[0] if lines else type(error).__name__
+            raise ConfigError(
+                f"cannot compile the decode step ({reason}): it needs a C++ compiler such as g++; or leave "
+                "compile off"
+            ) from error
+        finally:
+            del _step.reader
+        return logits[0, -1]
 
     def _forward(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        return forward(self._base, token_ids, positions, _InOneOperation())
+        return forward(self._twin, token_ids, positions, _InOneOperation())
 
     def _compile(self, graph: fx.GraphModule, inputs: list[Any]) -> Any:
         self.graphs += 1
-        if self._base.device.type == "cpu":
+        if self._twin.device.type == "cpu":
             for node in graph.graph.nodes:
                 if node.op == "call_function" and node.target is nn.functional.linear:
                     node.target = _linear
@@ -95,10 +96,8 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class _InOneOperation:
     """The attention of the step's rows, which the compiler does not look into."""
 
-    def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor, **options: Any
+    def read(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
     ) -> Tensor:
-        found: Tensor = torch.ops.sonic_kv.read(
-            query, key, value, module.layer_idx, options["scale"], options["softcap"]
-        )
+        found: Tensor = torch.ops.sonic_kv.read(query, key, value, layer, scale, softcap)
         return found

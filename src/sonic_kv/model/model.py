@@ -8,36 +8,41 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sonic_kv.cache.cache import Held, SessionCache
+from sonic_kv.cache.cache import SessionCache
 from sonic_kv.errors import ContextLengthError, UnsupportedModelError
 from sonic_kv.model import loading
-from sonic_kv.model.adapter import Adapter, fingerprint
-from sonic_kv.model.attention import (
-    OnePass,
-    Probe,
-    Rope,
-    no_mask,
-    respect_softcap,
-    sonic_attention,
-    verify,
-    with_cache,
-)
+from sonic_kv.model.adapter import Adapter, fingerprint, nexus_rows
+from sonic_kv.model.attention import twin
 from sonic_kv.model.chat_format import ChatFormat
 from sonic_kv.model.compiled import CompiledStep
 from sonic_kv.model.fingerprint import head_dim, kv_heads
+from sonic_kv.model.forward import forward
 from sonic_kv.model.layout import Layout
 from sonic_kv.model.options import Quantization
-from sonic_kv.model.reread import Reread, Rereading, portions
+from sonic_kv.model.probe import Probe
+from sonic_kv.model.reader import Held, OnePass, Rereading
+from sonic_kv.model.reread import Reread, portions
+from sonic_kv.model.rotary import Rope
+from sonic_kv.model.verify import verify
 
 
 class SonicModel:
     """A frozen base model with an optional adapter.
+
+    Sessions of one model may run in several threads, one thread to a session. The base is never changed: others may
+    use it meanwhile.
 
     Args:
         base: a decoder-only Hugging Face model with rotary positions.
         tokenizer: its tokenizer.
         adapter: trained for this base; None: importance comes from recent queries and kept entries
             are not re-encoded (eviction).
+
+    Attributes:
+        base: as it was given.
+        plain: what runs where nothing is compressed: the base, or where transformers would leave out how the base
+            caps its logits, a twin that does not.
+        twin: the base's, with the registered attention.
 
     Raises:
         UnsupportedModelError: the architecture cannot be compressed correctly.
@@ -47,15 +52,15 @@ class SonicModel:
         loading.check_base(base)
         self.config = base.config.get_text_config()
         self.rope = Rope(base)
-        respect_softcap(base)
         self.base = base.eval()
+        self.plain, self.twin = _capped(base), twin(base)
         self.tokenizer = tokenizer
         self.adapter = adapter
         self.format = ChatFormat(tokenizer)
         self.num_layers: int = self.config.num_hidden_layers
         self.num_heads: int = kv_heads(self.config)
         self.head_dim: int = head_dim(self.config)
-        verify(base, self.rope, self.num_heads, self.head_dim)
+        verify(self.plain, self.twin, self.rope, self.num_heads, self.head_dim)
         self.max_length: int = self.config.max_position_embeddings
         self.sliding_window = _sliding_window(self.config)
         self._step: CompiledStep | None = None
@@ -168,7 +173,7 @@ class SonicModel:
         Raises:
             ConfigError: it cannot be compiled here.
         """
-        step = CompiledStep(self.base)
+        step = CompiledStep(self.twin)
         step(SessionCache(self.num_layers), 0)
         self._step = step
 
@@ -178,24 +183,14 @@ class SonicModel:
         if self._step is not None and len(token_ids) == 1:
             row = self._step(cache, token_ids[0])
             return row[None] if all_logits else row
-        start = cache.next_position
-        ids = torch.tensor([list(token_ids)], device=self.device)
-        call = {
-            "input_ids": ids,
-            "position_ids": torch.arange(start, start + ids.shape[1], device=self.device)[None],
-            "logits_to_keep": 0 if all_logits else 1,
-            **with_cache(self.base, cache),
-        }
+        start, count, wanted = cache.next_position, len(token_ids), 0 if all_logits else 1
+        rows = torch.tensor([list(token_ids)], device=self.device)
+        positions = torch.arange(start, start + count, device=self.device)[None]
         if cache.even:
-            output = self.base(**call)
+            logits = forward(self.plain, rows, positions, cache=cache, logits=wanted)[0]
         else:
-            with sonic_attention(self.base):
-                output = self.base(
-                    **call,
-                    attention_mask=no_mask(self.device),
-                    sonic=Held(cache, ids.shape[1], self.dtype, self.device),
-                )
-        logits: Tensor = output.logits[0]
+            reader = Held([cache], count, self.dtype, self.device)
+            logits = forward(self.twin, rows, positions, reader, logits=wanted)[0]
         return logits if all_logits else logits[-1]
 
     @torch.no_grad()
@@ -216,14 +211,9 @@ class SonicModel:
             segments = [torch.full_like(of, r.segment) for of, r in zip(ids, requests, strict=True)]
             embeddings = self.adapter.embed(embeddings, torch.cat(segments)[None])
         seen = [request.seen(encode and self.whole_segment) for request in requests]
-        with self.adapter.attached() if self.adapter and encode else sonic_attention(self.base):
-            self.base.get_decoder()(
-                inputs_embeds=embeddings,
-                attention_mask=no_mask(self.device),
-                position_ids=torch.cat([request.positions() for request in requests])[None],
-                use_cache=False,
-                sonic=Rereading(requests, seen, self.dtype),
-            )
+        positions = torch.cat([request.positions() for request in requests])[None]
+        module = self.adapter.twin if self.adapter and encode else self.twin
+        forward(module, embeddings, positions, Rereading(requests, seen, self.dtype), logits=None)
 
     @property
     def whole_segment(self) -> bool:
@@ -253,7 +243,6 @@ class SonicModel:
         """The training forward: all segments and their Nexus tokens at once.
 
         Equal to a step-by-step session that closes the same segments and keeps the same entries.
-        Call it inside `adapter.attached(layout.nexus)` if there are Nexus rows.
 
         Args:
             token_ids: the transcripts. (B, length)
@@ -268,18 +257,24 @@ class SonicModel:
             logits (B, T, V), or (B, R, V)
         """
         embeddings = self.embed(token_ids, layout)
-        plan = OnePass(layout, lifetime, self.rope if compact else None, flex, probe)
-        with sonic_attention(self.base):
-            output = self.base(
-                inputs_embeds=embeddings,
-                attention_mask=no_mask(self.device),
-                position_ids=layout.position,
-                use_cache=False,
-                logits_to_keep=0 if rows is None else rows,
-                sonic=plan,
-            )
-        logits: Tensor = output.logits
-        return logits
+        reader = OnePass(layout, lifetime, self.rope if compact else None, flex, probe)
+        wanted = 0 if rows is None else rows
+        # what learns runs LoRA layers without Nexus rows, too: processes that share a base run it equally often
+        if self.adapter is None or not (torch.is_grad_enabled() or bool(layout.nexus.any())):
+            return forward(self.twin, embeddings, layout.position, reader, logits=wanted)
+        with nexus_rows(layout.nexus):
+            return forward(self.adapter.twin, embeddings, layout.position, reader, logits=wanted)
+
+
+def _capped(base: PreTrainedModel) -> PreTrainedModel:
+    """The base, or a twin with eager attention where its own leaves out soft caps of the logits, as SDPA does.
+
+    transformers up to 5.2 chooses SDPA for such models (Gemma 2) all the same.
+    """
+    config = base.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+        return twin(base, "eager")
+    return base
 
 
 def _sliding_window(config: Any) -> int | None:

@@ -1,15 +1,15 @@
-"""Rows that run over tokens of an open segment again: they read the cache and do not join it."""
+"""Requests to read tokens of an open segment again."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
-from typing import Any, TypeVar
+from itertools import accumulate
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from sonic_kv.cache.cache import SessionCache
-from sonic_kv.model.attention import Probe
+from sonic_kv.model.probe import Probe
 
 ROWS = 2048  # read in one forward; more gain nothing and leave a CPU's caches
 T = TypeVar("T")
@@ -60,31 +60,3 @@ def portions(items: Sequence[T], rows: Callable[[T], int]) -> Iterator[list[T]]:
         count = max(1, sum(end <= ROWS for end in ends))
         yield waiting[:count]
         waiting = waiting[count:]
-
-
-class Rereading:
-    """The attention of a forward over the rows of several readings, laid end to end.
-
-    Args:
-        seen: of each reading.
-    """
-
-    def __init__(self, requests: Sequence[Reread], seen: Sequence[Tensor], dtype: torch.dtype) -> None:
-        edges = accumulate((len(request.offsets) for request in requests), initial=0)
-        spans = [slice(a, b) for a, b in pairwise(edges)]
-        # as SDPA adds it, made once instead of in every layer
-        masks = [torch.zeros_like(s, dtype=dtype).masked_fill_(~s, -torch.inf) for s in seen]
-        self._parts = list(zip(requests, spans, seen, masks, strict=True))
-
-    def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor, **options: Any
-    ) -> Tensor:
-        outputs, layer = [], module.layer_idx
-        for request, span, seen, mask in self._parts:
-            own, held = query[:, :, span], request.cache.layers[layer]
-            request.entries.append((key[:, :, span], value[:, :, span]))
-            if request.probe is not None:
-                keys, values = held.padded()
-                request.probe.observe(layer, own, keys, values, held.present(seen), **options)
-            outputs.append(held.read(own, mask, **options))
-        return torch.cat(outputs, dim=2)

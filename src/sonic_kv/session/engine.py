@@ -177,7 +177,7 @@ class Engine:
             return
         try:
             caches = [row.draft.cache for row in self._rows]
-            logits = batch_step(self.model.base, caches, [row.token for row in self._rows])
+            logits = batch_step(self.model.twin, caches, [row.token for row in self._rows])
         except Exception as error:  # out of memory, most likely: no row can go on
             for number in reversed(range(len(self._rows))):
                 self._fail(self._rows[number].turn, error)

@@ -90,7 +90,7 @@ def generate_step(
     while True:
         tokens = sample(logits, sampling, generator).tolist()
         yield tokens
-        logits = batch_step(model.base, caches, tokens)
+        logits = batch_step(model.twin, caches, tokens)
 
 
 def detokenize(tokenizer: Any, token_ids: list[int]) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sonic_kv.model.adapter import Adapter
-from sonic_kv.model.attention import Probe
+from sonic_kv.model.adapter import Adapter, same_rows
 from sonic_kv.model.chat_format import Encoded
 from sonic_kv.model.layout import Layout, pack
 from sonic_kv.model.model import SonicModel
+from sonic_kv.model.probe import Probe
 from sonic_kv.training import losses
 from sonic_kv.training.options import LossConfig, PlanConfig
 from sonic_kv.training.plan import Plan, draw_ends, draw_plan
@@ -189,7 +189,7 @@ class Objective:
         probe = None
         if self._watching:
             probe = Probe(torch.cat([p.rows.start + p.watched for p in parts])[None].to(model.device), layers)
-        with self.adapter.attached(layout.nexus), checkpointed(model.base, self.checkpointing):
+        with checkpointed(self.adapter.twin, self.checkpointing):
             logits = model.one_pass(
                 torch.cat([p.token_ids for p in parts])[None],
                 layout,
@@ -321,7 +321,7 @@ def checkpointed(base: Any, on: bool) -> Iterator[None]:
     name = (
         "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
     )  # older transformers
-    kwargs = {f"{name}_checkpointing_kwargs": {"use_reentrant": False}}
+    kwargs = {f"{name}_checkpointing_kwargs": {"use_reentrant": False, "context_fn": same_rows}}
     getattr(base, f"{name}_checkpointing_enable")(**kwargs)
     base.train()
     for module in base.modules():

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from sonic_kv.cache.cache import SessionCache
-from sonic_kv.model.attention import OnePass, Probe, no_mask, sonic_attention, with_cache
+from sonic_kv.model.forward import forward
 from sonic_kv.model.layout import Layout, interleave, pack
 from sonic_kv.model.model import SonicModel
+from sonic_kv.model.probe import Probe
+from sonic_kv.model.reader import OnePass
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,9 @@ def run_teacher(model: SonicModel, dialogues: Sequence[Tensor], queries: Sequenc
     probe = Probe(rows=torch.cat([q + start for q, start in zip(queries, starts, strict=True)])[None])
     cache = SessionCache(model.num_layers)
     layout, lifetime = side_by_side(model, dialogues, [0] * len(dialogues), [[] for _ in dialogues])
-    with sonic_attention(model.base):
-        output = model.base(
-            input_ids=torch.cat(list(dialogues))[None],
-            attention_mask=no_mask(model.device),
-            position_ids=layout.position,
-            **with_cache(model.base, cache),
-            sonic=OnePass(layout, [lifetime] * model.num_layers, probe=probe),
-        )
+    reader = OnePass(layout, [lifetime] * model.num_layers, probe=probe)
+    transcripts = torch.cat(list(dialogues))[None]
+    logits = forward(model.twin, transcripts, layout.position, reader, cache=cache)
     keys = [model.rope.rotate(n, layer.keys, -layout.position[0]) for n, layer in enumerate(cache.layers)]
     found, first = [], 0
     for ids, chosen, start in zip(dialogues, queries, starts, strict=True):
@@ -51,7 +48,7 @@ def run_teacher(model: SonicModel, dialogues: Sequence[Tensor], queries: Sequenc
         first += len(chosen)
         found.append(
             Teacher(
-                logits=output.logits[0, here],
+                logits=logits[0, here],
                 keys=[k[:, :, here] for k in keys],
                 values=[layer.values[:, :, here] for layer in cache.layers],
                 queries=chosen,

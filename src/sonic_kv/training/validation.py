@@ -49,9 +49,8 @@ def history_logits(objective: Objective, encoded: Encoded) -> tuple[Lesson, list
         )
         layout = plan.layout.to(model.device)
         rows = raw_rows(plan.layout, torch.arange(lesson.first, len(lesson.ids))).to(model.device)
-        with adapter.attached(layout.nexus):
-            lifetime = [life.to(model.device) for life in plan.lifetime]
-            found.append(model.one_pass(lesson.ids[None], layout, lifetime, rows=rows)[0])
+        lifetime = [life.to(model.device) for life in plan.lifetime]
+        found.append(model.one_pass(lesson.ids[None], layout, lifetime, rows=rows)[0])
     return lesson, found
 
 

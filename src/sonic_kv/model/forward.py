@@ -1,0 +1,62 @@
+"""The one place where a model is run."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+
+from sonic_kv.model.reader import Reader
+
+
+def forward(
+    module: PreTrainedModel,
+    rows: Tensor,
+    positions: Tensor,
+    reader: Reader | None = None,
+    *,
+    cache: Cache | None = None,
+    logits: int | Tensor | None = 0,
+) -> Tensor:
+    """Run a base model, or a twin of it under a reader.
+
+    Args:
+        module: a twin, if there is a reader; else the base.
+        rows: token ids (B, T), or embeddings (B, T, C)
+        positions: RoPE positions. (B, T)
+        reader: what the rows see, and how they attend; None: the module's own attention.
+        cache: takes the rows' keys and values in. With a reader that stores them itself: None.
+        logits: the rows after which they are wanted: so many last ones (0: all), or these (N,). None: of none.
+
+    Returns:
+        logits (B, T or so many, V); if none are wanted, the last hidden states (B, T, C)
+    """
+    call: dict[str, Any] = {
+        "inputs_embeds" if rows.is_floating_point() else "input_ids": rows,
+        "position_ids": positions,
+    }
+    if reader is not None:
+        # who sees what is the reader's; without a 4D mask transformers would make one
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.device)
+        call |= {"reader": reader, "attention_mask": mask}
+    call |= {"use_cache": False} if cache is None else with_cache(module, cache)
+    found: Tensor
+    if logits is None:
+        found = module.get_decoder()(**call).last_hidden_state
+    else:
+        found = module(**call, logits_to_keep=logits).logits
+    return found
+
+
+def with_cache(module: nn.Module, cache: Cache) -> dict[str, Any]:
+    """The arguments by which a model reads and fills a cache."""
+    return {_cache_name(type(module).forward): cache, "use_cache": True}
+
+
+@functools.cache
+def _cache_name(forward: Callable[..., Any]) -> str:
+    # transformers 5.24 renamed it
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

@@ -310,5 +310,5 @@ def test_adapter_for_a_model_without_known_projections_is_refused() -> None:
     sizes = {"vocab_size": 262, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     base = GPTNeoXForCausalLM(GPTNeoXConfig(intermediate_size=48, **sizes))
     with pytest.raises(UnsupportedModelError, match="proj") as caught:
-        Adapter(base, AdapterConfig())
+        Adapter(base, AdapterConfig(lora_rank=4))
     assert "\n" not in str(caught.value)

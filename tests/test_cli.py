@@ -563,7 +563,6 @@ def test_train_writes_an_adapter_that_chat_loads(sonic: Any, model_folder: Path,
     options = toml(tmp_path, "[synth]\nmin_exchanges = 2\nmax_exchanges = 3\n[train]\nmax_steps = 9\n")
     arguments = ["--config", options, "--model", model_folder, "--out", tmp_path / "run", "--lora-rank", "2"]
     arguments += ["--data-share", "0", "--max-steps", "3", "--importance-steps", "1", "--batch-size", "1"]
-    arguments += ["--calibration-rounds", "1", "--calibration-dialogues", "6"]
     code, out, error = sonic("train", *arguments, "--no-bf16", "--json")
     assert code == 0, error
     result = json.loads(out)

@@ -14,7 +14,7 @@ from sonic_kv.compress.options import SessionConfig
 from sonic_kv.data.options import SynthConfig
 from sonic_kv.errors import AdapterError, ConfigError
 from sonic_kv.model.options import AdapterConfig
-from sonic_kv.training.options import LossConfig, TrainConfig
+from sonic_kv.training.options import TrainConfig
 from sonic_kv.training.trainer import Trainer
 
 installed = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
@@ -57,8 +57,7 @@ def test_an_adapter_learns_on_a_base_in_four_bits_and_obeys_the_law(whole: Path,
         bf16=False,
     )
     shape, synth = AdapterConfig(lora_rank=4), SynthConfig(min_exchanges=4, max_exchanges=4)
-    loss = LossConfig(reconstruction_weight=0.1)
-    path = Trainer(model, shape, synth, config, loss).run()
+    path = Trainer(model, shape, synth, config).run()
     steps = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert all(step["grad_norm"] > 0 for step in steps)
 

@@ -1,4 +1,4 @@
-"""Training on other roads: packed, checkpointed, by FlexAttention, on two processes; losses and data."""
+"""Training on other roads: packed, checkpointed, by FlexAttention, on two processes; data."""
 
 import gzip
 import json
@@ -6,20 +6,19 @@ import logging
 import math
 import os
 import random
-import re
 import shutil
 import socket
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import lesson_of, read_log, trainer
+from test_train import objective_of, read_log, trainer
 from tiny import DIALOGUE, random_adapter, tiny_base, tiny_model, tiny_tokenizer
 
 from sonic_kv.data.dialogues import read_source
@@ -29,52 +28,38 @@ from sonic_kv.data.tokens import TokenisedSource
 from sonic_kv.errors import ConfigError, DataError, FileError
 from sonic_kv.files import read_sealed
 from sonic_kv.model import layout as lay
+from sonic_kv.model.chat_format import Encoded
 from sonic_kv.model.model import SonicModel
 from sonic_kv.training import losses
-from sonic_kv.training.objectives import Objective, raw_rows
-from sonic_kv.training.options import LossConfig, PlanConfig, TrainConfig
-from sonic_kv.training.plan import draw_plan
+from sonic_kv.training.objectives import Objective, raw_rows, token_scores
+from sonic_kv.training.options import PlanConfig, TrainConfig
+from sonic_kv.training.plan import Plan, draw_ends, draw_plan
+from sonic_kv.training.teacher import run_teacher
 from sonic_kv.training.trainer import check_even
 
-EVERY_LOSS = LossConfig(
-    distillation_need=3.0,
-    ce_weight=0.5,
-    attention_weight=1.0,
-    output_weight=1.0,
-    ignored_weight=1.0,
-    ignored_share=1.0,
-    coverage_weight=1.0,
-    reconstruction_weight=0.5,
-    observed_layers=2,
-)
 PLAN = PlanConfig(ratio_min=0.6, raw_share=0.0, group_tokens=(16,), split_tokens=(48,))
 OTHER = [*DIALOGUE[2:], *DIALOGUE[:2]]
 
 
-def objective_of(loss: LossConfig = EVERY_LOSS, plan: PlanConfig = PLAN, **options: Any) -> Objective:
-    torch.manual_seed(0)
-    base = tiny_base(max_position_embeddings=4096)
-    model = SonicModel(base, tiny_tokenizer(), random_adapter(base))
-    assert model.adapter is not None
-    return Objective(model, model.adapter, loss, plan, **options)
-
-
-def gradients(
-    objective: Objective, groups: list[list[int]]
-) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+def gradients(groups: list[list[int]], **options: Any) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Losses and gradients of two dialogues, in the given groups of one forward each."""
-    objective.adapter.zero_grad(set_to_none=True)
+    objective = objective_of(PLAN, **options)
     encoded = [objective.model.format.encode(messages) for messages in (DIALOGUE, OTHER)]
+    return gradients_of(objective, encoded, groups)
+
+
+def gradients_of(
+    objective: Objective, encoded: Sequence[Encoded], groups: list[list[int]]
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    adapter = objective.adapter  # type: ignore[attr-defined]
+    adapter.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
     for group in groups:
         rngs = [random.Random(place) for place in group]
         found = objective.backward([encoded[i] for i in group], rngs, 0.5)
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + value
-    found_gradients = {
-        n: w.grad.clone() for n, w in objective.adapter.named_parameters() if w.grad is not None
-    }
-    return sums, found_gradients
+    return sums, {n: w.grad.clone() for n, w in adapter.named_parameters() if w.grad is not None}
 
 
 def assert_same(first: Any, second: Any) -> None:
@@ -84,34 +69,35 @@ def assert_same(first: Any, second: Any) -> None:
         assert torch.allclose(gradient, second[1][name], rtol=1e-3, atol=1e-5), name
 
 
-def test_every_loss_is_found_and_reaches_the_lora() -> None:
-    sums, found = gradients(objective_of(), [[0], [1]])
-    names = {f.removesuffix("_weight") for f in vars(EVERY_LOSS) if f.endswith("_weight")}
-    assert sums.keys() == names
+def test_both_losses_are_found_and_each_reaches_what_it_trains() -> None:
+    sums, found = gradients([[0], [1]])
+    assert sums.keys() == {"importance", "distillation"}
     assert all(value > 0 for value in sums.values())
-    for name in names - {"importance", "ce", "distillation"}:
-        only = {f"{other}_weight": 0.0 for other in names - {name}}
-        _, alone = gradients(objective_of(replace(EVERY_LOSS, **only)), [[0]])
-        assert any(bool(g.abs().sum() > 0) for n, g in alone.items() if n.startswith("lora.")), name
-    assert any(n.startswith("lora.") for n in found)
+    assert {name.split(".")[0] for name in found} >= {"scorer", "lora", "embedding"}
 
 
 def test_losses_in_chunks_are_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = gradients(objective_of(), [[0], [1]])
+    whole = gradients([[0], [1]])
     monkeypatch.setattr(losses, "CHUNK", 7)
-    assert_same(gradients(objective_of(), [[0], [1]]), whole)
+    assert_same(gradients([[0], [1]]), whole)
 
 
 def test_packed_dialogues_learn_what_single_ones_do() -> None:
-    loss = replace(EVERY_LOSS, observed_layers=3)  # all: which layers are observed is drawn once a forward
-    loss = replace(loss, reconstruction_weight=0.0, coverage_weight=0.0)  # they draw on, in another order
-    assert_same(gradients(objective_of(loss), [[0], [1]]), gradients(objective_of(loss), [[0, 1]]))
+    assert_same(gradients([[0], [1]]), gradients([[0, 1]]))
 
 
 def test_checkpointing_gives_equal_gradients() -> None:
-    assert_same(
-        gradients(objective_of(), [[0], [1]]), gradients(objective_of(checkpointing=True), [[0], [1]])
-    )
+    assert_same(gradients([[0], [1]]), gradients([[0], [1]], checkpointing=True))
+
+
+def drawn_plan(model: SonicModel, plan: PlanConfig, seed: int) -> tuple[torch.Tensor, Plan]:
+    """A dialogue's tokens, and a plan of it."""
+    assert model.adapter is not None
+    encoded = model.format.encode(DIALOGUE)
+    ids = torch.tensor(encoded.token_ids)
+    (teacher,) = run_teacher(model, [ids])
+    scores, ends = token_scores(model.adapter, teacher), draw_ends(encoded, plan, random.Random(0))
+    return ids, draw_plan(model.adapter, scores, encoded, ends, plan, random.Random(seed))
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2"])
@@ -119,31 +105,18 @@ def test_flex_attention_is_sdpa(family: str) -> None:
     torch.manual_seed(0)
     base = tiny_base(family)
     model = SonicModel(base, tiny_tokenizer(), random_adapter(base))
-    assert model.adapter is not None
-    objective = Objective(model, model.adapter, LossConfig(), PLAN)
-    (lesson,) = objective.read([model.format.encode(DIALOGUE)], [random.Random(0)])
-    plan = draw_plan(
-        model.adapter, objective.scores(lesson.teacher), lesson.encoded, lesson.ends, PLAN, random.Random(3)
-    )
+    ids, plan = drawn_plan(model, PLAN, 3)
     assert plan.layout.nexus.any()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not compiled: it says so
         dense, flex = (
-            model.one_pass(lesson.ids[None], plan.layout, plan.lifetime, flex=flex) for flex in (False, True)
+            model.one_pass(ids[None], plan.layout, plan.lifetime, flex=flex) for flex in (False, True)
         )
     assert torch.allclose(dense, flex, atol=1e-5)
 
 
 def test_block_mask_rule_is_the_visibility_mask() -> None:
-    objective, lesson = lesson_of(LossConfig(), PLAN)
-    plan = draw_plan(
-        objective.adapter,
-        objective.scores(lesson.teacher),
-        lesson.encoded,
-        lesson.ends,
-        PLAN,
-        random.Random(1),
-    )
+    _, plan = drawn_plan(tiny_model(), PLAN, 1)
     layout, lifetime = lay.pack([plan.layout] * 2, [plan.lifetime] * 2)
     mask = lay.visible(layout, lifetime[0])  # (1, G, T, T)
     groups, length = mask.shape[1], mask.shape[-1]
@@ -159,46 +132,10 @@ def test_block_mask_rule_is_the_visibility_mask() -> None:
 
 
 def test_observed_rows_are_the_rows_of_the_whole_mask() -> None:
-    objective, lesson = lesson_of(LossConfig(), PLAN)
-    plan = draw_plan(
-        objective.adapter,
-        objective.scores(lesson.teacher),
-        lesson.encoded,
-        lesson.ends,
-        PLAN,
-        random.Random(1),
-    )
+    _, plan = drawn_plan(tiny_model(), PLAN, 1)
     whole = lay.visible(plan.layout, plan.lifetime[0])
     rows = raw_rows(plan.layout, torch.arange(5, 25))
     assert torch.equal(lay.visible(plan.layout, plan.lifetime[0], rows), whole[:, :, rows])
-
-
-def test_need_is_nothing_where_history_changes_nothing() -> None:
-    _, lesson = lesson_of(LossConfig(), PLAN)
-    need = lesson.need
-    assert need is not None
-    assert float(need[: lesson.first].abs().max()) < 1e-5  # the first segment has no history
-    assert float(need[lesson.first :].min()) > -1e-6
-    assert float(need[lesson.first :].max()) > 1e-3
-
-
-def test_losses_on_tiny_tensors() -> None:
-    mass = losses.segment_mass(torch.tensor([[0.5, 0.2, 0.3]]), torch.tensor([0, 1, 1]), 3)
-    assert mass.tolist() == [[0.5, 0.5, 0.0]]
-    teacher, student = torch.tensor([[0.2, 0.8]]), torch.tensor([[0.6, 0.4]])
-    expected = 0.2 * math.log(0.2 / 0.6) + 0.8 * math.log(0.8 / 0.4)
-    assert float(losses.attention_mass(student, teacher)) == pytest.approx(expected, rel=1e-5)
-    assert float(losses.ignored(student, teacher, 1.0)) == pytest.approx(0.16)
-    assert float(losses.ignored(student, teacher, 0.5)) == pytest.approx(0.0)
-    o = torch.tensor([[3.0, 4.0]])
-    assert float(losses.attention_output(torch.zeros_like(o), o)) == pytest.approx(1.0)
-    logits, targets = torch.zeros(3, 4), torch.tensor([0, 1, 2])
-    logits[0, 0] = 50.0
-    weights = torch.tensor([1.0, 0.0, 1.0])
-    assert float(losses.cross_entropy(logits, targets, weights)) == pytest.approx(math.log(4) / 2)
-    assert float(losses.cross_entropy(logits, targets, torch.zeros(3))) == 0.0
-    looked = torch.tensor([[[[0.2, 0.6], [0.2, 0.2]]]])  # two Nexus tokens, two tokens of the segment
-    assert float(losses.coverage(looked, torch.tensor([[1 / 3, 2 / 3]]))) == pytest.approx(0.0, abs=1e-6)
 
 
 # --- several processes ------------------------------------------------------------------------
@@ -296,17 +233,15 @@ def test_the_best_adapter_is_the_one_that_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_packed_run_is_the_run(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"max_steps": 3, "importance_steps": 0, "bf16": False}
+    options: dict[str, Any] = {"max_steps": 4, "importance_steps": 2, "bf16": False}
     plain = load_file(trainer(tmp_path / "a", **options).run())
     packed = load_file(trainer(tmp_path / "b", **options, pack_tokens=4096).run())
     for name, tensor in plain.items():
-        # A constant that is added to all scores of a head changes no loss: the gradient of these biases is rounding,
-        # which differs between processors, and Adam makes full steps of it.
-        if not re.fullmatch(r"scorer\.down\.\d+\.bias", name):
-            assert torch.allclose(tensor, packed[name], rtol=1e-3, atol=1e-4), name
+        assert torch.allclose(tensor, packed[name], rtol=1e-3, atol=1e-4), name
     for mine, other in zip(read_log(tmp_path / "a"), read_log(tmp_path / "b"), strict=True):
-        for name in ("importance", "distillation", "grad_norm"):
-            assert mine.get(name) == pytest.approx(other.get(name), rel=1e-4), name
+        assert mine.keys() == other.keys()
+        for name in mine.keys() - {"seconds"}:
+            assert mine[name] == pytest.approx(other[name], rel=1e-3), name
 
 
 def test_tensorboard_files_hold_the_losses(tmp_path: Path) -> None:
@@ -414,11 +349,7 @@ def test_a_saved_dataset_is_a_source(tmp_path: Path) -> None:
         (TrainConfig, {"data": ("a", "b"), "data_weights": (1.0,)}),
         (TrainConfig, {"data": ("a",), "data_weights": (0.0,)}),
         (TrainConfig, {"lr": math.nan}),
-        (TrainConfig, {"attention": "eager"}),
         (TrainConfig, {"seed": -1}),
-        (LossConfig, {"importance_norm": 0.5}),
-        (LossConfig, {"ce_weight": -1.0}),
-        (LossConfig, {"coverage_weight": math.inf}),
         (PlanConfig, {"ratio_min": 0.9, "ratio_max": 0.5}),
         (PlanConfig, {"random_share": 0.8, "segment_share": 0.3}),
         (PlanConfig, {"candidates": ()}),

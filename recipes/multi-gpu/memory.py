@@ -22,13 +22,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from sonic_kv.bench.shapes import SHAPES
 from sonic_kv.model.adapter import Adapter
-from sonic_kv.model.attention import BLOCK_ROWS
 from sonic_kv.model.chat_format import Encoded
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.options import AdapterConfig
-from sonic_kv.training import losses
-from sonic_kv.training.objectives import Objective
-from sonic_kv.training.options import LossConfig, PlanConfig
+from sonic_kv.model.reader import BLOCK_ROWS
+from sonic_kv.training import damage, losses
+from sonic_kv.training.objectives import DamageObjective, Run
+from sonic_kv.training.options import PlanConfig
 
 FITS = 0.9 * 80e9  # bytes that tensors may fill of a GPU's
 
@@ -42,25 +42,73 @@ class Step:
     checkpointing: bool = True
     flex: bool = True  # FlexAttention's block mask; else SDPA, a block of rows at a time
     size: int = 2  # bytes of a number: 2 for bf16 weights and autocast, or 4
-    segment: int = 128  # tokens of the shortest segments; every segment's end has an importance loss
-    queries: int = LossConfig.importance_queries
-    rank: int = AdapterConfig.lora_rank
+    segment: int = 128  # tokens of the shortest segments; damage is summed up in each
+    rank: int = 16  # of the LoRA; 0: the scorer alone
+    hidden: int = AdapterConfig.scorer_hidden
 
 
 def predict(c: LlamaConfig, step: Step) -> dict[str, float]:
-    """Bytes of a Llama's training step at its peak, by part."""
-    t, s, layers, vocab, wide = step.tokens, step.size, c.num_hidden_layers, c.vocab_size, c.hidden_size
-    rows, ffn, heads, groups = 2 * t, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads
-    q, kv = heads * c.head_dim, groups * c.head_dim
+    """Bytes of a Llama's training step at its peak, by part: of the scorer's steps or of the LoRA's, what is more."""
+    found = [scorer_step(c, step), *([lora_step(c, step)] if step.rank else [])]
+    return max(found, key=lambda parts: sum(parts.values()))
+
+
+def always(c: LlamaConfig, step: Step) -> dict[str, float]:
+    """What is there before a step begins."""
+    layers, wide, ffn, (q, kv) = c.num_hidden_layers, c.hidden_size, c.intermediate_size, widths(c)
     layer = wide * (2 * q + 2 * kv + 3 * ffn)  # weights
     gathered = 2 * layer if step.shards > 1 else 0  # one layer computes while the next one comes
-    ends = vocab * wide * (1 if c.tie_word_embeddings else 2)  # embeddings and head are never sharded
+    # embeddings and head are never sharded
+    ends = c.vocab_size * wide * (1 if c.tie_word_embeddings else 2)
     lora = layers * step.rank * (7 * wide + 2 * q + 2 * kv + 3 * ffn)
-    always = {
-        "base": s * (ends + layers * layer / step.shards + gathered),
-        "adapter": 4 * s * lora,  # weights, gradients, two moments
-        "teacher": s * t * (vocab + 2 * layers * kv) + 4 * layers * heads * step.queries * t,
+    scorer = layers * (2 * kv + c.num_key_value_heads) * step.hidden
+    return {
+        "base": step.size * (ends + layers * layer / step.shards + gathered),
+        "adapter": 4 * step.size * (lora + scorer),  # weights, gradients, two moments
     }
+
+
+def widths(c: LlamaConfig) -> tuple[int, int]:
+    """Numbers of a token's queries, and of its keys."""
+    return c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+
+
+def scorer_step(c: LlamaConfig, step: Step) -> dict[str, float]:
+    """Damage: the base's forward and backward over the tokens, then the scores."""
+    t, s, layers, wide, ffn = step.tokens, step.size, c.num_hidden_layers, c.hidden_size, c.intermediate_size
+    (q, kv), groups = widths(c), c.num_key_value_heads
+    entries = s * t * 2 * layers * kv
+    sums = 4 * layers * groups * t * t / step.segment
+    rows = min(max(damage.WEIGHTS // (c.num_attention_heads * t), 16), damage.MOST_ROWS)
+    # with respect to the logits and the labels, of a block of rows; in float32, and in part also in bf16
+    block = 3.5 * 4 * rows * c.num_attention_heads * t
+    head = 4 * 4 * min(damage.MOST_ROWS, t) * c.vocab_size
+    norms = t * wide * 2 * (4 if s == 4 else 2 + 4)
+    saved, mlp = (
+        norms + t * s * (2 * q + 2 * kv + 3 * ffn),
+        t * s * 3 * ffn,
+    )  # of a layer, for its backward pass
+    inside = max(block - mlp, t * s * 2 * ffn)  # the attention's turn comes when the MLP's is over
+    if step.checkpointing:
+        kept, within = layers * t * wide * s + entries / 2, max(saved + inside, head)
+    else:
+        kept, within = layers * saved, max(inside, head)
+    name = "vocabulary" if within == head else "one layer"
+    backward = {"activations": kept, name: within, "damage": sums}
+    # entries in float32 and as they are multiplied, their hidden layer before and after the bend, some numbers each
+    scores = t * layers * (2 * kv * (4 + s) + 2 * s * step.hidden) + 8 * 4 * layers * groups * t
+    gathering = {"entries": 1.5 * entries, "damage": 2 * sums}
+    scoring = {"entries": 1.5 * entries, "scores": scores, "damage": sums}
+    most = max(backward, gathering, scoring, key=lambda parts: sum(parts.values()))
+    return {**always(c, step), **most}
+
+
+def lora_step(c: LlamaConfig, step: Step) -> dict[str, float]:
+    """Teacher, then the compressed forward and backward over twice the tokens."""
+    t, s, layers, vocab, wide = step.tokens, step.size, c.num_hidden_layers, c.vocab_size, c.hidden_size
+    rows, ffn, heads, groups = 2 * t, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads
+    q, kv = widths(c)
+    before = {**always(c, step), "teacher": s * t * (vocab + 2 * layers * kv)}
     # What the backward pass of one layer needs. Norms keep their input in float32.
     norms = rows * wide * 2 * (4 if s == 4 else 2 + 4)
     # Of SDPA's blocks: keys and values of the columns that each sees, in the mean, its mask, and its output once more.
@@ -78,10 +126,8 @@ def predict(c: LlamaConfig, step: Step) -> dict[str, float]:
     logits, chunk = s * t * vocab, 6 * 4 * min(t, losses.CHUNK) * vocab
     loss = logits + chunk if t <= losses.CHUNK else max(3 * logits, 2 * logits + chunk)
     name = "loss" if loss > within else "one layer"
-    student = {**always, "activations": kept, name: max(loss, within)}
-    # Before that: masks of a teacher's block, then five numbers for every token and head before every segment's end.
-    scores = 5 * 4 * layers * groups * t * t / (2 * step.segment)
-    reading = {**always, "masks or importance": max(5 * BLOCK_ROWS * t, scores)}
+    student = {**before, "activations": kept, name: max(loss, within)}
+    reading = {**before, "masks": 5 * BLOCK_ROWS * t}  # of a teacher's block
     return max(student, reading, key=lambda parts: sum(parts.values()))
 
 
@@ -115,23 +161,16 @@ def measure(config: LlamaConfig, step: Step) -> int:
     words = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "?": 2}, unk_token="?"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
     model = SonicModel(base.requires_grad_(False), tokenizer)
-    model.adapter = Adapter(base, AdapterConfig(lora_rank=step.rank))
+    model.adapter = Adapter(base, AdapterConfig(lora_rank=step.rank, scorer_hidden=step.hidden))
     every_token = PlanConfig(
         ratio_min=0.1, ratio_max=0.1, ratio_jitter=0.0, raw_share=0.0, candidates=(9.0,), group_tokens=(1,)
     )
-    objective = Objective(
-        model,
-        model.adapter,
-        LossConfig(importance_queries=step.queries),
-        every_token,
-        flex=step.flex,
-        checkpointing=step.checkpointing,
-        bf16=step.size == 2,
-    )
+    how = Run(step.flex, step.checkpointing, bf16=step.size == 2)
+    objective = DamageObjective(model, model.adapter, every_token, how)
     ids = torch.randint(2, config.vocab_size, (step.tokens,)).tolist()
     dialogue = Encoded(ids, 4, list(range(4 + step.segment, step.tokens, step.segment)), [True] * step.tokens)
     with Live([*base.parameters(), *model.adapter.parameters()]) as live:
-        objective.backward([dialogue], [random.Random(0)], 1.0, student=True)
+        objective.backward([dialogue], [random.Random(0)], 1.0, scorer=not step.rank)
     return live.peak
 
 
@@ -158,13 +197,18 @@ CHECKS = {
     "activations, checkpointing": (small(intermediate_size=4096), Step(**QUICK)),
     "logits, checkpointing": (small(vocab_size=16384), Step(**QUICK)),
     "logits in chunks, checkpointing": (small(vocab_size=16384), Step(**{**QUICK, "tokens": 1200})),
-    "importance, checkpointing": (small(**DEEP), Step(**{**QUICK, "tokens": 1000}, queries=8)),
+    "damage": (small(intermediate_size=1024), Step(**QUICK, checkpointing=False, rank=0)),
+    "damage, float32": (small(intermediate_size=1024), Step(**QUICK, checkpointing=False, size=4, rank=0)),
+    "damage, checkpointing": (small(intermediate_size=1024), Step(**QUICK, rank=0)),
+    "damage in many segments": (small(**DEEP), Step(**{**QUICK, "tokens": 1000}, rank=0)),
+    "damage, vocabulary": (small(vocab_size=16384), Step(**QUICK, rank=0)),
 }
 
 
 def made(config: LlamaConfig, step: Step) -> float:
     """The part of a prediction that `measure` sees."""
-    return sum(size for name, size in predict(config, step).items() if name not in ("base", "adapter"))
+    parts = (lora_step if step.rank else scorer_step)(config, step)
+    return sum(size for name, size in parts.items() if name not in ("base", "adapter"))
 
 
 def table() -> str:

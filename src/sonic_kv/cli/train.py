@@ -11,9 +11,10 @@ from sonic_kv.cli.loading import load_model
 from sonic_kv.data.options import SynthConfig
 from sonic_kv.errors import ConfigError
 from sonic_kv.model.options import AdapterConfig, ModelOptions
-from sonic_kv.training.options import LossConfig, PlanConfig, TrainConfig
+from sonic_kv.training.options import PlanConfig, TrainConfig
 
-SHOWN = ("importance", "round", "kl", "distillation", "recovery")  # figures beside the progress bar
+SHOWN = ("importance", "distillation", "recovery")  # figures beside the progress bar
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # the time that is left is the trainer's
 
 
 def run(call: Call) -> None:
@@ -26,25 +27,25 @@ def run(call: Call) -> None:
     if options.device == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes: each has its own
         options = replace(options, device=f"cuda:{os.environ['LOCAL_RANK']}")
     config, shape, synth = call.options(TrainConfig), call.options(AdapterConfig), call.options(SynthConfig)
-    loss, plan = call.options(LossConfig), call.options(PlanConfig)
+    plan = call.options(PlanConfig)
 
     from tqdm import tqdm
 
     from sonic_kv.training.trainer import Trainer
 
-    trainer = Trainer(load_model(options), shape, synth, config, loss, plan)
+    trainer = Trainer(load_model(options), shape, synth, config, plan)
     last: dict[str, Any] = {}
     quiet = None if trainer.processes.is_main_process else True
     with tqdm(
-        initial=trainer.step, total=config.max_steps, unit="step", file=sys.stderr, disable=quiet
+        initial=trainer.step, total=config.max_steps, bar_format=BAR, file=sys.stderr, disable=quiet
     ) as bar:
 
         def show(record: dict[str, Any]) -> None:
             last.update(record)
             figures: dict[str, Any] = {name: f"{last[name]:.3f}" for name in SHOWN if name in last}
-            if "tokens_per_second" in record:
-                figures["tokens/s"] = round(record["tokens_per_second"])
-            bar.set_postfix(figures)
+            if record["remaining"] is not None:
+                figures["left"] = tqdm.format_interval(record["remaining"])
+            bar.set_postfix({**figures, "tokens/s": round(record["tokens_per_second"])})
             bar.update(record["step"] - bar.n)
 
         path = trainer.run(show)
@@ -60,10 +61,9 @@ TRAIN = Command(
         "model": ModelOptions,
         "adapter": AdapterConfig,
         "train": TrainConfig,
-        "loss": LossConfig,
         "plan": PlanConfig,
         "synth": SynthConfig,
     },
-    file_only=("loss", "plan", "synth"),
+    file_only=("plan", "synth"),
     json="the adapter's path and the last step's record",
 )

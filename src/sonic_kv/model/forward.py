@@ -3,11 +3,13 @@
 import functools
 import inspect
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from sonic_kv.model.reader import Reader
 
@@ -49,6 +51,25 @@ def forward(
     else:
         found = module(**call, logits_to_keep=logits).logits
     return found
+
+
+def head(module: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """What a model makes of its last hidden states: logits, with all caps and scales. (B, n, C) → (B, n, V)"""
+    only = copy(module)  # its decoder is exchanged for one that gives back its input; the model keeps its own
+    only._modules = {**module._modules, module.base_model_prefix: _Given()}
+
+    def logits(hidden: Tensor) -> Tensor:
+        found: Tensor = only(inputs_embeds=hidden, use_cache=False).logits
+        return found
+
+    return logits
+
+
+class _Given(nn.Module):
+    """In a decoder's place: the last hidden states are what it is given."""
+
+    def forward(self, inputs_embeds: Tensor, **_: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
 
 
 def with_cache(module: nn.Module, cache: Cache) -> dict[str, Any]:

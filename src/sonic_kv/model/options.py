@@ -21,10 +21,10 @@ class AdapterConfig(Options):
         "causal", "an anchored Nexus token sees its segment up to its anchor (causal) or whole", flag=False
     )
     lora_rank: int = option(
-        16, "rank of the conditional LoRA; 0: importance only, entries are not re-encoded", least=0
+        0, "rank of the conditional LoRA; 0: importance only, entries are not re-encoded", least=0
     )
     lora_alpha: int = option(32, "LoRA scale is alpha / rank", flag=False)
-    scorer_hidden: int = option(64, "width of the importance scorer's hidden layer", least=1)
+    scorer_hidden: int = option(256, "width of the importance scorer's hidden layer", least=1)
     turn_classes: int = option(
         8, "classes of the turn embedding (learned form): segments 1, 2–3, 4–7, …", least=1, flag=False
     )

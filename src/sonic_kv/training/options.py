@@ -1,8 +1,6 @@
 """Options of training."""
 
 from dataclasses import dataclass
-from math import inf
-from typing import Literal
 
 from sonic_kv.options import Options, option, require, share
 
@@ -35,17 +33,9 @@ class TrainConfig(Options):
     pack_tokens: int = option(
         0, "pack dialogues into one forward of up to this many tokens; 0: one by one", least=0
     )
-    calibration_rounds: int = option(
-        12,
-        "rounds in which heads are made comparable when the scorer has been trained; it then stays as it is",
-        least=0,
-    )
-    calibration_dialogues: int = option(
-        48, "dialogues to do it on; a round looks at a third of them", least=3
-    )
     importance_steps: int | None = option(
         None,
-        "first steps, on the scorer alone (no student forward); none: three fifths of max_steps",
+        "first steps, on the scorer alone; none: three fifths of max_steps, all of them without a LoRA",
         least=0,
     )
     lr: float = option(1e-3, "peak learning rate of LoRA and embeddings", above=0.0)
@@ -58,9 +48,6 @@ class TrainConfig(Options):
         None, "bf16 autocast; none: where the device has instructions for bf16 products"
     )
     gradient_checkpointing: bool = option(False, "run layers again in the backward pass: less memory, slower")
-    attention: Literal["auto", "sdpa", "flex"] = option(
-        "auto", "SDPA in blocks of rows, FlexAttention with a block mask, or by device (auto)", flag=False
-    )
     shard_base: bool = option(
         False,
         "shard the frozen base's layers over the processes (FSDP2), as an FSDP file of accelerate does too",
@@ -76,55 +63,6 @@ class TrainConfig(Options):
             f"data_weights has {len(self.data_weights)} numbers for {len(self.data)} sources: give one each",
         )
         require(not self.data_weights or any(self.data_weights), "data_weights must not be all 0")
-
-    @property
-    def scorer_alone(self) -> int:
-        """Steps on the scorer alone."""
-        return 3 * self.max_steps // 5 if self.importance_steps is None else self.importance_steps
-
-
-@dataclass(frozen=True)
-class LossConfig(Options):
-    """What is trained towards: each loss by its weight (0: off, and not computed)."""
-
-    importance_weight: float = option(1.0, "scorer: cross-entropy to what later turns attend to", least=0.0)
-    importance_queries: int = option(64, "later queries sampled per dialogue as the scorer's target", least=1)
-    importance_norm: float = option(
-        4.0,
-        "how its later queries add up: 1 is their mean, inf their maximum, between them a power mean",
-        least=1.0,
-        most=inf,
-    )
-    importance_need: float = option(
-        1.0,
-        "queries count by this power of how much their next token needs the history; 0: all alike",
-        least=0.0,
-    )
-    distillation_weight: float = option(1.0, "KL to the full-context base", least=0.0)
-    forward_kl: float = share(0.7, "share of forward KL in it; the rest is reverse KL")
-    distillation_need: float = option(
-        0.0, "weigh its tokens by exp of their need of the history, up to this", least=0.0
-    )
-    ce_weight: float = option(
-        0.0, "cross-entropy on assistant tokens, weighted by their need of the history", least=0.0
-    )
-    ce_need: float = option(3.0, "largest log weight of a token in it", least=0.0)
-    attention_weight: float = option(0.0, "KL of the attention mass per segment to the base's", least=0.0)
-    output_weight: float = option(
-        0.0, "squared error of attention outputs, relative to the base's", least=0.0
-    )
-    ignored_weight: float = option(
-        0.0, "penalty where a segment's entries get less than ignored_share", least=0.0
-    )
-    ignored_share: float = share(0.5, "of the attention mass that the segment has in the base")
-    coverage_weight: float = option(
-        0.0, "KL of what Nexus tokens look at to what later turns look at", least=0.0
-    )
-    reconstruction_weight: float = option(
-        0.0, "cross-entropy of a segment repeated from its kept entries alone", least=0.0
-    )
-    observed_queries: int = option(64, "later rows observed per dialogue for the attention losses", least=1)
-    observed_layers: int = option(2, "layers observed for them, drawn at every step", least=1)
 
 
 @dataclass(frozen=True)

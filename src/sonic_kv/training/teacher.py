@@ -1,4 +1,4 @@
-"""The full-context base on whole dialogues: what it says, where it looks, what it would say without history."""
+"""The full-context base on whole dialogues: what it says, and what it would say without history."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,46 +16,32 @@ from sonic_kv.model.reader import OnePass
 
 @dataclass(frozen=True)
 class Teacher:
-    """What the base says and does on one dialogue of T tokens."""
+    """What the base says of one dialogue of T tokens, and keeps of it."""
 
     logits: Tensor  # (T, V)
     keys: list[Tensor]  # per layer, unrotated (1, G, T, D)
     values: list[Tensor]  # per layer (1, G, T, D)
-    queries: Tensor  # transcript positions of the observed queries (Q,)
-    paid: list[Tensor]  # per layer, their attention (G, R, Q, T)
-    read: list[Tensor]  # per layer, what they read by it (G, R, Q, D)
 
 
 @torch.no_grad()
-def run_teacher(model: SonicModel, dialogues: Sequence[Tensor], queries: Sequence[Tensor]) -> list[Teacher]:
+def run_teacher(model: SonicModel, dialogues: Sequence[Tensor], probe: Probe | None = None) -> list[Teacher]:
     """The full-context forward over packed dialogues.
 
     Args:
         dialogues: token ids. Each (T,)
-        queries: of each dialogue the positions to observe, ascending. Each (Q,)
+        probe: observes its rows of the packed forward.
     """
-    starts = offsets([len(ids) for ids in dialogues])
-    probe = Probe(rows=torch.cat([q + start for q, start in zip(queries, starts, strict=True)])[None])
     cache = SessionCache(model.num_layers)
     layout, lifetime = side_by_side(model, dialogues, [0] * len(dialogues), [[] for _ in dialogues])
     reader = OnePass(layout, [lifetime] * model.num_layers, probe=probe)
     transcripts = torch.cat(list(dialogues))[None]
     logits = forward(model.twin, transcripts, layout.position, reader, cache=cache)
     keys = [model.rope.rotate(n, layer.keys, -layout.position[0]) for n, layer in enumerate(cache.layers)]
-    found, first = [], 0
-    for ids, chosen, start in zip(dialogues, queries, starts, strict=True):
-        here, rows = slice(start, start + len(ids)), slice(first, first + len(chosen))
-        first += len(chosen)
-        found.append(
-            Teacher(
-                logits=logits[0, here],
-                keys=[k[:, :, here] for k in keys],
-                values=[layer.values[:, :, here] for layer in cache.layers],
-                queries=chosen,
-                paid=[probe.seen[n][0, :, :, rows, here] for n in range(model.num_layers)],
-                read=[probe.outputs[n][0, :, :, rows] for n in range(model.num_layers)],
-            )
-        )
+    found = []
+    for ids, start in zip(dialogues, offsets([len(ids) for ids in dialogues]), strict=True):
+        here = slice(start, start + len(ids))
+        values = [layer.values[:, :, here] for layer in cache.layers]
+        found.append(Teacher(logits[0, here], [k[:, :, here] for k in keys], values))
     return found
 
 

@@ -5,10 +5,8 @@ run is the run it continues, and two processes train what one does. Each process
 step's dialogues; the adapter's gradients, which are small, are then summed over the processes.
 """
 
-import json
 import math
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -24,33 +22,30 @@ from torch import Tensor
 from sonic_kv import __version__
 from sonic_kv.data.mixture import Mixture, synthetic, tokenised
 from sonic_kv.data.options import SynthConfig
-from sonic_kv.errors import ConfigError, FileError, NumericalError
-from sonic_kv.files import read_sealed, write_atomic, write_sealed
+from sonic_kv.errors import ConfigError, NumericalError
 from sonic_kv.model.adapter import Adapter
 from sonic_kv.model.chat_format import Encoded
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.options import AdapterConfig
-from sonic_kv.training.calibration import calibrate
-from sonic_kv.training.objectives import Objective
-from sonic_kv.training.options import LossConfig, PlanConfig, TrainConfig
+from sonic_kv.training.folder import Record, RunFolder
+from sonic_kv.training.objectives import DamageObjective, Objective, Run
+from sonic_kv.training.options import PlanConfig, TrainConfig
+from sonic_kv.training.pace import Pace
 from sonic_kv.training.validation import history_losses, recovery
 
-CHECKPOINT = "checkpoint.safetensors"
-BEST = "best.safetensors"
-LOG = "log.jsonl"
-Record = dict[str, Any]
+MakeObjective = Callable[[SonicModel, Adapter, PlanConfig, Run], Objective]
 
 
 class Trainer:
-    """A resumable training run in one folder: checkpoint, `log.jsonl`, and at the end the adapter.
+    """A resumable training run in one folder: checkpoint, `log.jsonl`, `progress.json`, at the end the adapter.
 
     Args:
         model: the base, without adapter.
         adapter: shape of what is trained.
         synth: what synthetic dialogues are mixed in.
         config: data, schedule, files.
-        loss: what is trained towards.
-        plan: how budgets are drawn.
+        plan: how segments and budgets are drawn.
+        objective: makes what is trained towards.
 
     Raises:
         ConfigError: the folder holds a run with other options; a sharded base would not run equally often on
@@ -65,73 +60,97 @@ class Trainer:
         adapter: AdapterConfig,
         synth: SynthConfig,
         config: TrainConfig,
-        loss: LossConfig | None = None,
         plan: PlanConfig | None = None,
+        objective: MakeObjective = DamageObjective,
     ) -> None:
-        loss, plan = loss or LossConfig(), plan or PlanConfig()
         self.model, self.config = model, config
         self.processes = PartialState(cpu=model.device.type == "cpu")
-        self.folder = Path(config.out)
         torch.manual_seed(config.seed)
-        self._fingerprint = model.fingerprint()
+        base = model.fingerprint()
         model.adapter = self.adapter = Adapter(model.base, adapter)
         model.base.requires_grad_(False)
         self.adapter.requires_grad_(True)
         if sharded := config.shard_base or parse_flag_from_env("ACCELERATE_USE_FSDP"):
             _shard(model)
-        flex = config.attention == "flex" or (config.attention == "auto" and model.device.type == "cuda")
-        self.objective = Objective(
-            model,
-            self.adapter,
-            loss,
-            plan,
-            flex=flex,
-            checkpointing=config.gradient_checkpointing,
-            bf16=multiplies_bf16(model.device) if config.bf16 is None else config.bf16,
-        )
-        scorer = [p for n, p in self.adapter.named_parameters() if n.startswith("scorer.")]
-        others = [p for n, p in self.adapter.named_parameters() if not n.startswith("scorer.")]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": scorer, "peak": config.scorer_lr}, {"params": others, "peak": config.lr}],
-            weight_decay=0.0,
-            betas=(0.9, 0.98),
-        )
-        self.step, self.best = 0, -math.inf
-        self._options = {"train": asdict(config), "adapter": asdict(adapter), "synth": asdict(synth)}
-        self._options |= {"loss": asdict(loss), "plan": asdict(plan)}
+        bf16 = multiplies_bf16(model.device) if config.bf16 is None else config.bf16
+        self.how = Run(model.device.type == "cuda", config.gradient_checkpointing, bf16)
+        self.objective = objective(model, self.adapter, plan or PlanConfig(), self.how)
+        self.optimizer = self._optimizer()
+        options = {"train": asdict(config), "adapter": asdict(adapter), "synth": asdict(synth)}
         with self.processes.main_process_first():  # one process tokenises, the others read what it wrote
-            self._make_folder()
-            self._resume()
+            writes = self.processes.is_main_process
+            options |= self.objective.options
+            self.folder = RunFolder(config.out, self.adapter, options, base, writes=writes)
+            self.step, self.best = self.folder.resume(self.optimizer)
             self.data = Mixture(model.format, config, synth)
             self._held_out = self._validation_dialogues(synth) if config.validate_every else []
         if sharded:
             check_even(self.processes.num_processes, config, len(self._held_out))
         self._board = self._tensorboard()
+        self._pace, self._seen, self._begun = Pace(), 0.0, time.perf_counter()
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        scorer = [p for n, p in self.adapter.named_parameters() if n.startswith("scorer.")]
+        others = [p for n, p in self.adapter.named_parameters() if not n.startswith("scorer.")]
+        groups = [
+            {"params": scorer, "peak": self.config.scorer_lr},
+            {"params": others, "peak": self.config.lr},
+        ]
+        return torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.98))
 
     def run(self, progress: Callable[[Record], None] = lambda record: None) -> Path:
         """Train to `max_steps`; returns the adapter's path. `progress` gets every step's record."""
         config = self.config
         while self.step < config.max_steps:
             start = time.perf_counter()
+            kind = self._kind(self.step)
             record = {"step": self.step + 1, **self._train_step()}
             self.step += 1
-            if self._calibrates and self.step == self._scorer_steps:
-                self._calibrate(progress)
+            trained = time.perf_counter() - start
+            self._pace.note(kind, trained)
             if config.validate_every and self.step % config.validate_every == 0:
                 record |= self._validate()
+                self._pace.note("validation", time.perf_counter() - start - trained, len(self._held_out))
             record["seconds"] = round(time.perf_counter() - start, 3)
-            progress({**record, "tokens_per_second": record["tokens"] / max(record["seconds"], 1e-3)})
             if self.step % config.log_every == 0 or "recovery" in record:
                 self._log(record)
+            progress(self._report(kind, record))
             if self.step % config.save_every == 0 or self.step == config.max_steps:
-                self._save()
+                self.folder.save(self.step, self.best, self.optimizer)
         return self._finish()
+
+    def _kind(self, step: int) -> str:
+        """What is done in a step, counted from 0."""
+        scorer, student = step < self._scorer_steps, step >= self.alone and self.objective.has_student
+        return "both" if scorer and student else "student" if student else "scorer"
+
+    def _report(self, kind: str, record: Record) -> Record:
+        """A step's record with what is left to do; the same goes into the folder."""
+        self._seen += record["tokens"]
+        config, left = self.config, range(self.step, self.config.max_steps)
+        work = {
+            name: sum(self._kind(step) == name for step in left) for name in ("scorer", "student", "both")
+        }
+        if config.validate_every:
+            rounds = config.max_steps // config.validate_every - self.step // config.validate_every
+            work["validation"] = rounds * len(self._held_out)
+        elapsed, remaining = time.perf_counter() - self._begun, self._pace.remaining(work)
+        found = {
+            **record,
+            "phase": {"scorer": "importance", "student": "re-encoding", "both": "both"}[kind],
+            "max_steps": config.max_steps,
+            "tokens_per_second": round(self._seen / max(elapsed, 1e-3), 1),
+            "elapsed": round(elapsed, 1),
+            "remaining": None if remaining is None else round(remaining, 1),
+        }
+        self.folder.progress(found)
+        return found
 
     def _train_step(self) -> Record:
         config, world, rank = self.config, self.processes.num_processes, self.processes.process_index
         scorer, others = self.optimizer.param_groups
         scorer["lr"] = scorer["peak"] * self._rate(0, self._scorer_steps)
-        others["lr"] = others["peak"] * self._rate(config.scorer_alone, config.max_steps)
+        others["lr"] = others["peak"] * self._rate(self.alone, config.max_steps)
         self.optimizer.zero_grad(set_to_none=True)
         mine = range(rank, config.batch_size, world)
         batch = {place: self.data.dialogue(self.step, place) for place in mine}
@@ -142,7 +161,7 @@ class Trainer:
                 [random.Random(f"{config.seed}-plan-{self.step}-{place}") for place in places],
                 1.0 / config.batch_size,
                 scorer=self.step < self._scorer_steps,
-                student=self.step >= config.scorer_alone,
+                student=self.step >= self.alone,
             )
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + value / config.batch_size
@@ -162,41 +181,18 @@ class Trainer:
         return warm_up * (1.0 - done / (end - start)) if 0 <= done < end - start else 0.0
 
     @property
-    def _calibrates(self) -> bool:
+    def alone(self) -> int:
+        """First steps, on the scorer alone."""
         config = self.config
-        return (
-            bool(config.calibration_rounds and config.scorer_alone) and self.adapter.config.form == "anchored"
-        )
+        if config.importance_steps is not None:
+            return config.importance_steps
+        return 3 * config.max_steps // 5 if self.objective.has_student else config.max_steps
 
     @property
     def _scorer_steps(self) -> int:
-        """Steps after which the scorer stays as it is; where it can be calibrated, that is done then."""
-        config = self.config
-        rests = self._calibrates and self.objective.has_student
-        return min(config.scorer_alone, config.max_steps) if rests else config.max_steps
-
-    def _calibrate(self, progress: Callable[[Record], None]) -> None:
-        """Set the heads' constants: every process tries out some of them."""
-        config = self.config
-        third = range(config.calibration_dialogues // 3)
-        batches = [[self.data.dialogue(-step, place) for place in third] for step in (1, 2, 3)]
-
-        def note(record: dict[str, float]) -> None:
-            self._log({"step": self.step, **record})
-            progress({"step": self.step, **record})
-
-        calibrate(self.objective, batches, config.calibration_rounds, config.seed, self._spread, note)
-
-    def _spread(self, measure: Callable[[Tensor], float], samples: Tensor) -> list[float]:
-        """What is measured of each sample; all processes measure equally often, as a sharded base needs it."""
-        rank, world = self.processes.process_index, self.processes.num_processes
-        found = torch.zeros(len(samples), dtype=torch.float64)
-        for start in range(0, len(samples), world):
-            place = min(start + rank, len(samples) - 1)
-            value = measure(samples[place])
-            found[place] = value if place == start + rank else 0.0
-        found = found if world == 1 else reduce(found.to(self.model.device), "sum")
-        return [float(value) for value in found]
+        """Steps after which the scorer stays as it is."""
+        rests = self.objective.scorer_rests and self.objective.has_student and self.alone
+        return min(self.alone, self.config.max_steps) if rests else self.config.max_steps
 
     def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
         """Sum gradients and logged numbers over all processes."""
@@ -219,13 +215,12 @@ class Trainer:
     def _validate(self) -> Record:
         """Recovery on held-out dialogues; the best adapter so far is kept."""
         rank, world = self.processes.process_index, self.processes.num_processes
-        sums = history_losses(self.objective, self._held_out[rank::world]).to(self.model.device)
+        mine = self._held_out[rank::world]
+        sums = history_losses(self.model, self.adapter, mine, self.how).to(self.model.device)
         found = recovery(sums if world == 1 else reduce(sums, "sum"))
         if found["recovery"] > self.best:
             self.best = found["recovery"]
-            if self.processes.is_main_process:
-                header = {"step": self.step, "recovery": self.best}
-                write_sealed(self.folder / BEST, "best adapter", header, self.adapter.state_dict())
+            self.folder.keep_best(self.step, self.best)
         return {name: round(value, 4) for name, value in found.items()}
 
     def _validation_dialogues(self, synth: SynthConfig) -> list[Encoded]:
@@ -241,21 +236,6 @@ class Trainer:
             raise ConfigError("validation_data holds no dialogue of more than one exchange")
         return [source[number] for source, number in rng.sample(every, min(count, len(every)))]
 
-    def _make_folder(self) -> None:
-        """What cannot be written is found out before training starts."""
-        written = {"sonic_kv": __version__, **self._options}
-        header_only = self.folder / CHECKPOINT
-        if self.processes.is_main_process and not header_only.exists():
-            write_atomic(self.folder / "config.json", json.dumps(written, indent=1).encode())
-        weights = sum(p.numel() * p.element_size() for p in self.adapter.parameters())
-        needed = 2 * 4 * weights  # weights, two moments, and the adapter; twice, as files are replaced whole
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise FileError(
-                f"{self.folder}: {free // 10**6} MB are free on its disk, and a checkpoint needs "
-                f"{needed // 10**6 + 1} MB: make room or choose another --out"
-            )
-
     def _tensorboard(self) -> Any:
         if not (self.config.tensorboard and self.processes.is_main_process):
             return None
@@ -263,87 +243,38 @@ class Trainer:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ConfigError("tensorboard=true needs it installed: pip install 'sonic-kv[train]'") from error
-        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
+        return SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=self.step + 1)
 
     def _refuse(self, batch: list[Encoded]) -> None:
-        path = self.folder / f"bad-step-{self.step + 1}.json"
         ids = [encoded.token_ids for encoded in batch]
         if self.processes.num_processes > 1:
             ids = gather_object(ids)
-        if self.processes.is_main_process:
-            write_atomic(path, json.dumps(ids).encode())
+        path = self.folder.keep_bad(self.step + 1, ids)
         raise NumericalError(
             f"loss or gradient of step {self.step + 1} is not finite; its token ids are in {path}"
         )
 
     def _log(self, record: Record) -> None:
-        if not self.processes.is_main_process:
-            return
-        try:
-            with open(self.folder / LOG, "a", encoding="utf-8") as log:
-                log.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise FileError(f"cannot write {self.folder / LOG}: {error.strerror}") from error
+        self.folder.log(record)
         if self._board is not None:
             for name, value in record.items():
                 if name != "step":
                     self._board.add_scalar(name, value, record["step"])
 
-    def _save(self) -> None:
-        if not self.processes.is_main_process:
-            return
-        tensors = {f"adapter.{name}": tensor for name, tensor in self.adapter.state_dict().items()}
-        for name, weight in self.adapter.named_parameters():
-            for key, value in self.optimizer.state.get(weight, {}).items():
-                tensors[f"optimizer.{name}.{key}"] = value
-        header = {"step": self.step, "options": self._options, "base": self._fingerprint}
-        if self.best > -math.inf:
-            header["best"] = self.best
-        write_sealed(self.folder / CHECKPOINT, "checkpoint", header, tensors)
-
-    def _resume(self) -> None:
-        """Continue from the folder's checkpoint, if there is one."""
-        path = self.folder / CHECKPOINT
-        if not path.exists():
-            return
-        header, tensors = read_sealed(path, "checkpoint")
-        if header["options"] != json.loads(json.dumps(self._options)):
-            raise ConfigError(
-                f"{self.folder} holds a run with other options: choose another --out or remove it"
-            )
-        if header["base"] != self._fingerprint:
-            raise ConfigError(f"{self.folder} holds a run for another base model: choose another --out")
-        self.step, self.best = int(header["step"]), header.get("best", -math.inf)
-        self.adapter.load_state_dict({n[8:]: t for n, t in tensors.items() if n.startswith("adapter.")})
-        for name, weight in self.adapter.named_parameters():
-            start = f"optimizer.{name}."
-            state = {n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)}
-            if state:
-                self.optimizer.state[weight] = {
-                    key: value if key == "step" else value.to(weight.device) for key, value in state.items()
-                }
-        log = self.folder / LOG
-        if log.exists() and self.processes.is_main_process:
-            # lines that a killed run wrote after its last checkpoint will be written again
-            text = log.read_text(encoding="utf-8")
-            lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may be torn
-            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-            write_atomic(log, "".join(line + "\n" for line in kept).encode())
-
     def _finish(self) -> Path:
         """Write the adapter: the best one if recovery was measured, else the last."""
         if self._board is not None:
             self._board.close()
-        notes = {"sonic_kv": __version__, "steps": self.step, **self._options}
+        notes = {"sonic_kv": __version__, "steps": self.step, **self.folder.options}
         if self.best > -math.inf:
             self.processes.wait_for_everyone()
-            header, tensors = read_sealed(self.folder / BEST, "best adapter")
+            header, tensors = self.folder.best()
             self.adapter.load_state_dict(tensors)
             notes |= {"steps": header["step"], "recovery": header["recovery"]}
         self.adapter.eval()
-        path = self.folder / "adapter.safetensors"
+        path = self.folder.path / "adapter.safetensors"
         if self.processes.is_main_process:
-            path = self.adapter.save(self.folder, self._fingerprint, notes)
+            path = self.adapter.save(self.folder.path, self.folder.base, notes)
         self.processes.wait_for_everyone()
         return path
 

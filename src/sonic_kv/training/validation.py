@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from sonic_kv.compress.options import SessionConfig
+from sonic_kv.model.adapter import Adapter
 from sonic_kv.model.chat_format import Encoded
-from sonic_kv.training.objectives import Lesson, Objective, raw_rows
+from sonic_kv.model.model import SonicModel
+from sonic_kv.training.objectives import Run, compressed, raw_rows, token_scores
 from sonic_kv.training.options import PlanConfig
-from sonic_kv.training.plan import draw_plan
+from sonic_kv.training.plan import draw_ends, draw_plan
+from sonic_kv.training.teacher import run_alone, run_teacher
 
 RATIOS = (0.5, 0.8, 0.9)
 
@@ -35,26 +38,32 @@ def session_plan(ratio: float, reencode: bool) -> PlanConfig:
 
 
 @torch.no_grad()
-def history_logits(objective: Objective, encoded: Encoded) -> tuple[Lesson, list[Tensor]]:
-    """A dialogue, and logits from its first closing on: history dropped, whole, compressed at `RATIOS`. Each (T', V)"""
-    model, adapter = objective.model, objective.adapter
+def history_logits(
+    model: SonicModel, adapter: Adapter, encoded: Encoded, run: Run | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """A dialogue's tokens from its first closing on, and logits there.
+
+    Returns:
+        token ids (T',); logits with history dropped, whole, and compressed at `RATIOS`, each (T', V)
+    """
     plans = [session_plan(ratio, adapter.reencodes) for ratio in RATIOS]
-    reader = Objective(model, adapter, objective.config, plans[0], always_alone=True)
-    (lesson,) = reader.read([encoded], [random.Random(0)])
-    assert lesson.alone is not None
-    found = [lesson.alone[lesson.first :], lesson.teacher.logits[lesson.first :]]
+    ids = torch.tensor(encoded.token_ids, device=model.device)
+    ends = draw_ends(encoded, plans[0], random.Random(0))
+    (teacher,) = run_teacher(model, [ids])
+    (alone,) = run_alone(model, [ids], [encoded.prefix_length], [ends])
+    scores = token_scores(adapter, teacher)
+    found = [alone[ends[0] :], teacher.logits[ends[0] :]]
     for config in plans:
-        plan = draw_plan(
-            adapter, reader.scores(lesson.teacher), encoded, lesson.ends, config, random.Random(0)
-        )
-        layout = plan.layout.to(model.device)
-        rows = raw_rows(plan.layout, torch.arange(lesson.first, len(lesson.ids))).to(model.device)
-        lifetime = [life.to(model.device) for life in plan.lifetime]
-        found.append(model.one_pass(lesson.ids[None], layout, lifetime, rows=rows)[0])
-    return lesson, found
+        plan = draw_plan(adapter, scores, encoded, ends, config, random.Random(0))
+        rows = raw_rows(plan.layout, torch.arange(ends[0], len(ids)))
+        with compressed(model, adapter, [ids], [plan], [rows], run or Run()) as (logits,):
+            found.append(logits)
+    return ids[ends[0] :], found
 
 
-def history_losses(objective: Objective, dialogues: Sequence[Encoded]) -> Tensor:
+def history_losses(
+    model: SonicModel, adapter: Adapter, dialogues: Sequence[Encoded], run: Run | None = None
+) -> Tensor:
     """Summed loss on every token after the first segment: history dropped, whole, compressed at `RATIOS`.
 
     Returns:
@@ -62,10 +71,9 @@ def history_losses(objective: Objective, dialogues: Sequence[Encoded]) -> Tensor
     """
     sums = torch.zeros(2 + len(RATIOS), dtype=torch.float64)
     for encoded in dialogues:
-        lesson, found = history_logits(objective, encoded)
-        targets = lesson.ids[lesson.first + 1 :]
+        ids, found = history_logits(model, adapter, encoded, run)
         losses = [
-            float(torch.nn.functional.cross_entropy(logits[:-1].float(), targets, reduction="sum"))
+            float(torch.nn.functional.cross_entropy(logits[:-1].float(), ids[1:], reduction="sum"))
             for logits in found
         ]
         sums += torch.tensor(losses, dtype=torch.float64)

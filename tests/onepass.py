@@ -10,7 +10,7 @@ from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.model import layout as lay
 from sonic_kv.model.model import SonicModel
-from sonic_kv.model.reread import Reread
+from sonic_kv.model.reread import Reading, Reread
 from sonic_kv.session.session import ChatSession
 
 
@@ -23,9 +23,9 @@ class RecordingModel(SonicModel):
         self.nexus: dict[int, Tensor] = {}  # segment number → transcript positions of its Nexus tokens
         self.ends: list[int] = []  # transcript positions at which segments were closed
 
-    def reread(self, requests: Sequence[Reread]) -> None:
+    def reread(self, requests: Sequence[Reading]) -> None:
         for request in requests:
-            if request.encode:
+            if isinstance(request, Reread) and request.encode:
                 lengths = request.cache.lengths
                 self.nexus[lengths.segments + 1] = lengths.closed + request.offsets
         super().reread(requests)

@@ -13,15 +13,17 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sonic_kv import Budget, ChatSession, Policy, SamplingConfig, SessionConfig, SonicModel
+from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.policies import (
     POLICIES,
     SINKS,
     Closing,
     RecentPolicy,
+    RereadPolicy,
     StreamingPolicy,
 )
 from sonic_kv.errors import ConfigError
-from sonic_kv.model.attention import with_cache
+from sonic_kv.model.forward import with_cache
 
 HALF = Budget(compression_ratio=0.5)
 SMALL = SessionConfig(min_segment_tokens=16, max_segment_tokens=40)
@@ -154,7 +156,7 @@ def test_a_session_kept_by_a_researchers_policy_is_loaded_with_it(tmp_path: Path
     assert ChatSession.load(model, tmp_path / "chat.safetensors", policy=policy).policy is policy
 
 
-@pytest.mark.parametrize("name", ["recent", "h2o", "streaming"])
+@pytest.mark.parametrize("name", ["reread", "recent", "h2o", "streaming"])
 def test_session_matches_one_pass_forward_whatever_the_policy(name: Any) -> None:
     base = tiny_base()
     config = SessionConfig(16, 40, policy=name)
@@ -202,3 +204,44 @@ def test_scores_that_make_no_sense_are_one_clear_error(wrong: str) -> None:
         chat.extend(DIALOGUE)
     assert "\n" not in str(caught.value)
     assert not chat.messages
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
+def test_a_repeated_segment_is_scored_by_the_most_attention_that_its_entries_get(family: str) -> None:
+    """Against the base's own attention over the whole text, written out."""
+    base = tiny_base(family)
+    model, config = SonicModel(base, tiny_tokenizer()), SessionConfig(16, 80)
+    chat = ChatSession(model, HALF, "be brief", config, policy="reread")
+    chat.extend(DIALOGUE[:2])
+    text = list(chat.token_ids)
+    prefix, end = chat.cache.lengths.prefix, len(text)
+    request = model.format.user("Repeat the previous context exactly.") + model.format.generation_prompt()
+    plain = tiny_base(family, attn_implementation="eager")
+    ids = torch.tensor([text + request + text[prefix:]])
+    with torch.no_grad():
+        paid = plain(ids, output_attentions=True).attentions
+    for layer, weights in enumerate(paid):
+        groups = weights[0].unflatten(0, (model.num_heads, -1))  # (G, R, T, T)
+        expected = groups[:, :, end:, prefix:end].amax((1, 2))
+        for head, (positions, scores) in enumerate(
+            zip(chat.cache.memory()[layer].positions, chat.cache.memory()[layer].scores, strict=True)
+        ):
+            torch.testing.assert_close(scores, expected[head, positions - prefix], atol=1e-5, rtol=0)
+
+
+def test_repetitions_of_several_dialogues_are_those_of_each_alone() -> None:
+    model = tiny_model(adapter=False)
+    compressor = Compressor(model, SMALL, RereadPolicy())
+    alone, together = [], []
+    for number in range(3):
+        chat = ChatSession(model, Budget(), "be brief", config=SMALL)
+        chat.extend(DIALOGUE[: 2 * number + 2])
+        alone.append((chat.cache.fork(), chat.token_ids))
+        together.append((chat.cache.fork(), chat.token_ids))
+    for dialogue in alone:
+        compressor.close(*dialogue, HALF)
+    compressor.close_all(together, HALF)
+    for (one, _), (other, _) in zip(alone, together, strict=True):
+        assert one.lengths == other.lengths
+        for a, b in zip(one.state().values(), other.state().values(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+NOTED_ROWS = 128  # of tokens whose attention is noted, at a time
+
 
 def masked_attention(
     query: Tensor,
@@ -78,3 +80,45 @@ def attend_heads(
         allowed = mask[..., mask.shape[-1] - key.shape[2] :]
         found.append(masked_attention(rows, key, value, allowed, **options))
     return torch.cat(found, dim=1)
+
+
+def attend_noting(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    new_keys: Tensor,
+    new_values: Tensor,
+    *,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Attention of new tokens over held entries and one another, and the most that an entry gets of any of them.
+
+    Args:
+        query: (1, H, T, D)
+        keys, values: held, of each KV head. (n, D)
+        new_keys, new_values: of the tokens. (1, G, T, D)
+
+    Returns:
+        (1, H, T, D), and of each KV head the largest weight in any of its query heads (n,) float32
+    """
+    outputs, largest = [], []
+    heads = zip(query[0].chunk(len(keys)), keys, values, new_keys[0], new_values[0], strict=True)
+    for rows, held, read, *new in heads:  # rows (R, T, D)
+        key, value, size = torch.cat((held, new[0])), torch.cat((read, new[1])), len(held)
+        most, parts = held.new_zeros(size, dtype=torch.float32), []
+        for start in range(0, rows.shape[1], NOTED_ROWS):
+            block = rows[:, start : start + NOTED_ROWS]
+            count = block.shape[1]
+            seen = size + start + count
+            logits = (block @ key[:seen].T).float() * scale
+            if softcap is not None:
+                logits = torch.tanh(logits / softcap) * softcap
+            later = torch.ones(count, count, dtype=torch.bool, device=logits.device).triu(1)
+            logits[..., size + start :].masked_fill_(later, -torch.inf)
+            weights = logits.softmax(-1)
+            most = torch.maximum(most, weights[..., :size].amax((0, 1)))
+            parts.append(weights.to(value.dtype) @ value[:seen])
+        outputs.append(torch.cat(parts, 1))
+        largest.append(most)
+    return torch.cat(outputs)[None], largest

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sonic_kv.cache import bits as quantize
+from sonic_kv.cache.attention import attend_noting
 from sonic_kv.cache.growing import UNEVEN, GrowingLayer, Sizes
 from sonic_kv.errors import ModelError
 
@@ -188,6 +189,18 @@ class SessionLayer(GrowingLayer):
     def read(self, query: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None) -> Tensor:
         self.unpack()
         return super().read(query, mask, scale=scale, softcap=softcap)
+
+    def read_noting(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of new tokens, which do not join, over what is held and one another; see `attend_noting`.
+
+        Returns:
+            (1, H, T, D), and the largest weights; a head that has fewer entries begins with zeros. (G, S)
+        """
+        self.unpack()
+        output, largest = attend_noting(query, *self.heads(), key, value, scale=scale, softcap=softcap)
+        return output, _padded(largest, 0.0)[0]
 
     def unpack(self) -> None:
         """Hold the memory as it is computed, if it is packed."""

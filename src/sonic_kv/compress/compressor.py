@@ -16,7 +16,7 @@ from sonic_kv.compress.policies import Closing, Policy, policy_of
 from sonic_kv.compress.selection import candidates, in_elastic_order
 from sonic_kv.errors import ConfigError, ModelError
 from sonic_kv.model.model import SonicModel
-from sonic_kv.model.reread import Reread
+from sonic_kv.model.reread import Reading, Reread
 
 MOST_ROWS = 256  # re-encoded in one model run: they do not see each other
 
@@ -82,7 +82,7 @@ class Compressor:
 
     def steps(
         self, cache: SessionCache, transcript: Sequence[int], budget: Budget
-    ) -> Generator[Reread, None, None]:
+    ) -> Generator[Reading, None, None]:
         """`close`, but the caller has the model read again what it yields: of several caches at once, say."""
         length, lengths = cache.open_length, cache.lengths.closing(cache.open_length)
         assert len(transcript) == cache.logical_length

@@ -11,7 +11,7 @@ Positions = Literal["original", "compact"]
 Allocation = Literal["shared", "per_head", "segment"]
 Bits = Literal[4, 8]
 When = Literal["turn", "asked"]
-PolicyName = Literal["learned", "recent", "h2o", "streaming"]
+PolicyName = Literal["learned", "reread", "recent", "h2o", "streaming"]
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class SessionConfig(Options):
     )
     policy: PolicyName | None = option(
         None,
-        "how entries are chosen: by the adapter's scorer (learned), by what recent queries (recent) or all of a "
-        "segment's queries (h2o) attend to, the first and newest ones (streaming); none: learned, or without an "
-        "adapter recent",
+        "how entries are chosen: by the adapter's scorer (learned), by what is looked at when the segment is repeated "
+        "(reread), by what recent queries (recent) or all of the segment's (h2o) look at, the first and newest ones "
+        "(streaming); none: learned, or without an adapter recent",
     )
     bits: Bits | None = option(
         None, "bits of a number in kept entries between two calls: 8 or 4; none: as the model computes"

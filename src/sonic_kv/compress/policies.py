@@ -15,10 +15,13 @@ from sonic_kv.cache.cache import SessionCache
 from sonic_kv.errors import ConfigError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.probe import Probe
-from sonic_kv.model.reread import Reread
+from sonic_kv.model.reread import Reading, Repeat, Reread
 from sonic_kv.text import nearest
 
 SINKS = 4  # first tokens of a dialogue, which everything attends to
+REQUEST = "Repeat the previous context exactly."
+REQUEST_PART = "Repeat the part of the previous context exactly, starting with"
+QUOTED = 8  # tokens before the segment, with which its repetition starts
 FIRST = 1e30  # the score of what is kept before all others
 
 
@@ -43,7 +46,7 @@ class Closing:
     token_ids: Sequence[int]
     length: int
     target: int
-    read: Reread | None = None
+    read: Reading | None = None
 
     @property
     def layers(self) -> range:
@@ -93,9 +96,27 @@ class Closing:
 
     def attention(self, layer: int) -> Tensor:
         """What the tokens of `watching` attend to: probabilities of a KV head's R query heads. (G, R, Q, n + L)"""
-        assert self.read is not None
+        assert isinstance(self.read, Reread)
         assert self.read.probe is not None
         return self.read.probe.seen[layer][0, ..., self._prefix : self.cache.layers[layer].longest]
+
+    def repeating(self, request: str = REQUEST, part: str = REQUEST_PART) -> Repeat:
+        """For `Policy.reading`: read the segment once more behind a request to repeat it.
+
+        Args:
+            request: of the user, for the first segment.
+            part: for later ones, followed by the newest tokens before the segment.
+        """
+        form, start = self.model.format, len(self.token_ids) - self.length
+        first = not self.cache.lengths.segment_starts
+        ids = form.user(request if first else part) + form.generation_prompt()
+        quoted = start if first else max(start - QUOTED, 0)
+        return Repeat(self.cache, [*ids, *self.token_ids[quoted:]])
+
+    def largest_attention(self, layer: int) -> Tensor:
+        """The most that any token of `repeating` attends to each entry, in any query head. (G, n + L)"""
+        assert isinstance(self.read, Repeat)
+        return self.read.largest[layer][:, self._prefix :]
 
     @property
     def _prefix(self) -> int:
@@ -123,8 +144,8 @@ class Policy(Protocol):
         """What a saved session calls it."""
         return type(self).__name__
 
-    def reading(self, closing: Closing) -> Reread | None:
-        """What the model must read again before `scores`: `closing.watching`; usually nothing."""
+    def reading(self, closing: Closing) -> Reading | None:
+        """What the model must read before `scores`: `closing.watching` or `closing.repeating`, usually nothing."""
         return None
 
     def scores(self, closing: Closing) -> list[Tensor]:
@@ -160,6 +181,24 @@ class LearnedPolicy(Policy):
     def recency(self, closing: Closing, layer: int, distance: Tensor) -> Tensor:
         assert closing.model.adapter is not None
         return closing.model.adapter.scorer.recency(layer, distance)
+
+
+@dataclass(frozen=True)
+class RereadPolicy(Policy):
+    """The most attention that an entry gets while the segment is repeated, as in KVzip (arXiv:2505.23416).
+
+    It covers all that may be asked of a text, and reads every segment twice. Memory keeps the score that it got with
+    its own segment; a dialogue's first tokens stay.
+    """
+
+    name = "reread"
+
+    def reading(self, closing: Closing) -> Repeat:
+        return closing.repeating()
+
+    def scores(self, closing: Closing) -> list[Tensor]:
+        fresh = [closing.largest_attention(layer)[:, -closing.length :] for layer in closing.layers]
+        return _with_sinks(closing, closing.with_stored(fresh))
 
 
 @dataclass(frozen=True)
@@ -216,7 +255,7 @@ class StreamingPolicy(Policy):
         return _with_sinks(closing, [closing.positions(layer).float() for layer in closing.layers])
 
 
-SHIPPED: tuple[type[Policy], ...] = (LearnedPolicy, RecentPolicy, H2OPolicy, StreamingPolicy)
+SHIPPED: tuple[type[Policy], ...] = (LearnedPolicy, RereadPolicy, RecentPolicy, H2OPolicy, StreamingPolicy)
 POLICIES = {str(policy.name): policy for policy in SHIPPED}
 
 

@@ -24,7 +24,7 @@ from sonic_kv.compress.options import Budget, PolicyName, SessionConfig
 from sonic_kv.errors import SonicError
 from sonic_kv.eval.turns import Row, read
 from sonic_kv.model.model import SonicModel
-from sonic_kv.model.reread import Reread
+from sonic_kv.model.reread import Reading
 from sonic_kv.session.generate import generate
 from sonic_kv.session.options import SamplingConfig
 
@@ -74,7 +74,7 @@ class Method:
         """Close the row's open segment; of memory and open segment keep `target` entries per layer and head."""
         raise NotImplementedError
 
-    def steps(self, row: Row, target: int) -> Generator[Reread, None, None]:
+    def steps(self, row: Row, target: int) -> Generator[Reading, None, None]:
         """`close`, but the caller has the model read again what it yields."""
         self.close(row, target)
         yield from ()
@@ -101,15 +101,15 @@ def close_all(model: SonicModel, tasks: Sequence[tuple[Method, Row]]) -> list[Ex
         row.seconds += aside.seconds
     going = {n: _steps(*task) for n, task in enumerate(tasks) if errors[n] is None}
     while going:
-        wanted: dict[int, Reread] = {}
+        wanted: dict[int, Reading] = {}
         for number, steps in going.items():
             with _watching(errors, number, tasks[number][1]):
                 wanted.update((number, request) for request in islice(steps, 1))
         begun = time.perf_counter()
         model.reread(list(wanted.values()))
-        share = (time.perf_counter() - begun) / max(sum(len(r.offsets) for r in wanted.values()), 1)
+        share = (time.perf_counter() - begun) / max(sum(r.rows for r in wanted.values()), 1)
         for number, request in wanted.items():
-            tasks[number][1].seconds += share * len(request.offsets)
+            tasks[number][1].seconds += share * request.rows
         going = {number: going[number] for number in wanted}
     return errors
 
@@ -130,7 +130,7 @@ def _allowed(method: Method, row: Row) -> int:
     return allowed(row.cache.lengths.closing(row.cache.open_length), method.budget)
 
 
-def _steps(method: Method, row: Row) -> Generator[Reread, None, None]:
+def _steps(method: Method, row: Row) -> Generator[Reading, None, None]:
     """The method's steps, and a look at what it kept."""
     allowed = _allowed(method, row)
     yield from method.steps(row, allowed)
@@ -269,7 +269,7 @@ class Sonic(Method):
             return "an adapter"
         return None if model.adapter.reencodes else "an adapter with a LoRA"
 
-    def steps(self, row: Row, target: int) -> Generator[Reread, None, None]:
+    def steps(self, row: Row, target: int) -> Generator[Reading, None, None]:
         row.cache = row.cache.fork(bits=self.config.bits)
         yield from self._compressor.steps(row.cache, row.token_ids, self.budget)
 
@@ -300,6 +300,12 @@ class RecentQueries(Sonic):
     @classmethod
     def missing(cls, model: SonicModel) -> str | None:
         return None
+
+
+class Reread(RecentQueries):
+    """This project without an adapter: entries chosen by what is looked at while the segment is repeated."""
+
+    policy: PolicyName = "reread"
 
 
 class Retold(Method):
@@ -351,6 +357,7 @@ OWN: dict[str, type[Method]] = {
     "other-history": OtherHistory,
     "sonic": Sonic,
     "selection": Selection,
+    "reread": Reread,
     "recent-queries": RecentQueries,
     "random": Random,
     "sliding": Sliding,

@@ -20,8 +20,8 @@ from sonic_kv.model.forward import forward
 from sonic_kv.model.layout import Layout
 from sonic_kv.model.options import Quantization
 from sonic_kv.model.probe import Probe
-from sonic_kv.model.reader import Held, OnePass, Rereading
-from sonic_kv.model.reread import Reread, portions
+from sonic_kv.model.reader import Held, OnePass, Repeating, Rereading
+from sonic_kv.model.reread import Reading, Repeat, Reread, portions
 from sonic_kv.model.rotary import Rope
 from sonic_kv.model.verify import verify
 
@@ -194,12 +194,17 @@ class SonicModel:
         return logits if all_logits else logits[-1]
 
     @torch.no_grad()
-    def reread(self, requests: Sequence[Reread]) -> None:
+    def reread(self, requests: Sequence[Reading]) -> None:
         """Read again what is asked for, as much of it in one forward as fits."""
         for encode in (False, True):
-            asked = [request for request in requests if request.encode == encode]
-            for part in portions(asked, lambda request: len(request.offsets)):
+            asked = [r for r in requests if isinstance(r, Reread) and r.encode == encode]
+            for part in portions(asked, lambda request: request.rows):
                 self._reread(part, encode)
+        repeats = [request for request in requests if isinstance(request, Repeat)]
+        for some in portions(repeats, lambda request: request.rows):
+            ids = torch.tensor([[i for r in some for i in r.token_ids]], device=self.device)
+            positions = torch.cat([r.positions(self.max_length) for r in some]).to(self.device)[None]
+            forward(self.twin, ids, positions, Repeating(some), logits=None)
 
     def _reread(self, requests: Sequence[Reread], encode: bool) -> None:
         ids = [

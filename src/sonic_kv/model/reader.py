@@ -18,7 +18,7 @@ from sonic_kv.cache.attention import masked_attention
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.model.layout import PREFIX, Layout, blocks, columns_of, mask_mod, visible
 from sonic_kv.model.probe import Probe
-from sonic_kv.model.reread import Reread
+from sonic_kv.model.reread import Repeat, Reread
 from sonic_kv.model.rotary import Rope
 
 BLOCK_ROWS = 128  # of a one-pass forward that read together, or more
@@ -173,6 +173,26 @@ class Rereading:
                 keys, values = held.padded()
                 request.probe.observe(layer, own, keys, values, held.present(seen), **options)
             outputs.append(held.read(own, mask, **options))
+        return torch.cat(outputs, dim=2)
+
+
+class Repeating:
+    """Rows behind caches, laid end to end: they read a cache and one another, and note what they attend to most."""
+
+    def __init__(self, requests: Sequence[Repeat]) -> None:
+        edges = accumulate((request.rows for request in requests), initial=0)
+        self._parts = [(r, slice(a, b)) for r, (a, b) in zip(requests, pairwise(edges), strict=True)]
+
+    def read(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
+    ) -> Tensor:
+        outputs = []
+        for request, span in self._parts:
+            held = request.cache.layers[layer]
+            own = (rows[:, :, span] for rows in (query, key, value))
+            output, largest = held.read_noting(*own, scale=scale, softcap=softcap)
+            outputs.append(output)
+            request.largest.append(largest)
         return torch.cat(outputs, dim=2)
 
 

@@ -1,4 +1,4 @@
-"""Requests to read tokens of an open segment again."""
+"""Requests to read tokens again, or once more behind a cache: data, and what came of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +39,11 @@ class Reread:
     probe: Probe | None = None
     entries: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
+    @property
+    def rows(self) -> int:
+        """How many tokens are read."""
+        return len(self.offsets)
+
     def positions(self) -> Tensor:
         """RoPE positions of the rows. (N,)"""
         return self.cache.next_position - self.cache.open_length + self.offsets
@@ -50,6 +55,34 @@ class Reread:
         last = size - self.cache.open_length + self.offsets[:, None]
         seen = columns < size if whole_segment else columns <= last
         return seen.expand(len(self.offsets), -1)[None, None]
+
+
+@dataclass
+class Repeat:
+    """Tokens to be read behind a cache, which they do not join, and what they attend to.
+
+    Attributes:
+        token_ids: what is read; each token sees all of the cache and those before it. (T,)
+        largest: per layer, when they have been read, the most that any token attends to each of the cache's entries,
+            in any query head of the KV head; a head that has fewer entries begins with zeros. Each (G, S)
+    """
+
+    cache: SessionCache
+    token_ids: Sequence[int]
+    largest: list[Tensor] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """How many tokens are read."""
+        return len(self.token_ids)
+
+    def positions(self, limit: int) -> Tensor:
+        """RoPE positions of the rows, of which the model has `limit`. (T,)"""
+        start = max(min(self.cache.next_position, limit - self.rows), 0)
+        return torch.arange(start, start + self.rows).clamp(max=limit - 1)
+
+
+Reading = Reread | Repeat
 
 
 def portions(items: Sequence[T], rows: Callable[[T], int]) -> Iterator[list[T]]:

@@ -51,9 +51,6 @@ def _attend(
     return output.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, _attend)
-
-
 def twin(base: PreTrainedModel, attention: str = NAME) -> PreTrainedModel:
     """A second model of the base's weights that has another attention.
 
@@ -66,6 +63,7 @@ def twin(base: PreTrainedModel, attention: str = NAME) -> PreTrainedModel:
     Raises:
         UnsupportedModelError: something in the base cannot be copied.
     """
+    AttentionInterface.register(NAME, _attend)
     tables = (table for module in base.modules() for table in _tables(module))
     memo = {id(shared): shared for shared in (*tables, *base.parameters(), *base.buffers())}
     try:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -437,3 +438,65 @@ def test_figures_are_told(server: Served) -> None:
     document = server.http.get("/openapi.json").json()
     assert "/v1/chat/completions" in document["paths"]
     assert HALF.compression_ratio == 0.5
+
+
+# --- sessions and shares ------------------------------------------------------------------------
+
+
+def test_sessions_are_listed_and_erased_by_their_owner_alone(model: SonicModel, tmp_path: Path) -> None:
+    other = {"authorization": "Bearer two"}
+    with serving(model, tmp_path, keys=("one", "two"), store_after=0.0) as server:
+        for name in ("a", "b"):
+            server.reply([user(f"I am {name}")], headers={"x-session-id": name})
+        server.chat([user("theirs")], headers={**other, "x-session-id": "a"})
+        time.sleep(0.3)
+        listed = server.http.get("/v1/sessions").json()["data"]
+        assert {(one["id"], one["title"]) for one in listed} == {("a", "I am a"), ("b", "I am b")}
+        files = set(tmp_path.rglob("*.safetensors"))
+        assert server.http.delete("/v1/sessions/a").json()["deleted"] is True
+        assert server.http.delete("/v1/sessions/a").status_code == 404
+        assert server.http.get("/v1/sessions/a").status_code == 404
+        assert [one["id"] for one in server.http.get("/v1/sessions").json()["data"]] == ["b"]
+        assert server.http.get("/v1/sessions/a", headers=other).json()["messages"][0] == user("theirs")
+        while len(left := set(tmp_path.rglob("*.safetensors"))) > len(files) - 2:
+            time.sleep(0.02)
+        assert not [path for path in left if b"I am a" in path.read_bytes()]
+
+
+def test_sessions_are_listed_without_a_store_too(model: SonicModel) -> None:
+    with serving(model) as server:
+        server.reply([user("hello")], headers={"x-session-id": "mine"})
+        assert [one["id"] for one in server.http.get("/v1/sessions").json()["data"]] == ["mine"]
+        assert server.http.delete("/v1/sessions/mine").status_code == 200
+        assert server.http.get("/v1/sessions").json()["data"] == []
+
+
+def test_a_dialogue_that_is_too_long_is_refused_at_once(model: SonicModel) -> None:
+    with serving(model, max_dialogue_tokens=100) as server:
+        assert server.chat([user("word " * 15)], max_tokens=1).status_code == 200
+        start = time.monotonic()
+        answer = server.chat([user("hi"), assistant("yes"), user("word " * 400_000)])
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+        assert time.monotonic() - start < 2.0
+
+
+def test_a_key_with_many_long_replies_does_not_keep_another_waiting(model: SonicModel) -> None:
+    with serving(model, max_batch=4, keys=("one", "two")) as server, ThreadPoolExecutor(8) as pool:
+        long = [pool.submit(server.chat, [user(f"{n} go on")], max_tokens=600) for n in range(8)]
+        while server.worker.engine.decoding < 4:
+            time.sleep(0.01)
+        headers = {"authorization": "Bearer two"}
+        assert server.chat([user("hi")], max_tokens=4, headers=headers).status_code == 200
+        assert sum(one.done() for one in long) < 4
+        assert {one.result().status_code for one in long} == {200}
+
+
+def test_bytes_that_are_being_read_are_counted(model: SonicModel) -> None:
+    with serving(model, slice_tokens=1) as server, ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(server.chat, [user("word " * 40)], max_tokens=1)
+        most = 0.0
+        while not reply.done():
+            if not server.worker.engine.decoding and not len(server.worker.shelf):
+                most = max(most, server.worker.gauges()["kv_bytes"])
+        assert most > 0

@@ -15,11 +15,13 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from serving import Served, assistant, fresh, serving, user
 from tiny import tiny_model
 
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ConfigError, StoreError
+from sonic_kv.files import seal, unseal
 from sonic_kv.model.model import SonicModel
 from sonic_kv.server.run import listen, open_store
 from sonic_kv.server.store import Limits, Name, Store
@@ -38,6 +40,7 @@ class Redis:
     url: str
     start: Callable[[], None]
     stop: Callable[[], None]
+    send: Callable[[int], None]
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
         running[-1].wait()
 
     start()
-    yield Redis(f"redis://127.0.0.1:{port}/0", start, stop)
+    yield Redis(f"redis://127.0.0.1:{port}/0", start, stop, lambda number: running[-1].send_signal(number))
     stop()
 
 
@@ -421,6 +424,85 @@ def test_while_the_store_is_gone_turns_are_refused_and_then_go_on(redis: Redis, 
         converse(server, model, messages, TEXTS[2:])
 
 
+def test_while_redis_hangs_only_the_first_waits_and_who_needs_no_store_goes_on(
+    redis: Redis, model: SonicModel
+) -> None:
+    with serving(model, redis.url) as server:
+        messages = [user(TEXTS[0])]
+        messages += [assistant(server.reply(messages, headers=NAMED)), user(TEXTS[1])]
+        redis.send(signal.SIGSTOP)
+        try:
+            assert server.chat(messages, headers=NAMED).status_code == 503
+            assert server.http.get("/readyz").status_code == 503
+            assert server.http.get("/healthz").status_code == 200
+            for _ in range(3):
+                refused = server.chat(messages, headers=NAMED)
+                assert refused.status_code == 503
+                assert refused.elapsed.total_seconds() < 1.0  # none waits for Redis any more
+                assert server.reply([user(TEXTS[2])]) == fresh([user(TEXTS[2])])
+        finally:
+            redis.send(signal.SIGCONT)
+        while server.http.get("/readyz").status_code != 200:
+            time.sleep(0.1)
+        assert server.reply(messages, headers=NAMED) == fresh(messages)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [],
+        None,
+        5,
+        [["user", "hi"]],
+        [7.0, ["user", "hi"]],
+        [0.5, ["nobody", "hi"]],
+        [0.5],
+        [0.5, {"a": 1}],
+        [0.5, ["user"]],
+        ["x"],
+        [None],
+    ],
+)
+def test_a_record_that_says_the_impossible_counts_as_missing(
+    tmp_path: Path, model: SonicModel, steps: Any
+) -> None:
+    with serving(model, tmp_path) as server:
+        server.reply([user("hi")], headers=NAMED)
+        server.worker.shelf.drop(next(iter(server.worker.shelf)).key)
+        (record,) = tmp_path.rglob("dialogues/*.safetensors")
+        record.write_bytes(seal("dialogue", {"key": "x", "name": "keeper", "steps": steps}, {}))
+        assert server.http.get("/v1/sessions/keeper").status_code == 404
+        assert server.reply([user("hi"), assistant("yes"), user("so?")], headers=NAMED)
+
+
+@pytest.mark.parametrize("change", ["lengths", "tokens", "shapes", "nan"])
+def test_a_cache_that_says_the_impossible_is_made_again(
+    tmp_path: Path, model: SonicModel, change: str
+) -> None:
+    messages: list[dict[str, str]] = []
+    with serving(model, tmp_path) as server:
+        converse(server, model, messages, TEXTS[:2])
+    for path in tmp_path.rglob("caches/*.safetensors"):
+        header, tensors = unseal(path.read_bytes(), "session", "cache")
+        if change == "lengths":
+            header["lengths"] = {"prefix": -5, "segment_starts": ["x"]}
+        elif change == "tokens":
+            tensors["token_ids"] = tensors["token_ids"][:1]
+        elif change == "shapes":
+            tensors = {name: tensor[..., :1] for name, tensor in tensors.items()}
+        else:
+            tensors = {
+                name: tensor * torch.nan if tensor.is_floating_point() else tensor
+                for name, tensor in tensors.items()
+            }
+        path.write_bytes(seal("session", header, tensors))
+    with serving(model, tmp_path) as server:
+        messages.append(user(TEXTS[2]))
+        statuses = [server.chat(messages, headers=NAMED).status_code for _ in range(2)]
+        assert statuses[-1] == 200
+        assert server.reply(messages, headers=NAMED) == fresh(messages)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own with little room."""
@@ -433,6 +515,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"a file system cannot be mounted here: {error}")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_on_a_full_disk_caches_give_way_to_dialogues(small_disk: Path, model: SonicModel) -> None:
+    with serving(model, small_disk, store_after=0.0, store_beside_others=True) as server:
+        for number in range(24):  # their caches alone are more than fits
+            server.reply([user(f"{number}: {TEXTS[0] * 3}")], headers={"x-session-id": f"s{number}"})
+            time.sleep(0.05)
+        assert len(server.http.get("/v1/sessions").json()["data"]) == 24
 
 
 def test_a_full_disk_is_said_and_survived(small_disk: Path, model: SonicModel) -> None:

@@ -118,11 +118,27 @@ def unseal(data: bytes, kind: str, name: str) -> tuple[dict[str, Any], dict[str,
     """
     try:
         tensors = load(data)
-        length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except (SafetensorError, ValueError) as error:
+    except SafetensorError as error:
         raise FileError(f"{name} is damaged or not a safetensors file: {error}") from error
-    return _verified(_header(metadata, name), tensors, kind, name)
+    return _verified(unseal_header(data, name), tensors, kind, name)
+
+
+def unseal_header(start: bytes, name: str) -> dict[str, Any]:
+    """The JSON header in the first bytes of a sealed file, its checksum not verified; `header_bytes` says how many.
+
+    Raises:
+        FileError: as `read_header`.
+    """
+    try:
+        metadata = json.loads(start[8 : header_bytes(start)]).get("__metadata__", {})
+    except (ValueError, AttributeError) as error:
+        raise FileError(f"{name} is damaged or not a safetensors file: {error}") from error
+    return _header(metadata, name)
+
+
+def header_bytes(start: bytes) -> int:
+    """Where the header of a safetensors file ends, from its first eight bytes."""
+    return 8 + int.from_bytes(start[:8], "little")
 
 
 def read_header(path: str | Path) -> dict[str, Any]:

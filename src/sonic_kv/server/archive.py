@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from sonic_kv.errors import FileError, SonicError, StoreError
-from sonic_kv.files import seal, unseal
-from sonic_kv.server.dialogue import Step, as_json, check_steps, from_json
+from sonic_kv.files import header_bytes, seal, unseal, unseal_header
+from sonic_kv.server.dialogue import Step, Summary, as_json, check_steps, from_json, summary
 from sonic_kv.server.shelf import Node
 from sonic_kv.server.store import Kind, Name, Store
 
@@ -24,6 +25,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 SLOW_SECONDS = 0.5  # after which a store that fails hangs, and does not just refuse
 PAUSE_SECONDS = 5.0  # for which a store that hangs is left alone
+LISTED = 1000  # dialogues in a list, at most
+MOST_HEADER = 64 << 20  # bytes
 ROOM = 16  # times the size of a record: so much of the caches goes if there is no room for it
 
 
@@ -63,10 +66,17 @@ class Archive:
         """Whether the store is left alone, because it did not answer."""
         return time.monotonic() < self._until
 
-    def _submit(self, work: Callable[[Store], T], nothing: T) -> "Future[T]":
-        future = self._thread.submit(self._do, work, nothing)
+    def _submit(self, work: Callable[[Store], T], nothing: T, *, may_fail: bool = False) -> "Future[T]":
+        future = self._thread.submit(self._try if may_fail else self._do, work, nothing)
         future.add_done_callback(lambda _: self._done())
         return future
+
+    def _try(self, work: Callable[[Store], T], nothing: T) -> T:
+        try:
+            return self._do(work, nothing)
+        except StoreError as error:
+            log.warning("caches are made again: %s", error)
+            return nothing
 
     def _do(self, work: Callable[[Store], T], nothing: T) -> T:
         if self._store is None:
@@ -141,14 +151,7 @@ class Archive:
                 store.delete(name)
                 return None
 
-        def found(store: Store) -> Found | None:
-            try:
-                return read(store)
-            except StoreError as error:
-                log.warning("caches are made again: %s", error)
-                return None
-
-        return self._submit(found, None)
+        return self._submit(read, None, may_fail=True)
 
     def forget(self, *keys: str | None) -> "Future[None]":
         """Delete the caches with these keys."""
@@ -158,6 +161,39 @@ class Archive:
                 store.delete(_name(key, "cache"))
 
         return self._submit(delete, None)
+
+    def listed(self, owner: str, here: Sequence[Summary]) -> "Future[list[Summary]]":
+        """The dialogues of an owner: those that are `here`, and those on the store, the newest first."""
+
+        def read(store: Store) -> list[Summary]:
+            entries = [e for e in store.entries() if e.name.owner == owner and e.name.kind == "dialogue"]
+            entries.sort(key=lambda entry: -entry.written)
+            found = {}
+            for entry in entries[:LISTED]:
+                try:
+                    header, _ = unseal(store.read(entry.name) or b"", "dialogue", "record")
+                    steps = [from_json(step) for step in header["steps"]]
+                    found[str(header["name"])] = summary(str(header["name"]), steps, entry.written)
+                except (SonicError, LookupError, TypeError, ValueError):
+                    continue
+            return [*found.values(), *(one for one in here if one.name not in found)]
+
+        return self._submit(read, list(here))
+
+    def erase(self, label: str, name: str, found: bool) -> "Future[bool]":
+        """Forget a dialogue and all caches of it; whether there was one, or it was `found` elsewhere."""
+        owner = label.partition("-")[0]
+
+        def delete(store: Store) -> bool:
+            record = _name(label, "dialogue")
+            there = store.read(record) is not None
+            store.delete(record)
+            for entry in store.entries():
+                if entry.name.owner == owner and entry.name.kind == "cache":
+                    self._submit(partial(_delete_if, cache=entry.name, name=name), None)
+            return there or found
+
+        return self._submit(delete, found)
 
     def sweep(self) -> "Future[int]":
         """Forget what is too old or too much; the bytes that remain."""
@@ -174,6 +210,17 @@ def _name(key: str, kind: Kind) -> Name:
     """What the store calls a label or a key."""
     owner, _, rest = key.partition("-")
     return Name(owner, kind, rest)
+
+
+def _delete_if(store: Store, cache: Name, name: str) -> None:
+    """Delete a cache if it is of the session with this name."""
+    size = min(header_bytes(store.head(cache, 8)), MOST_HEADER)
+    try:
+        mine = unseal_header(store.head(cache, size), "cache").get("name") == name
+    except FileError:
+        mine = True  # nobody can say whose it is, and it can be made again
+    if mine:
+        store.delete(cache)
 
 
 def _called(store: Store, name: Name) -> str:

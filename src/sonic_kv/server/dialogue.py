@@ -7,12 +7,15 @@ hash over everything that it depends on, so that a session is found by what was 
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sonic_kv.compress.options import Budget
-from sonic_kv.errors import MessageError
+from sonic_kv.errors import ContextLengthError, MessageError
 from sonic_kv.model.chat_format import Message, check_messages
+from sonic_kv.model.model import SonicModel
 
+PIECE = 16384  # characters that are tokenised at once to count tokens
 Step = dict[str, str] | Budget
 
 
@@ -76,6 +79,23 @@ def ratio_of(steps: Sequence[Step]) -> float | None:
     return budgets[-1].compression_ratio if budgets else None
 
 
+@dataclass(frozen=True)
+class Summary:
+    """A session in a list: its name, when it was used last (in seconds, if it is stored), and what it is about."""
+
+    name: str
+    messages: int
+    title: str
+    used: float | None = None
+
+
+def summary(name: str, steps: Sequence[Step], used: float | None = None) -> Summary:
+    """A session in short; its title is the beginning of what the user said first."""
+    messages = messages_of(steps)
+    title = next((message["content"] for message in messages if message["role"] == "user"), "")
+    return Summary(name, len(messages), " ".join(title.split())[:80], used)
+
+
 def continued(
     known: Sequence[Step], messages: Sequence[Message], ratio: float | None, default: float
 ) -> list[Step]:
@@ -101,6 +121,21 @@ def continued(
     if wanted != before:
         steps.append(Budget(compression_ratio=wanted))
     return steps + left
+
+
+def check_length(model: SonicModel, messages: Sequence[Message], most: int) -> None:
+    """Raise `ContextLengthError` if a dialogue has more than `most` tokens. Reads no further than needed."""
+    texts = [message["content"] for message in messages]
+    left = most
+    if sum(len(text.encode()) for text in texts) <= most:  # no token is less than a byte
+        return
+    for text in texts:
+        for start in range(0, len(text), PIECE):
+            left -= len(model.tokenizer(text[start : start + PIECE], add_special_tokens=False)["input_ids"])
+            if left < 0:
+                raise ContextLengthError(
+                    f"the dialogue has more than {most} tokens, which is what this server takes: shorten it"
+                )
 
 
 def check_request(messages: Sequence[Message]) -> None:

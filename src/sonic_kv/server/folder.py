@@ -110,6 +110,11 @@ class FolderStore(Store):
             return bytes(self._fs.cat_file(self._path(name)))
         return None
 
+    def head(self, name: Name, nbytes: int) -> bytes:
+        with self._errors(), suppress(FileNotFoundError):
+            return bytes(self._fs.cat_file(self._path(name), 0, nbytes))
+        return b""
+
     def first(self, names: Sequence[Name]) -> Name | None:
         with self._errors():
             return next((name for name in names if self._fs.exists(self._path(name))), None)

@@ -25,7 +25,9 @@ class ServeOptions(Options):
     log_level: LogLevel = option("warning", "the least that is logged; info logs every request")
     log_format: LogFormat = option("text", "log lines as text or as JSON", flag=False)
     kv_memory: str = option("2GiB", "keys and values of all dialogues together stay below this", size=True)
-    max_batch: int = option(16, "replies made at the same time", least=1)
+    max_batch: int = option(
+        16, "replies made at the same time; an API key that has none under way gets one even then", least=1
+    )
     max_waiting: int = option(64, "requests that may wait; more are refused with 503", least=1)
     max_waiting_per_key: int = option(
         32, "requests of one API key that may wait; more are refused with 429", least=1, flag=False
@@ -43,6 +45,9 @@ class ServeOptions(Options):
     )
     slice_tokens: int = option(
         256, "tokens fed at once between two decode steps of the other dialogues", least=1, flag=False
+    )
+    max_dialogue_tokens: int | None = option(
+        None, "tokens that a dialogue may have; none: eight times the model's positions", least=1
     )
     max_body: str = option("4MiB", "largest request body", size=True, flag=False)
     max_reply_tokens: int = option(4096, "most tokens that a request may ask for", least=1, flag=False)

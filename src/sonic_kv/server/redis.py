@@ -45,6 +45,11 @@ class RedisStore(Store):
             found: Any = self._redis.get(_key(name))
             return None if found is None else bytes(found)
 
+    def head(self, name: Name, nbytes: int) -> bytes:
+        with self._errors():
+            found: Any = self._redis.getrange(_key(name), 0, nbytes - 1)
+            return bytes(found)
+
     def first(self, names: Sequence[Name]) -> Name | None:
         with self._errors():
             asked = self._redis.pipeline(transaction=False)

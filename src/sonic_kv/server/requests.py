@@ -3,8 +3,9 @@
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from sonic_kv.errors import BusyError
 from sonic_kv.server.dialogue import Step
@@ -62,6 +63,14 @@ class Request:
     since: float = field(default_factory=time.monotonic)
 
 
+class Running(Protocol):
+    """What is being done for a request."""
+
+    @property
+    def request(self) -> Request:
+        """The request."""
+
+
 class Waiting:
     """Requests in line, taken from every namespace in turn; `enter` and `total` are for any thread.
 
@@ -104,9 +113,17 @@ class Waiting:
         else:
             line.append(request)
 
-    def first(self) -> Request | None:
-        """Whose turn it is."""
-        return next(iter(self._lines.values()))[0] if self._lines else None
+    def next(self, jobs: Iterable[Running], most: int) -> Request | None:
+        """Whose turn it is: the first request of the namespace with the fewest running, if there is room for it.
+
+        One with none running need not wait for the others': it may be taken up beyond `most`, up to twice as many.
+        """
+        if not self._lines:
+            return None
+        running = Counter(job.request.namespace for job in jobs)
+        namespace, line = min(self._lines.items(), key=lambda item: running[item[0]])  # in turn where equal
+        room = most if running[namespace] else 2 * most
+        return line[0] if running.total() < room else None
 
     def put_aside(self, request: Request) -> None:
         """Take a request out of the line until it lines up again."""

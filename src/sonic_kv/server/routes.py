@@ -15,10 +15,10 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from sonic_kv import __version__
-from sonic_kv.errors import SonicError
+from sonic_kv.errors import NotFoundError, SonicError
 from sonic_kv.server import requests as work
 from sonic_kv.server.answers import Completion, error_answer, session_body
-from sonic_kv.server.dialogue import check_request
+from sonic_kv.server.dialogue import check_length, check_request
 from sonic_kv.server.metrics import Metrics
 from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.protocol import ChatRequest, SessionChange, TextRequest
@@ -30,6 +30,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 SESSION_ID = "x-session-id"
 NAME = r"[A-Za-z0-9._:-]{1,128}"
+POSITIONS = 8  # times the model's: so many tokens a dialogue may have, unless the options say otherwise
 PAGE = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -52,6 +53,11 @@ class Service:
     options: ServeOptions
     metrics: Metrics
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that a dialogue may have."""
+        return self.options.max_dialogue_tokens or POSITIONS * self.worker.model.max_length
 
     def check_model(self, asked: str) -> None:
         """Raise a 404 unless this model is asked for, or none."""
@@ -165,6 +171,7 @@ async def chat(
     body.check()
     messages = [message.plain() for message in body.messages]
     check_request(messages)
+    await asyncio.to_thread(check_length, serving.worker.model, messages, serving.most_tokens)
     asked = []
     for choice in range(body.n):  # each choice is a dialogue of its own; the first has the name
         sampling = body.sampling(serving.sampling, serving.options.max_reply_tokens, choice)
@@ -228,6 +235,25 @@ async def _see(serving: Service, request: Request, asked: work.Request) -> JSONR
     (outcome,) = await outcomes_of(serving.worker, [asked], request.receive)
     assert outcome.view is not None, "a session that is asked for is shown"
     return JSONResponse(session_body(outcome.view))
+
+
+@router.get("/v1/sessions")
+async def sessions(serving: Serving, namespace: Namespace) -> JSONResponse:
+    """The sessions of the caller's key, the newest first."""
+    found = await asyncio.wrap_future(serving.worker.sessions(namespace))
+    data = [
+        {"object": "session", "id": one.name, "title": one.title, "messages": one.messages, "used": one.used}
+        for one in found
+    ]
+    return JSONResponse({"object": "list", "data": data})
+
+
+@router.delete("/v1/sessions/{session}")
+async def erase(session: Name, serving: Serving, namespace: Namespace) -> JSONResponse:
+    """Forget a session: its messages, its record and its caches."""
+    if not await asyncio.wrap_future(serving.worker.erase(namespace, session)):
+        raise NotFoundError(f"there is no session {session!r}")
+    return JSONResponse({"object": "session.deleted", "id": session, "deleted": True})
 
 
 @router.get("/v1/sessions/{session}")

@@ -85,6 +85,10 @@ class Store(ABC):
         """The blob, if there is one."""
 
     @abstractmethod
+    def head(self, name: Name, nbytes: int) -> bytes:
+        """The first bytes of a blob; none if it is not there."""
+
+    @abstractmethod
     def first(self, names: Sequence[Name]) -> Name | None:
         """The first of `names` that has a blob."""
 

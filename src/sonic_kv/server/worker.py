@@ -8,26 +8,35 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import (
-    AdapterError,
     BusyError,
     ConfigError,
-    FileError,
     MemoryLimitError,
     NotFoundError,
     StoreError,
 )
 from sonic_kv.model.model import SonicModel
 from sonic_kv.server.archive import Archive, Found
-from sonic_kv.server.dialogue import Step, chain, continued, digest, label_of, messages_of, ratio_of
+from sonic_kv.server.dialogue import (
+    Step,
+    Summary,
+    chain,
+    continued,
+    digest,
+    label_of,
+    messages_of,
+    owner_of,
+    summary,
+)
+from sonic_kv.server.jobs import Job, pass_on, view_of
 from sonic_kv.server.memory import Memory, most_entries, turns_bytes
 from sonic_kv.server.options import ServeOptions
-from sonic_kv.server.requests import Outcome, Request, View, Waiting
+from sonic_kv.server.requests import Outcome, Request, Waiting
 from sonic_kv.server.shelf import Node, Shelf
 from sonic_kv.server.store import Store
 from sonic_kv.server.vllm import VllmEngine
@@ -37,21 +46,6 @@ from sonic_kv.text import bytes_text
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.25  # between looks at what has become idle, while there is nothing to do
-
-
-@dataclass(eq=False)
-class _Job:
-    """A request that has been taken up: what it goes on from, and what was set aside for it."""
-
-    request: Request
-    base: Node | None
-    entries: int  # that its session holds at most
-    steps: list[Step]
-    keys: list[str]  # of the states that it can go on from
-    name: str | None = None
-    parent: str | None = None
-    grandparent: str | None = None
-    cached_tokens: int = 0
 
 
 class Worker:
@@ -94,7 +88,7 @@ class Worker:
         self._archive = Archive(store, self._wake)
         self._memory = Memory(self.shelf, self._archive, options, self.counts, self._inbox.put)
         self._waiting = Waiting(options.max_waiting, options.max_waiting_per_key)
-        self._jobs: dict[Turn, _Job] = {}
+        self._jobs: dict[Turn, Job] = {}
         self.engine = self._new_engine()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="sonic-kv-model", daemon=True)
@@ -138,8 +132,32 @@ class Worker:
         """
         if not self.alive:
             raise BusyError("the server is stopping")
+        if request.name is not None and self._archive.hangs:
+            raise StoreError("the store does not answer: try again in a few seconds")
         self._waiting.enter(request)
         self._inbox.put(lambda: self._waiting.line_up(request))
+
+    def sessions(self, namespace: str) -> "Future[list[Summary]]":
+        """The named sessions of a namespace, the newest first."""
+        owner = owner_of(namespace)
+        here = {
+            node.name: summary(node.name, node.steps) for node in self.shelf if node.label.startswith(owner)
+        }
+        return self._archive.listed(owner, list(here.values()))
+
+    def erase(self, namespace: str, name: str) -> "Future[bool]":
+        """Forget a session, and end what is under way in it; whether there was one."""
+        erased: Future[bool] = Future()
+        self._inbox.put(lambda: self._erase(label_of(namespace, name), namespace, name, erased))
+        return erased
+
+    def _erase(self, label: str, namespace: str, name: str, erased: "Future[bool]") -> None:
+        for turn, job in self._jobs.items():
+            turn.cancelled = turn.cancelled or (job.request.namespace == namespace and job.name == name)
+        mine = [node for node in self.shelf if node.label == label]
+        for node in mine:
+            self.shelf.drop(node.key)
+        self._archive.erase(label, name, bool(mine)).add_done_callback(partial(pass_on, erased))
 
     def cancel(self, request: Request) -> None:
         """Drop a request whose client has gone."""
@@ -148,13 +166,18 @@ class Worker:
     def gauges(self) -> dict[str, float]:
         """Figures for the metrics, each read by itself while the worker runs."""
         return {
-            "kv_bytes": self.shelf.nbytes + self.engine.nbytes,
+            "kv_bytes": self.shelf.nbytes + self.engine.nbytes + self._feeding(),
             "kv_limit_bytes": self._memory.limit,
             "sessions_resident": len(self.shelf),
             "requests_waiting": self._waiting.total,
             "requests_running": len(self._jobs),
             "rows_decoding": self.engine.decoding,
         }
+
+    def _feeding(self) -> int:
+        """Bytes of the sessions that are being fed, and are neither on the shelf nor decoding yet."""
+        fed = [job.session for turn, job in list(self._jobs.items()) if turn.session is None]
+        return sum(session.cache.nbytes for session in fed if session is not None)
 
     def _wake(self) -> None:
         self._inbox.put(lambda: None)
@@ -183,7 +206,7 @@ class Worker:
         for late in self._waiting.late(self.options.queue_timeout):
             self._waiting.leave(late)
             late.on_end(Outcome(error=BusyError("the server had no room in time: try again later")))
-        while len(self._jobs) < self.options.max_batch and (request := self._waiting.first()) is not None:
+        while (request := self._waiting.next(self._jobs.values(), self.options.max_batch)) is not None:
             if self._unread(request):
                 self._read(request)
                 continue
@@ -243,11 +266,12 @@ class Worker:
         if not known and not request.messages:
             raise NotFoundError(f"there is no session {request.name!r}")
         steps = self._steps(request, known)
-        keys = self._usable(request, chain(request.namespace, self._scope, steps))
+        keys = chain(request.namespace, self._scope, steps)
+        keys = keys if request.sampling is None else keys[:-1]  # a reply answers a new message
         base = self.shelf.longest(keys)
         if base is not None and base.key == keys[-1] and request.sampling is None:  # nothing is to be done
             base.used = time.monotonic()
-            request.on_end(Outcome(view=self.view(base)))
+            request.on_end(Outcome(view=view_of(base)))
             return True
         entries = most_entries(self.model, self.config, steps, base, request.sampling)
         bytes_of = partial(turns_bytes, self.model, self._entry_bytes)
@@ -263,7 +287,7 @@ class Worker:
             if base is not None:
                 base.users -= 1
             return False
-        job = _Job(request, base, entries, steps, keys)
+        job = Job(request, base, entries, steps, keys)
         turn = Turn(self._prepare(job), request.sampling, request.on_text, self._turn_ended)
         self._jobs[turn] = job
         self.engine.start(turn)
@@ -279,13 +303,9 @@ class Worker:
         messages = request.messages or messages_of(known)
         return continued(known, messages, ratio, self.default_ratio)
 
-    def _usable(self, request: Request, keys: list[str]) -> list[str]:
-        """Keys of the states that a request can go on from: it adds a message if it wants a reply."""
-        return keys if request.sampling is None else keys[:-1]
-
     # --- a turn -------------------------------------------------------------------------------
 
-    def _prepare(self, job: _Job) -> Preparing:
+    def _prepare(self, job: Job) -> Preparing:
         """Find or make the session that a request goes on from, and feed it what is new."""
         request, node, keys = job.request, job.base, job.keys
         done = 0 if node is None else keys.index(node.key) + 1
@@ -310,6 +330,7 @@ class Worker:
             self.counts["made"] += 1
         else:
             job.cached_tokens = session.cache.logical_length
+        job.session = session
         for step in job.steps[done:]:
             if isinstance(step, Budget):
                 session.set_budget(step)
@@ -322,7 +343,7 @@ class Worker:
         """The session of a cache that was found; None if it is of no use."""
         try:
             return ChatSession.from_state(self.model, found.header, found.tensors, f"session {found.key}")
-        except (FileError, AdapterError) as error:
+        except Exception as error:  # whatever it holds
             log.warning("a cache is made again: %s", error)
             return None
 
@@ -344,6 +365,8 @@ class Worker:
             job.base.used = time.monotonic()
         if turn.error is not None or turn.cancelled:
             error = turn.error or BusyError("cancelled")
+            if turn.error is not None:
+                self._distrust(job)
             job.request.on_end(Outcome(error=error))
             return
         replied = job.request.sampling is not None
@@ -354,7 +377,7 @@ class Worker:
             turn.prompt_tokens,
             job.cached_tokens,
             turn.completion_tokens,
-            view=None if node is None else self.view(node),
+            view=None if node is None else view_of(node),
         )
         if node is None or not self._archive.exists or (not replied and job.parent == node.key):
             job.request.on_end(outcome)
@@ -365,14 +388,22 @@ class Worker:
             lambda done: self._inbox.put(lambda: self._acknowledge(job.request, outcome, done))
         )
 
+    def _distrust(self, job: Job) -> None:
+        """Forget the state that a failed turn went on from: it can be made again, and may be what failed."""
+        base = job.base
+        if base is not None and not base.users:
+            self.shelf.drop(base.key)
+        self._archive.forget(job.parent)
+
     def _acknowledge(self, request: Request, outcome: Outcome, done: "Future[None]") -> None:
         error = done.exception()
         if error is not None:
             self._memory.note_failure(error)
+        if error is not None and request.name is not None:  # who names no session has all of it, and goes on
             outcome = Outcome(error=StoreError(f"the reply could not be stored: {error}"))
         request.on_end(outcome)
 
-    def _new_node(self, job: _Job, turn: Turn) -> Node:
+    def _new_node(self, job: Job, turn: Turn) -> Node:
         """Put the session as it is now on the shelf; what it went on from stays for another try."""
         assert turn.session is not None
         steps = list(job.steps)
@@ -395,11 +426,6 @@ class Worker:
             if self._memory.store_works and job.grandparent is not None:
                 self._archive.forget(job.grandparent)
         return node
-
-    def view(self, node: Node) -> View:
-        """A session as clients see it."""
-        ratio = ratio_of(node.steps) or 0.0
-        return View(node.name, messages_of(node.steps), ratio, node.session.stats)
 
     def _finish(self) -> None:
         """End everything under way, and write what is not on the store yet."""

@@ -12,7 +12,7 @@ EXTRAS ?= dev
 PYTEST_FLAGS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PIP_FLAGS ?=
 # What meets transformers, and kvpress, which needs the oldest one that is supported.
-MEET_TRANSFORMERS := adapter compiled engine eval_methods export generate idle_closing law law_random session support
+MEET_TRANSFORMERS := adapter compiled engine eval_kvpress eval_methods eval_scores export generate idle_closing law law_random session support
 
 BIN := $(VENV)/bin
 # Bytecode is made of what is imported, at its first import: of all that is installed it would take a minute.
@@ -80,7 +80,7 @@ $(OLDEST)/.installed: $(STAMP) constraints-oldest.txt
 	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > "$$($(OLDEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/newest.pth"
-	@$(OLDEST)/bin/$(PIP_INSTALL) constraints-oldest.txt -e '.[dev,eval]'
+	@$(OLDEST)/bin/$(PIP_INSTALL) constraints-oldest.txt -e '.[dev,kvpress]'
 	@touch $@
 
 # A repackaging of vLLM for CPUs stands in for vLLM itself. Builds of other torch versions come with it.

@@ -162,10 +162,10 @@ def evaluation(folder: Path, data: Path, url: str | None, **changes: Any) -> Eva
 
 
 def test_written_replies_equal_those_of_a_session(tmp_path: Path, data: Path) -> None:
-    run = evaluation(tmp_path, data, None, methods=("sonic", "recent-queries", "full"))
+    run = evaluation(tmp_path, data, None, methods=("sonic", "recent", "full"))
     run.run()
     records = {(r["method"], r["case"]): r for r in run.results}
-    for method, adapter in (("sonic", True), ("recent-queries", False), ("full", True)):
+    for method, adapter in (("sonic", True), ("recent", False), ("full", True)):
         model = tiny_model(adapter=adapter)
         budget = Budget() if method == "full" else Budget(compression_ratio=0.6)
         sampling = SamplingConfig(max_new_tokens=6)

@@ -9,21 +9,24 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 from tiny import DIALOGUE, TEMPLATE, tiny_base, tiny_model, tiny_tokenizer
 
 from sonic_kv.compress.options import SessionConfig
 from sonic_kv.errors import ConfigError, DataError, FileError
 from sonic_kv.eval import run as runs
 from sonic_kv.eval.figures import Draws, Figures, figure, summarise
+from sonic_kv.eval.methods import Closer, Method, Steps
 from sonic_kv.eval.options import EvalOptions
 from sonic_kv.eval.progress import Progress, Standing, duration
 from sonic_kv.eval.report import as_text, write
 from sonic_kv.eval.results import Results
 from sonic_kv.eval.run import Evaluation, paths
 from sonic_kv.eval.suites import SORTS, Case, Question, load
+from sonic_kv.eval.turns import Row
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "bench"
 CONFIG = SessionConfig(min_segment_tokens=32, max_segment_tokens=64)
@@ -292,15 +295,16 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, model: Any) -> None:
 def test_a_method_that_crashes_on_one_dialogue_is_recorded_there(
     tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Fragile(runs.METHODS["sliding"]):  # type: ignore[misc]
-        healthy = False
+    healthy = False
 
-        def close(self, row: Any, target: int) -> None:
-            if not self.healthy and row.token_ids == worst[: len(row.token_ids)]:
+    class Fragile(Closer):
+        def close(self, row: Row) -> Steps:
+            if not healthy and row.token_ids == worst[: len(row.token_ids)]:
                 raise RuntimeError("the reactor is leaking")
-            super().close(row, target)
+            yield from sliding.start(self.model, self.budget, self.config, self.donor).close(row)
 
-    monkeypatch.setitem(runs.METHODS, "sliding", Fragile)
+    sliding = runs.METHODS["sliding"]
+    monkeypatch.setitem(cast(Any, runs.METHODS), "sliding", Method(Fragile))
     evaluation = Evaluation(model, options(tmp_path), CONFIG)
     scripts = evaluation.work.scripts["synthetic"]
     worst = scripts[1].token_ids
@@ -313,7 +317,7 @@ def test_a_method_that_crashes_on_one_dialogue_is_recorded_there(
     row = next(r for r in summary["suites"]["synthetic"]["methods"] if r["method"] == "sliding")
     assert (row["cases"], row["failed"]) == (2, 1)
     assert "failed 1 times: sliding: RuntimeError: the reactor is leaking" in as_text(summary)
-    Fragile.healthy = True
+    healthy = True
     again = Evaluation(model, options(tmp_path), CONFIG)
     again.run()
     assert {record["status"] for record in again.results} == {"ok"}
@@ -348,14 +352,13 @@ def test_rows_side_by_side_give_the_records_of_rows_one_by_one(tmp_path: Path) -
 def test_a_method_that_breaks_its_cache_takes_no_other_one_down(
     tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken(runs.METHODS["sliding"]):  # type: ignore[misc]
-        def close(self, row: Any, target: int) -> None:
-            super().close(row, target)
-            layer = row.cache.layers[-1]
-            keys, values = (rows.flatten(0, 2) for rows in (layer.keys[..., :4], layer.values))
-            layer.hold(keys, values, layer.sizes)  # the next forward fails
+    class Broken(Closer):
+        def close(self, row: Row) -> Steps:
+            yield from sliding.start(self.model, self.budget, self.config, self.donor).close(row)
+            row.cache.layers[-1].hold(torch.zeros(2, 4), torch.zeros(2, 4), (1, 1))  # the next forward fails
 
-    monkeypatch.setitem(runs.METHODS, "sliding", Broken)
+    sliding = runs.METHODS["sliding"]
+    monkeypatch.setitem(cast(Any, runs.METHODS), "sliding", Method(Broken))
     evaluation = Evaluation(model, options(tmp_path, batch_size=20), CONFIG)
     evaluation.run()
     assert len(evaluation.work.batches()) == 1
@@ -371,7 +374,7 @@ def test_methods_that_cannot_run_are_named(tmp_path: Path) -> None:
         Evaluation(plain, options(tmp_path, methods=("snapvk",)), CONFIG)
     evaluation = Evaluation(plain, options(tmp_path, methods=()), CONFIG)
     assert evaluation.work.lacking["sonic"] == "an adapter"
-    assert "sliding" in {cell.name for cell in evaluation.work.cells}
+    assert "h2o" in {cell.name for cell in evaluation.work.cells}
 
 
 def test_dialogues_that_are_too_long_are_cut_behind_an_exchange(tmp_path: Path, model: Any) -> None:

@@ -14,7 +14,7 @@ DRAWS = 2000
 DISTANCES = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 1 << 30))
 OTHERS_SHARE = 0.5  # of full context's gain: another dialogue's history must stay below it
 CHECKABLE = 0.3  # full context's accuracy, below which written answers say nothing
-SUBJECTS = ("sonic", "selection", "kvzip")  # what others are compared with: the first that has been run
+SUBJECTS = ("sonic", "selection", "reread")  # what others are compared with: the first that has been run
 UNPAIRED = ("full", "none", "other-history")
 
 Figure = dict[str, float]  # "value", "low", "high"

@@ -1,16 +1,16 @@
-"""Methods: ways to shrink what is kept of the past when a segment has been closed.
+"""Methods: ways to shrink what is kept of the past when a segment is closed.
 
-Every method obeys the same rules. The prefix stays raw. When a segment closes, every method has the same
-number of entries to keep of the whole history (per layer and KV head, or in total where it shares them
-out unevenly), and what it drops is gone for good. The open segment is raw. What is kept stays at its own
-position, except where text is read anew.
+Every method obeys the same rules. The prefix stays raw. When a segment closes, every method keeps the same number of
+entries of the whole history, on average over layers and KV heads, and what it drops is gone for good. The open
+segment is raw. What is kept stays at its own position, except where text is read anew.
 """
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -18,100 +18,115 @@ from torch import Tensor
 
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.layers import Memory
-from sonic_kv.compress.closing import allowed
 from sonic_kv.compress.compressor import Compressor
-from sonic_kv.compress.options import Budget, PolicyName, SessionConfig
-from sonic_kv.errors import SonicError
+from sonic_kv.compress.options import Budget, SessionConfig
+from sonic_kv.compress.policies import Policy, RecentPolicy, RereadPolicy
+from sonic_kv.eval import rivals
+from sonic_kv.eval.rivals import Rival
 from sonic_kv.eval.turns import Row, read
+from sonic_kv.eval.watch import Recorder, Repeated
 from sonic_kv.model.model import SonicModel
-from sonic_kv.model.reread import Reading
+from sonic_kv.model.reread import Reading, Reread
 from sonic_kv.session.generate import generate
 from sonic_kv.session.options import SamplingConfig
 
-SINKS = 4  # first tokens that StreamingLLM keeps, the prefix included
 SUMMARY_TOKENS = 64  # longest summary: writing one takes a decoding step a token
 SUMMARY_REQUEST = "Sum up our conversation so far in a few words. Keep every name, number and wish of mine."
 SUMMARY_HEAD = "What we have said so far, in short: "
+REPEAT = "Repeat the previous context exactly."
+REPEAT_FROM = "Repeat the part of the previous context exactly, starting with"
+KVZIP_SINKS, TAIL = 4, 8  # entries that KVzip always keeps, tokens that it shows of the chunk before
 
 
-class Unfair(SonicError):
-    """A method kept more entries than it may."""
+@dataclass(frozen=True)
+class Aside:
+    """Tokens to be read into a row that is not the dialogue's own, before a segment can be closed."""
+
+    row: Row
+    token_ids: Sequence[int]
 
 
-class Method:
-    """A way to shrink the past; made anew for every model and ratio.
+Steps = Generator[Reading | Aside, None, None]
 
-    Attributes:
-        budgeted: it keeps the number of entries that a ratio allows; otherwise it runs once.
-        attention: `Row.paid` and `Row.window` are needed.
-        hidden: `Row.hidden` is needed.
-        donor: `Row.donor` is needed.
-        reference: why it is no rival but something to compare with; then entries are not checked.
-        default: it runs unless methods are named.
+
+class Closer:
+    """Closes the segments of one row.
+
+    Args:
+        donor: the transcript of another dialogue.
     """
 
-    budgeted = True
-    default = True
-    attention = False
-    hidden = False
-    donor = False
-    reference: str | None = None
+    def __init__(
+        self, model: SonicModel, budget: Budget, config: SessionConfig, donor: Sequence[int]
+    ) -> None:
+        self.model, self.budget, self.config, self.donor = model, budget, config, donor
 
-    def __init__(self, model: SonicModel, ratio: float | None, config: SessionConfig) -> None:
-        self.model, self.config = model, config
-        self.budget = Budget(compression_ratio=ratio)
-
-    @classmethod
-    def missing(cls, model: SonicModel) -> str | None:
-        """What the method lacks to run on this model; None: nothing."""
-        return None
-
-    def reading(self, row: Row, target: int) -> tuple[Row, list[int]] | None:
-        """What must be read before the open segment can be closed: tokens, into a row that becomes `row.aside`."""
-        return None
-
-    def close(self, row: Row, target: int) -> None:
-        """Close the row's open segment; of memory and open segment keep `target` entries per layer and head."""
+    def close(self, row: Row) -> Steps:
+        """Close the open segment; the caller has the model read what is yielded."""
         raise NotImplementedError
 
-    def steps(self, row: Row, target: int) -> Generator[Reading, None, None]:
-        """`close`, but the caller has the model read again what it yields."""
-        self.close(row, target)
-        yield from ()
+
+Start = Callable[[SonicModel, Budget, SessionConfig, Sequence[int]], Closer]
 
 
-def close_all(model: SonicModel, tasks: Sequence[tuple[Method, Row]]) -> list[Exception | None]:
-    """Close each row's open segment by its method; what methods have to read for it is read side by side.
+@dataclass(frozen=True)
+class Method:
+    """A way to shrink the past.
+
+    Attributes:
+        start: makes what closes the segments of one row.
+        watch: what is recorded while segments are read.
+        budgeted: it keeps the number of entries that a ratio allows; otherwise it runs once.
+        default: it runs unless methods are named.
+        missing: what it lacks to run on a model; None: nothing.
+    """
+
+    start: Start
+    watch: type[Recorder] | None = None
+    budgeted: bool = True
+    default: bool = True
+    missing: Callable[[SonicModel], str | None] = lambda model: None
+
+
+def close_all(model: SonicModel, tasks: Sequence[tuple[Closer, Row]]) -> list[Exception | None]:
+    """Close each row's open segment; what methods have to read for it is read side by side.
 
     Returns:
-        for each row why it failed, or `Unfair`: it keeps more entries than the ratio allows. Others are closed all
-        the same.
+        for each row why it failed, if it did; others are closed all the same.
     """
     errors: list[Exception | None] = [None] * len(tasks)
-    asked = []
-    for number, (method, row) in enumerate(tasks):
-        with _watching(errors, number, row):
-            reading = method.reading(row, _allowed(method, row))
-            if reading is not None:
-                row.aside, ids = reading
-                asked.append((row, row.aside, ids))
-    if asked:
-        read(model, [aside for _, aside, _ in asked], [ids for _, _, ids in asked], [[] for _ in asked])
-    for row, aside, _ in asked:
-        row.seconds += aside.seconds
-    going = {n: _steps(*task) for n, task in enumerate(tasks) if errors[n] is None}
+    going = {n: closer.close(row) for n, (closer, row) in enumerate(tasks)}
     while going:
-        wanted: dict[int, Reading] = {}
+        wanted: dict[int, Reading | Aside] = {}
         for number, steps in going.items():
             with _watching(errors, number, tasks[number][1]):
                 wanted.update((number, request) for request in islice(steps, 1))
+        asides = {n: r for n, r in wanted.items() if isinstance(r, Aside)}
+        if asides:
+            read(
+                model,
+                [a.row for a in asides.values()],
+                [a.token_ids for a in asides.values()],
+                [[]] * len(asides),
+            )
+        for number, aside in asides.items():
+            tasks[number][1].seconds += aside.row.seconds
+        again = {n: r for n, r in wanted.items() if not isinstance(r, Aside) and not _noted(tasks[n][1], r)}
         begun = time.perf_counter()
-        model.reread(list(wanted.values()))
-        share = (time.perf_counter() - begun) / max(sum(r.rows for r in wanted.values()), 1)
-        for number, request in wanted.items():
+        model.reread(list(again.values()))
+        share = (time.perf_counter() - begun) / max(sum(r.rows for r in again.values()), 1)
+        for number, request in again.items():
             tasks[number][1].seconds += share * request.rows
         going = {number: going[number] for number in wanted}
     return errors
+
+
+def _noted(row: Row, request: Reading) -> bool:
+    """Whether the row's recorders have what is asked for: then it is not read again."""
+    recorder = row.noted.get(type(request.probe)) if isinstance(request, Reread) else None
+    if isinstance(request, Reread) and recorder is not None:
+        request.probe = recorder
+    return recorder is not None
 
 
 @contextmanager
@@ -125,206 +140,187 @@ def _watching(errors: list[Exception | None], number: int, row: Row) -> Iterator
     row.seconds += time.perf_counter() - begun
 
 
-def _allowed(method: Method, row: Row) -> int:
-    """Entries that a layer and head may keep of memory and open segment."""
-    return allowed(row.cache.lengths.closing(row.cache.open_length), method.budget)
+# --- references --------------------------------------------------------------------------------
 
 
-def _steps(method: Method, row: Row) -> Generator[Reading, None, None]:
-    """The method's steps, and a look at what it kept."""
-    allowed = _allowed(method, row)
-    yield from method.steps(row, allowed)
-    row.aside, held = None, row.held()
-    # layers with shares of their own round each to whole entries
-    if method.reference is None and sum(held) > len(held) * (allowed + 0.5):
-        raise Unfair(f"{sum(held) / len(held):.1f} entries are kept, and {allowed} are allowed")
-
-
-class Full(Method):
+class Full(Closer):
     """Everything is kept."""
 
-    budgeted = False
-    reference = "full context: recovery 1"
-
-    def close(self, row: Row, target: int) -> None:
-        row.keep([row.present(layer) for layer in range(self.model.num_layers)])
+    def close(self, row: Row) -> Steps:
+        compressor = Compressor(_plain(self.model), _rivals(self.config), rivals.Sliding())
+        yield from compressor.steps(row.cache, row.token_ids, Budget())
 
 
-class NoHistory(Method):
+class NoHistory(Closer):
     """Every closed segment is dropped."""
 
-    budgeted = False
-    reference = "history dropped: recovery 0"
+    def close(self, row: Row) -> Steps:
+        lengths = row.cache.lengths.closing(row.cache.open_length)
+        row.cache.keep(_as_memory(row.cache, lengths.prefix, torch.arange(0)), lengths)
+        yield from ()
 
-    def close(self, row: Row, target: int) -> None:
-        row.keep([torch.zeros_like(row.present(layer)) for layer in range(self.model.num_layers)])
 
-
-class OtherHistory(Method):
+class OtherHistory(Closer):
     """As much history as full context has, but of another dialogue: what a wrong past does."""
 
-    budgeted = False
-    donor = True
-    reference = "negative control: the history of another dialogue, in full"
-
-    def __init__(self, model: SonicModel, ratio: float | None, config: SessionConfig) -> None:
-        super().__init__(model, ratio, config)
-        self._caches: dict[int, SessionCache] = {}
-
-    def close(self, row: Row, target: int) -> None:
+    def close(self, row: Row) -> Steps:
         lengths = row.cache.lengths.closing(row.cache.open_length)
-        cache, size = self._read(row).fork(), min(lengths.memory, len(row.donor))
-        cache.keep(_as_memory(cache, lengths.prefix, size, torch.zeros(size)), lengths)
-        row.cache = cache
-
-    def _read(self, row: Row) -> SessionCache:
-        """The row's own prefix and the other dialogue, read once."""
-        key = id(row.donor)
-        if key not in self._caches:
-            self._caches[key] = SessionCache(self.model.num_layers)
-            prefix = row.token_ids[: row.cache.lengths.prefix]
-            room = self.model.max_length - len(prefix)
-            self.model.feed(self._caches[key], [*prefix, *row.donor[:room]])
-        return self._caches[key]
+        size = min(lengths.memory, len(self.donor))
+        other = Row(SessionCache(self.model.num_layers))
+        yield Aside(other, [*row.token_ids[: lengths.prefix], *self.donor[:size]])
+        other.cache.keep(_as_memory(other.cache, lengths.prefix, torch.zeros(size)), lengths)
+        row.cache = other.cache
 
 
-def _as_memory(cache: SessionCache, prefix: int, size: int, positions: Tensor) -> list[Memory]:
-    """The `size` entries behind the first `prefix` as memory at these positions, (size,), all of them alike."""
-    found = []
+def _as_memory(cache: SessionCache, prefix: int, positions: Tensor) -> list[Memory]:
+    """The raw entries behind the prefix as memory at these positions, (n,), all of them alike."""
+    found, size = [], len(positions)
     for layer in cache.layers:
-        keys, values = (list(x[0, :, prefix : prefix + size]) for x in (layer.keys, layer.values))
+        keys, values = ([head[prefix : prefix + size] for head in heads] for heads in layer.heads())
         at, score = positions.to(keys[0].device, torch.int32), torch.zeros(size, device=keys[0].device)
         found.append(Memory(keys, values, [at] * len(keys), [score] * len(keys)))
     return found
 
 
-class Ranked(Method):
-    """Eviction by one score per entry, layer and KV head: each head keeps its own best."""
-
-    def score(self, row: Row, layer: int, target: int) -> Tensor:
-        """The higher the sooner kept. (G, n + L)"""
-        raise NotImplementedError
-
-    def close(self, row: Row, target: int) -> None:
-        kept = []
-        for layer in range(self.model.num_layers):
-            best = self.score(row, layer, target).argsort(dim=-1, descending=True, stable=True)
-            kept.append(torch.zeros_like(row.present(layer)).scatter(-1, best[:, :target], True))
-        row.keep(kept)
+# --- entries chosen by a policy ----------------------------------------------------------------
 
 
-class Sliding(Ranked):
-    """The newest entries."""
-
-    def score(self, row: Row, layer: int, target: int) -> Tensor:
-        return row.positions(layer)
-
-
-class StreamingLLM(Ranked):
-    """The first tokens and the newest ones (arXiv:2309.17453); keys stay at their own positions."""
-
-    def score(self, row: Row, layer: int, target: int) -> Tensor:
-        positions = row.positions(layer)
-        return torch.where(positions < SINKS, row.cache.logical_length, positions)
+def _plain(model: SonicModel) -> SonicModel:
+    """The model without its adapter."""
+    plain = copy(model)
+    plain.adapter = None
+    return plain
 
 
-class H2O(Ranked):
-    """Half of the entries are the newest, half those that received most attention (arXiv:2306.14048).
+class Compressing(Closer):
+    """Closes as a session does.
 
-    Attention is summed over all queries so far, as in the paper, and averaged over the query heads
-    that share a KV head. Entries are dropped when a segment closes, not at every token.
+    Args:
+        policy: which entries matter; None: the adapter's.
     """
 
-    attention = True
+    def __init__(
+        self, model: SonicModel, budget: Budget, config: SessionConfig, policy: Policy | None
+    ) -> None:
+        super().__init__(model, budget, config, ())
+        self._compressor = Compressor(model, config, policy)
 
-    def score(self, row: Row, layer: int, target: int) -> Tensor:
-        positions = row.positions(layer)
-        newest = positions >= row.cache.logical_length - (target - target // 2)
-        return torch.where(newest, torch.inf, row.paid[layer][0, :, row.cache.lengths.prefix :])
-
-
-class Random(Ranked):
-    """Entries drawn at random, anew in each layer and head; the same on every run."""
-
-    def score(self, row: Row, layer: int, target: int) -> Tensor:
-        positions = row.positions(layer)
-        generator = torch.Generator().manual_seed(layer)
-        heads, longest = positions.shape[0], row.cache.logical_length
-        drawn = torch.rand(heads, longest, generator=generator).to(positions.device)
-        return drawn.gather(-1, positions.long())
-
-
-class Sonic(Method):
-    """This project: entries chosen by the adapter's scorer and re-encoded with its LoRA."""
-
-    policy: PolicyName = "learned"
-
-    def __init__(self, model: SonicModel, ratio: float | None, config: SessionConfig) -> None:
-        super().__init__(model, ratio, replace(config, policy=self.policy))
-        self._compressor = Compressor(model, self.config)
-
-    @classmethod
-    def missing(cls, model: SonicModel) -> str | None:
-        if model.adapter is None:
-            return "an adapter"
-        return None if model.adapter.reencodes else "an adapter with a LoRA"
-
-    def steps(self, row: Row, target: int) -> Generator[Reading, None, None]:
-        row.cache = row.cache.fork(bits=self.config.bits)
+    def close(self, row: Row) -> Steps:
+        if self.config.bits is not None and row.cache.bits is None:
+            row.cache = row.cache.fork(bits=self.config.bits)
         yield from self._compressor.steps(row.cache, row.token_ids, self.budget)
 
 
-class Selection(Sonic):
-    """This project without re-encoding: the adapter's scorer chooses, the raw entries stay."""
-
-    def __init__(self, model: SonicModel, ratio: float | None, config: SessionConfig) -> None:
-        super().__init__(model, ratio, replace(config, reencode=False))
-
-    @classmethod
-    def missing(cls, model: SonicModel) -> str | None:
-        return (
-            "an adapter with anchored Nexus tokens" if model.adapter is None or model.whole_segment else None
-        )
+def _sonic(model: SonicModel, budget: Budget, config: SessionConfig, _: Sequence[int]) -> Closer:
+    return Compressing(model, budget, config, None)
 
 
-class RecentQueries(Sonic):
-    """This project without an adapter: entries chosen by what the segment's last queries attend to."""
-
-    policy: PolicyName = "recent"
-
-    def __init__(self, model: SonicModel, ratio: float | None, config: SessionConfig) -> None:
-        plain = copy(model)
-        plain.adapter = None
-        super().__init__(plain, ratio, config)
-
-    @classmethod
-    def missing(cls, model: SonicModel) -> str | None:
-        return None
+def _selection(model: SonicModel, budget: Budget, config: SessionConfig, _: Sequence[int]) -> Closer:
+    return Compressing(model, budget, replace(config, reencode=False), None)
 
 
-class Reread(RecentQueries):
-    """This project without an adapter: entries chosen by what is looked at while the segment is repeated."""
+def _shipped(policy: type[Policy]) -> Start:
+    """A session with one of the policies that need no adapter."""
 
-    policy: PolicyName = "reread"
+    def start(model: SonicModel, budget: Budget, config: SessionConfig, _: Sequence[int]) -> Closer:
+        return Compressing(_plain(model), budget, config, policy())
+
+    return start
 
 
-class Retold(Method):
+def _needs_adapter(model: SonicModel) -> str | None:
+    return "an adapter" if model.adapter is None else None
+
+
+def _needs_reencoding(model: SonicModel) -> str | None:
+    adapter = model.adapter
+    if adapter is None:
+        return "an adapter"
+    return (
+        None
+        if adapter.reencodes and not model.whole_segment
+        else "an adapter whose re-encoding can be left out"
+    )
+
+
+def _rivals(config: SessionConfig) -> SessionConfig:
+    """How rivals hold what they keep: raw, under one budget, within which those of equal heads rank by place."""
+    return SessionConfig(
+        min_segment_tokens=config.min_segment_tokens, max_segment_tokens=config.max_segment_tokens
+    )
+
+
+def rival(kind: type[Rival], *, shared: bool, default: bool = True) -> Method:
+    """A published method: with as many entries in every head, or with a shared budget."""
+
+    def start(model: SonicModel, budget: Budget, config: SessionConfig, _: Sequence[int]) -> Closer:
+        return Compressing(_plain(model), budget, _rivals(config), kind(shared))
+
+    return Method(start, kind.watch, default=default)
+
+
+class KVzip(Closer):
+    """Attention that an entry receives at most when the text is repeated (arXiv:2505.23416).
+
+    A segment is one of KVzip's chunks and is repeated when it closes, over what is left of the chunks before it; the
+    request is a message of the user. An entry keeps the score of its own chunk, and all layers and heads share the
+    budget, both as in KVzip. The repetition is a forward of its own, longer than the segment.
+    """
+
+    def __init__(
+        self, model: SonicModel, budget: Budget, config: SessionConfig, donor: Sequence[int]
+    ) -> None:
+        super().__init__(model, budget, config, donor)
+        self._policy = _Chunks()
+        self._compressor = Compressor(_plain(model), _rivals(config), self._policy)
+
+    def close(self, row: Row) -> Steps:
+        aside = row.fork((partial(Repeated, length=row.cache.open_length, sinks=KVZIP_SINKS),))
+        yield Aside(aside, self.request(row) + row.open_ids)
+        recorder = aside.noted[Repeated]
+        self._policy.fresh = recorder.found
+        yield from self._compressor.steps(row.cache, row.token_ids, self.budget)
+
+    def request(self, row: Row) -> list[int]:
+        """Tokens that ask for the open segment, up to where its repetition begins."""
+        form = self.model.format
+        if not row.cache.lengths.segments:
+            return form.user(REPEAT) + form.generation_prompt()
+        before = row.token_ids[: row.cache.lengths.closed]
+        return form.user(REPEAT_FROM) + form.generation_prompt() + before[-TAIL:]
+
+
+class _Chunks(Rival):
+    """Scores of the open segment as they are given, and those that the memory was stored with."""
+
+    fresh: list[Tensor]  # per layer (G, L)
+
+    def score(self, head: rivals.Head) -> Tensor:
+        fresh = self.fresh[head.layer][head.number]
+        found = torch.cat((head.stored[: len(head.stored) - len(fresh)], fresh.float()))
+        return found.masked_fill(head.positions < KVZIP_SINKS, torch.inf)
+
+    def _ranked(self, score: Tensor, head: rivals.Head) -> Tensor:
+        return score
+
+
+# --- text read anew ----------------------------------------------------------------------------
+
+
+class Retold(Closer):
     """The past is kept as text and read anew, after every segment, at the positions behind the prefix."""
 
     def text(self, row: Row, target: int) -> list[int]:
         """Tokens that stand for the closed history, at most `target`."""
         raise NotImplementedError
 
-    def reading(self, row: Row, target: int) -> tuple[Row, list[int]]:
-        cache = SessionCache(self.model.num_layers, compact=True)
-        return Row(cache), row.token_ids[: row.cache.lengths.prefix] + self.text(row, target)
-
-    def close(self, row: Row, target: int) -> None:
-        assert row.aside is not None
-        lengths, cache = row.cache.lengths.closing(row.cache.open_length), row.aside.cache
-        size = cache.stored - lengths.prefix
-        cache.keep(_as_memory(cache, lengths.prefix, size, torch.arange(size)), lengths)
-        row.cache = cache
+    def close(self, row: Row) -> Steps:
+        lengths = row.cache.lengths.closing(row.cache.open_length)
+        target = round((1.0 - (self.budget.compression_ratio or 0.0)) * lengths.history)
+        other, text = Row(SessionCache(self.model.num_layers, compact=True)), self.text(row, target)
+        yield Aside(other, row.token_ids[: lengths.prefix] + text)
+        other.cache.keep(_as_memory(other.cache, lengths.prefix, torch.arange(len(text))), lengths)
+        row.cache = other.cache
 
 
 class Truncation(Retold):
@@ -338,31 +334,44 @@ class Truncation(Retold):
 class Summary(Retold):
     """A summary of the past, written by the model itself after every segment from what it still has."""
 
-    default = False  # it decodes at every segment
-
     def text(self, row: Row, target: int) -> list[int]:
         form = self.model.format
         prompt = form.user(SUMMARY_REQUEST) + form.generation_prompt()
-        head = form.user(SUMMARY_HEAD)
-        room = min(SUMMARY_TOKENS, target - len(head))
+        room = min(SUMMARY_TOKENS, target - len(form.user(SUMMARY_HEAD)))
         if room < 1:
             return []
         (reply,) = generate(self.model, [prompt], [row.cache.fork()], SamplingConfig(max_new_tokens=room))
         return form.user(SUMMARY_HEAD + reply.text)[:target]
 
 
-OWN: dict[str, type[Method]] = {
-    "full": Full,
-    "none": NoHistory,
-    "other-history": OtherHistory,
-    "sonic": Sonic,
-    "selection": Selection,
-    "reread": Reread,
-    "recent-queries": RecentQueries,
-    "random": Random,
-    "sliding": Sliding,
-    "streaming-llm": StreamingLLM,
-    "h2o": H2O,
-    "truncation": Truncation,
-    "summary": Summary,
+def _both(name: str, kind: type[Rival], *, default: bool = True) -> dict[str, Method]:
+    """As published, and with a shared budget."""
+    return {
+        name: rival(kind, shared=False, default=default),
+        f"{name}-shared": rival(kind, shared=True, default=default),
+    }
+
+
+METHODS: Mapping[str, Method] = {
+    "full": Method(Full, budgeted=False),
+    "none": Method(NoHistory, budgeted=False),
+    "other-history": Method(OtherHistory, budgeted=False),
+    "sonic": Method(_sonic, missing=_needs_adapter),
+    "selection": Method(_selection, missing=_needs_reencoding),
+    "reread": Method(_shipped(RereadPolicy)),
+    "recent": Method(_shipped(RecentPolicy)),
+    "kvzip": Method(KVzip),
+    "streaming-llm": rival(rivals.StreamingLLM, shared=False),
+    **_both("h2o", rivals.H2O),
+    **_both("snapkv", rivals.SnapKV),
+    **_both("critical-snapkv", rivals.CriticalSnapKV, default=False),
+    **_both("tova", rivals.TOVA, default=False),
+    **_both("expected-attention", rivals.ExpectedAttention),
+    **_both("keydiff", rivals.KeyDiff),
+    **_both("lagkv", rivals.LagKV, default=False),
+    **_both("cur", rivals.CUR, default=False),
+    "random": rival(rivals.Random, shared=False, default=False),
+    "sliding": rival(rivals.Sliding, shared=False, default=False),
+    "truncation": Method(Truncation),
+    "summary": Method(Summary, default=False),
 }

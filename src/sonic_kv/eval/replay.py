@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sonic_kv.cache.cache import SessionCache
-from sonic_kv.compress.options import SessionConfig
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.eval.methods import Method, close_all
 from sonic_kv.eval.suites import Case, Question
 from sonic_kv.eval.turns import Row, read, write
@@ -124,6 +124,7 @@ class Opening:
         best: the most probable token there. (R,)
         row: with the first segment open.
         first: the first segment's share of the outcome.
+        donor: the history of another dialogue.
     """
 
     script: Script
@@ -132,6 +133,7 @@ class Opening:
     best: Tensor
     row: Row
     first: "Outcome"
+    donor: Sequence[int]
     max_new_tokens: int
 
 
@@ -140,26 +142,25 @@ def open_dialogues(
     model: SonicModel,
     scripts: Sequence[Script],
     donors: Sequence[Sequence[int]],
-    methods: Sequence[type[Method]],
+    methods: Sequence[Method],
     max_new_tokens: int = 64,
 ) -> list[Opening]:
     """Read every dialogue once in full, by the plain base model, and its first segment as methods do."""
-    watched, entered = any(m.attention for m in methods), any(m.hidden for m in methods)
     full = []
     for script in scripts:
         places = torch.tensor(script.scored, device=model.device) - 1
         ids = torch.tensor([script.token_ids], device=model.device)
         positions = torch.arange(ids.shape[1], device=model.device)[None]
         full.append(forward(model.plain, ids, positions, logits=places)[0].log_softmax(-1))
-    rows = [
-        Row(SessionCache(model.num_layers), donor=donor, watched=watched, entered=entered) for donor in donors
-    ]
+    rows = [Row(SessionCache(model.num_layers)) for _ in scripts]
     read(model, rows, [s.token_ids[: s.prefix] for s in scripts], [[] for _ in scripts])
+    watches = tuple(dict.fromkeys(method.watch for method in methods if method.watch is not None))
     for row in rows:
         row.cache.mark_prefix()
+        row.watches = watches
     openings = [
-        Opening(s, f, f.exp(), f.argmax(-1), row, Outcome(), max_new_tokens)
-        for s, f, row in zip(scripts, full, rows, strict=True)
+        Opening(s, f, f.exp(), f.argmax(-1), row, Outcome(), donor, max_new_tokens)
+        for s, f, row, donor in zip(scripts, full, rows, donors, strict=True)
     ]
     _advance(model, [(o, o.row, o.first) for o in openings], 0)
     return openings
@@ -197,7 +198,6 @@ class Outcome:
         agree: the most probable token is full context's.
         right: it is the gold reply's.
         memory: entries kept after each closing, mean over layers and KV heads.
-        layers: after the last closing, by layer.
         texts: replies that the model wrote, by message.
         seconds: wall time after the opening: closings, and its tokens' share of the forwards.
     """
@@ -207,7 +207,6 @@ class Outcome:
     agree: list[bool] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
-    layers: list[float] = field(default_factory=list)
     texts: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -231,26 +230,40 @@ class Outcome:
         self.right += (best == gold).tolist()
 
 
+@dataclass(frozen=True)
+class Task:
+    """A dialogue to be replayed under a method."""
+
+    method: Method
+    ratio: float | None
+    opening: Opening
+
+
 @torch.no_grad()
-def replay(model: SonicModel, tasks: Sequence[tuple[Method, Opening]]) -> list[Outcome | Exception]:
+def replay(model: SonicModel, config: SessionConfig, tasks: Sequence[Task]) -> list[Outcome | Exception]:
     """Read dialogues to their ends, all side by side, each closing its segments by its own method.
 
     Returns:
         per task what it did, or why its method failed; whatever a method raises stops no other one.
     """
-    rows = [o.row.fork(watched=method.attention, entered=method.hidden) for method, o in tasks]
-    outcomes = [opening.first.copy() for _, opening in tasks]
+    rows, closers = [], []
+    for task in tasks:
+        watch, opening = task.method.watch, task.opening
+        rows.append(opening.row.fork(() if watch is None else (watch,)))
+        budget = Budget(compression_ratio=task.ratio)
+        closers.append(task.method.start(model, budget, config, opening.donor))
+    outcomes = [task.opening.first.copy() for task in tasks]
+    spans = [task.opening.script.spans for task in tasks]
     failed: dict[int, Exception] = {}
-    for number in range(1, max(len(opening.script.spans) for _, opening in tasks)):
-        going = [n for n, (_, o) in enumerate(tasks) if n not in failed and number < len(o.script.spans)]
-        errors = close_all(model, [(tasks[n][0], rows[n]) for n in going])
+    for number in range(1, max(map(len, spans))):
+        going = [n for n in range(len(tasks)) if n not in failed and number < len(spans[n])]
+        errors = close_all(model, [(closers[n], rows[n]) for n in going])
         for n, error in zip(going, errors, strict=True):
-            if error is not None:
+            if error is None:
+                outcomes[n].memory.append(rows[n].kept())
+            else:
                 failed[n] = error
-                continue
-            outcomes[n].layers = rows[n].held()
-            outcomes[n].memory.append(sum(outcomes[n].layers) / len(outcomes[n].layers))
-        left = [(tasks[n][1], rows[n], outcomes[n]) for n in going if n not in failed]
+        left = [(tasks[n].opening, rows[n], outcomes[n]) for n in going if n not in failed]
         if left:
             _advance(model, left, number)
     for row, outcome in zip(rows, outcomes, strict=True):

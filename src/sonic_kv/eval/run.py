@@ -19,17 +19,15 @@ from sonic_kv.compress.options import SessionConfig
 from sonic_kv.errors import ConfigError, DataError
 from sonic_kv.eval.judge import Endpoint, Verdicts, judge, scores
 from sonic_kv.eval.matching import exact_match
-from sonic_kv.eval.methods import OWN, Method
+from sonic_kv.eval.methods import METHODS, Method
 from sonic_kv.eval.options import EvalOptions
-from sonic_kv.eval.presses import PRESSES
 from sonic_kv.eval.progress import Progress, Standing
-from sonic_kv.eval.replay import Opening, Outcome, Script, make_script, open_dialogues, replay
+from sonic_kv.eval.replay import Opening, Outcome, Script, Task, make_script, open_dialogues, replay
 from sonic_kv.eval.results import Key, Record, Results, key
 from sonic_kv.eval.suites import SORTS, Question, Suite, load
 from sonic_kv.model.model import SonicModel
 from sonic_kv.text import nearest
 
-METHODS: dict[str, type[Method]] = {**OWN, **PRESSES}
 CONTROLS = ("full", "none", "other-history")
 Show = Callable[[Standing], None]
 
@@ -42,7 +40,7 @@ class Cell:
     ratio: float | None
 
     @property
-    def kind(self) -> type[Method]:
+    def method(self) -> Method:
         return METHODS[self.name]
 
 
@@ -66,7 +64,7 @@ def choose(model: SonicModel, options: EvalOptions) -> tuple[list[Cell], dict[st
             if options.methods:
                 raise ConfigError(f"method {name} needs {missing}")
             lacking[name] = missing
-    wanted = options.methods or [name for name, kind in METHODS.items() if kind.default]
+    wanted = options.methods or [name for name, method in METHODS.items() if method.default]
     cells = []
     for name in dict.fromkeys((*CONTROLS, *wanted)):
         if name not in lacking:
@@ -148,7 +146,7 @@ class Work:
             self.model,
             [scripts[n] for n in numbers],
             [other.token_ids[other.prefix :] for other in others],
-            [cell.kind for _, cell in rows],
+            [cell.method for _, cell in rows],
             self._reply_tokens(name),
         )
         openings = dict(zip(numbers, opened, strict=True))
@@ -158,8 +156,8 @@ class Work:
         """Records of rows that are read side by side; if that fails, of one after the other."""
         found: Sequence[Outcome | Exception]
         try:
-            methods = {cell: cell.kind(self.model, cell.ratio, self.config) for cell, _ in rows}
-            found = replay(self.model, [(methods[cell], opening) for cell, opening in rows])
+            tasks = [Task(cell.method, cell.ratio, opening) for cell, opening in rows]
+            found = replay(self.model, self.config, tasks)
         except Exception as error:  # whatever it is must not end the run
             if len(rows) > 1:
                 return [record for row in rows for record in self._replay(name, [row])]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from sonic_kv.model.chat_format import Encoded
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.options import AdapterConfig
 from sonic_kv.session.session import ChatSession
-from sonic_kv.training import losses
+from sonic_kv.training import losses, objectives, rounds
 from sonic_kv.training import trainer as engine
 from sonic_kv.training.damage import measure
 from sonic_kv.training.objectives import DamageObjective, Run, predicting, token_scores
@@ -40,6 +41,7 @@ QUICK: dict[str, Any] = {
     "data_share": 0.0,
     "max_steps": 6,
     "importance_steps": 2,
+    "reuse": 1,
     "batch_size": 2,
     "max_tokens": 200,
     "log_every": 1,
@@ -129,7 +131,7 @@ def test_a_few_steps_on_one_batch_lower_both_losses(tmp_path: Path, form: str) -
 
     def measure() -> dict[str, float]:
         drawn = [
-            run.objective.backward([encoded], [random.Random(seed)], 1.0)
+            run.objective.backward(run.objective.read([encoded], [random.Random(seed)], scorer=True), 1.0)
             for encoded in batch
             for seed in range(4)
         ]
@@ -168,9 +170,9 @@ def test_what_is_kept_whole_is_the_base() -> None:
     plan = PlanConfig(ratio_min=0.0, ratio_max=0.0, raw_share=1.0, **SIZES)
     objective = objective_of(plan)
     encoded = objective.model.format.encode(DIALOGUE)
-    ids, ends = torch.tensor(encoded.token_ids), draw_ends(encoded, plan, random.Random(0))
     for seed in range(5):
-        with objective.distillation([encoded], [ids], [ends], [random.Random(seed)]) as loss:
+        lessons = objective.read([encoded], [random.Random(seed)], scorer=False)
+        with objective.distillation(lessons) as loss:
             assert float(loss.detach()) == pytest.approx(0.0, abs=1e-5)
 
 
@@ -234,6 +236,23 @@ def test_importance_is_zero_for_the_true_share_of_damage_in_all_heads_together()
     assert all(loss(torch.randn_like(best)) > 1e-2 for _ in range(5))
 
 
+def test_a_long_dialogue_is_learned_from_at_some_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = objective_of(PlanConfig(**SIZES))
+    encoded = objective.model.format.encode(DIALOGUE)
+    (whole,) = objective.read([encoded], [random.Random(0)])
+    monkeypatch.setattr(objectives, "MOST_TOKENS", 20)
+    (some,) = objective.read([encoded], [random.Random(0)])
+    assert whole.damage is not None
+    assert some.damage is not None
+    at = some.damage.positions
+    assert len(at) == len(set(at.tolist())) == 20 < len(whole.damage.positions)
+    assert torch.equal(some.damage.by_segment, whole.damage.by_segment[..., at])
+    for part, full in zip(some.damage.values, whole.damage.values, strict=True):
+        assert torch.equal(part, full[:, :, at])
+    first, second = (objective.importance([lesson]).item() for lesson in (whole, some))
+    assert 0.0 < second != first > 0.0
+
+
 def test_only_replies_count_where_there_are_any() -> None:
     encoded = tiny_model().format.encode(DIALOGUE)
     first = encoded.exchange_ends[0]
@@ -254,7 +273,7 @@ def test_distillation_is_zero_for_equal_logits_and_mixes_both_directions() -> No
 def test_scorer_learns_without_touching_the_lora() -> None:
     objective = objective_of(PlanConfig(**SIZES))
     encoded = objective.model.format.encode(DIALOGUE)
-    found = objective.backward([encoded], [random.Random(0)], 1.0, student=False)
+    found = objective.backward(objective.read([encoded], [random.Random(0)]), 1.0, student=False)
     assert found.keys() == {"importance"}
     for name, weight in objective.adapter.named_parameters():
         assert (weight.grad is not None) == name.startswith("scorer."), name
@@ -353,6 +372,44 @@ def test_the_scorer_rests_when_its_steps_are_over(tmp_path: Path) -> None:
     assert all(torch.equal(weight, found[3][n]) for n, weight in found[1].items())
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_batch_serves_several_steps_and_is_read_once(times: int) -> None:
+    steps = range(3 * rounds.BATCHES * times)
+    found = [rounds.source(step, times, 7) for step in steps]
+    assert Counter(found) == dict.fromkeys(range(3 * rounds.BATCHES), times)
+    firsts = [step for step in steps if found[step] not in found[:step]]
+    assert firsts == [step for step in steps if rounds.is_new(step, times)]
+    for step in steps:  # what is kept when a round begins is of no use
+        if rounds.begins(step, times):
+            assert not set(found[:step]) & set(found[step:])
+
+
+def test_the_base_runs_over_a_dialogue_once_and_a_resumed_run_reads_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "BATCHES", 4)
+    steps, reuse = 2 * rounds.BATCHES + 2, 2
+    options = {"max_steps": steps, "importance_steps": steps, "adapter": {"lora_rank": 0}, "reuse": reuse}
+    whole = load_file(trainer(tmp_path / "whole", **options, save_every=100).run())
+    tokens = [record["tokens"] for record in read_log(tmp_path / "whole")]
+    assert [count > 0 for count in tokens] == [rounds.is_new(step, reuse) for step in range(steps)]
+
+    class Stopped(Exception):
+        pass
+
+    def stop(record: dict[str, Any]) -> None:
+        if record["step"] == rounds.BATCHES + 3:
+            raise Stopped
+
+    half = trainer(tmp_path / "half", **options, save_every=rounds.BATCHES + 2)
+    with pytest.raises(Stopped):
+        half.run(stop)
+    resumed = trainer(tmp_path / "half", **options, save_every=rounds.BATCHES + 2)
+    assert resumed.step == rounds.BATCHES + 2
+    for name, tensor in load_file(resumed.run()).items():
+        assert torch.equal(tensor, whole[name]), name
+
+
 def test_progress_stands_in_a_file_with_the_time_that_is_left(tmp_path: Path) -> None:
     run = trainer(tmp_path, validate_every=3, validation_dialogues=2)
     seen: list[dict[str, Any]] = []
@@ -374,10 +431,10 @@ def test_what_is_left_counts_every_phase() -> None:
     assert pace.remaining({"scorer": 3}) is None
     assert pace.remaining({"scorer": 0}) == 0
     for seconds in (2.0, 2.0, 9.0):  # one that was interrupted counts little
-        pace.note("scorer", seconds)
-    assert pace.remaining({"scorer": 3}) == 6.0
+        pace.note("reading", seconds)
+    assert pace.remaining({"reading": 3}) == 6.0
     expected = 3 * 2.0 + 4 * 2.0 * EXPECTED["student"] + 5 * 2.0 * EXPECTED["validation"]
-    assert pace.remaining({"scorer": 3, "student": 4, "validation": 5}) == pytest.approx(expected)
+    assert pace.remaining({"reading": 3, "student": 4, "validation": 5}) == pytest.approx(expected)
     pace.note("validation", 8.0, 16)
     assert pace.remaining({"validation": 4}) == 2.0
 

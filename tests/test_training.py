@@ -56,7 +56,7 @@ def gradients_of(
     sums: dict[str, float] = {}
     for group in groups:
         rngs = [random.Random(place) for place in group]
-        found = objective.backward([encoded[i] for i in group], rngs, 0.5)
+        found = objective.backward(objective.read([encoded[i] for i in group], rngs, scorer=True), 0.5)
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + value
     return sums, {n: w.grad.clone() for n, w in adapter.named_parameters() if w.grad is not None}

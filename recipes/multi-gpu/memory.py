@@ -27,7 +27,7 @@ from sonic_kv.model.model import SonicModel
 from sonic_kv.model.options import AdapterConfig
 from sonic_kv.model.reader import BLOCK_ROWS
 from sonic_kv.training import damage, losses
-from sonic_kv.training.objectives import DamageObjective, Run
+from sonic_kv.training.objectives import MOST_ENDS, MOST_TOKENS, DamageObjective, Run
 from sonic_kv.training.options import PlanConfig
 
 FITS = 0.9 * 80e9  # bytes that tensors may fill of a GPU's
@@ -42,7 +42,7 @@ class Step:
     checkpointing: bool = True
     flex: bool = True  # FlexAttention's block mask; else SDPA, a block of rows at a time
     size: int = 2  # bytes of a number: 2 for bf16 weights and autocast, or 4
-    segment: int = 128  # tokens of the shortest segments; damage is summed up in each
+    segment: int = 128  # tokens of the shortest segments
     rank: int = 16  # of the LoRA; 0: the scorer alone
     hidden: int = AdapterConfig.scorer_hidden
 
@@ -78,7 +78,7 @@ def scorer_step(c: LlamaConfig, step: Step) -> dict[str, float]:
     t, s, layers, wide, ffn = step.tokens, step.size, c.num_hidden_layers, c.hidden_size, c.intermediate_size
     (q, kv), groups = widths(c), c.num_key_value_heads
     entries = s * t * 2 * layers * kv
-    sums = 4 * layers * groups * t * t / step.segment
+    sums = 4 * layers * groups * t * min(t / step.segment, MOST_ENDS + 1)
     rows = min(max(damage.WEIGHTS // (c.num_attention_heads * t), 16), damage.MOST_ROWS)
     # with respect to the logits and the labels, of a block of rows; in float32, and in part also in bf16
     block = 3.5 * 4 * rows * c.num_attention_heads * t
@@ -96,9 +96,10 @@ def scorer_step(c: LlamaConfig, step: Step) -> dict[str, float]:
     name = "vocabulary" if within == head else "one layer"
     backward = {"activations": kept, name: within, "damage": sums}
     # entries in float32 and as they are multiplied, their hidden layer before and after the bend, some numbers each
-    scores = t * layers * (2 * kv * (4 + s) + 2 * s * step.hidden) + 8 * 4 * layers * groups * t
+    n = min(t, MOST_TOKENS)
+    scores = n * layers * (2 * kv * (4 + s) + 2 * s * step.hidden) + 8 * 4 * layers * groups * n
     gathering = {"entries": 1.5 * entries, "damage": 2 * sums}
-    scoring = {"entries": 1.5 * entries, "scores": scores, "damage": sums}
+    scoring = {"entries": entries * n / t, "scores": scores, "damage": sums * n / t}
     most = max(backward, gathering, scoring, key=lambda parts: sum(parts.values()))
     return {**always(c, step), **most}
 
@@ -170,7 +171,8 @@ def measure(config: LlamaConfig, step: Step) -> int:
     ids = torch.randint(2, config.vocab_size, (step.tokens,)).tolist()
     dialogue = Encoded(ids, 4, list(range(4 + step.segment, step.tokens, step.segment)), [True] * step.tokens)
     with Live([*base.parameters(), *model.adapter.parameters()]) as live:
-        objective.backward([dialogue], [random.Random(0)], 1.0, scorer=not step.rank)
+        lessons = objective.read([dialogue], [random.Random(0)], scorer=not step.rank)
+        objective.backward(lessons, 1.0, scorer=not step.rank)
     return live.peak
 
 
@@ -200,7 +202,7 @@ CHECKS = {
     "damage": (small(intermediate_size=1024), Step(**QUICK, checkpointing=False, rank=0)),
     "damage, float32": (small(intermediate_size=1024), Step(**QUICK, checkpointing=False, size=4, rank=0)),
     "damage, checkpointing": (small(intermediate_size=1024), Step(**QUICK, rank=0)),
-    "damage in many segments": (small(**DEEP), Step(**{**QUICK, "tokens": 1000}, rank=0)),
+    "damage, many heads": (small(**DEEP), Step(**{**QUICK, "tokens": 1000}, rank=0)),
     "damage, vocabulary": (small(vocab_size=16384), Step(**QUICK, rank=0)),
 }
 

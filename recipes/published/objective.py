@@ -83,18 +83,10 @@ class PublishedObjective:
         )
 
     def backward(
-        self,
-        batch: Sequence[Encoded],
-        rngs: Sequence[random.Random],
-        scale: float,
-        *,
-        scorer: bool = True,
-        student: bool = True,
+        self, lessons: Sequence[Lesson], scale: float, *, scorer: bool = True, student: bool = True
     ) -> dict[str, float]:
-        device = self.model.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.how.bf16):
-            lessons = self.read(batch, rngs)
-            found: list[Named] = []
+        found: list[Named] = []
+        with self._autocast():
             if scorer and self.config.importance_weight:
                 found.append({"importance": sum_of([self.importance(lesson) for lesson in lessons])})
                 (scale * self.config.importance_weight * found[-1]["importance"]).backward()
@@ -108,7 +100,16 @@ class PublishedObjective:
                         (scale * total).backward()
         return {name: loss.item() for named in found for name, loss in named.items()}
 
-    def read(self, batch: Sequence[Encoded], rngs: Sequence[random.Random]) -> list[Lesson]:
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.how.bf16)
+
+    def read(
+        self, batch: Sequence[Encoded], rngs: Sequence[random.Random], *, scorer: bool = True
+    ) -> list[Lesson]:
+        with self._autocast():
+            return self._read(batch, rngs)
+
+    def _read(self, batch: Sequence[Encoded], rngs: Sequence[random.Random]) -> list[Lesson]:
         """Run the base over the dialogues, whole and, if need counts, segment by segment."""
         model, config = self.model, self.config
         ids = [torch.tensor(encoded.token_ids, device=model.device) for encoded in batch]
@@ -148,7 +149,8 @@ class PublishedObjective:
     def importance(self, lesson: Lesson) -> Tensor:
         """`losses.importance`, mean over all boundaries that queries follow."""
         found, start, scorer = [], lesson.encoded.prefix_length, self.adapter.scorer
-        raw = [scores[0] for scores in token_scores(self.adapter, lesson.teacher)]  # (G, T)
+        keys, values = lesson.teacher.keys, lesson.teacher.values
+        raw = [scorer(n, k, v)[0] for n, (k, v) in enumerate(zip(keys, values, strict=True))]  # (G, T)
         last = int(lesson.queries[-1])
         ends = [end for end in lesson.ends if end <= last]
         targets = [self.targets(lesson, n, start, ends) for n in range(len(raw))]

@@ -31,15 +31,31 @@ LEAST_LEFT = 1e-3  # what a dropped entry leaves of the attention, at least: 1 â
 
 @dataclass(frozen=True)
 class Damage:
-    """What one dialogue of T tokens in K segments, the last one open, has shown."""
+    """What one dialogue of K segments, the last one open, has shown of S of its tokens' entries."""
 
-    keys: list[Tensor]  # per layer, unrotated (1, G, T, D)
-    values: list[Tensor]  # per layer (1, G, T, D)
-    by_segment: Tensor  # nats that dropping an entry costs predictions in each segment (layers, G, K, T)
+    positions: Tensor  # of the tokens (S,)
+    keys: list[Tensor]  # per layer, unrotated (1, G, S, D)
+    values: list[Tensor]  # per layer (1, G, S, D)
+    by_segment: Tensor  # nats that dropping an entry costs predictions in each segment (layers, G, K, S)
 
     def after(self, segment: int) -> Tensor:
-        """Nats that dropping an entry costs from `segment` (from 0) on. (layers, G, T)"""
+        """Nats that dropping an entry costs from `segment` (from 0) on. (layers, G, S)"""
         return self.by_segment[:, :, segment:].sum(2)
+
+    def some(self, count: int, seed: int) -> "Damage":
+        """The same of so many tokens, drawn at random, in a memory of its own."""
+        drawn = torch.randperm(len(self.positions), generator=torch.Generator().manual_seed(seed))
+        at = drawn[:count].sort().values.to(self.positions.device)
+        return Damage(
+            self.positions[at],
+            [k[:, :, at] for k in self.keys],
+            [v[:, :, at] for v in self.values],
+            self.by_segment[..., at],
+        )
+
+    def to(self, device: torch.device) -> "Damage":
+        keys, values = [k.to(device) for k in self.keys], [v.to(device) for v in self.values]
+        return Damage(self.positions.to(device), keys, values, self.by_segment.to(device))
 
 
 def measure(
@@ -49,7 +65,7 @@ def measure(
     rows: Sequence[Tensor],
     seeds: Sequence[int],
 ) -> list[Damage]:
-    """Damage of every entry of several dialogues, which share one forward and one backward pass.
+    """Damage of all entries of several dialogues, which share one forward and one backward pass.
 
     Args:
         dialogues: token ids. Each (T,)
@@ -74,7 +90,7 @@ def measure(
         layers = range(model.num_layers)
         keys = [model.rope.rotate(n, reader.keys[n][:, :, span], -position[span]) for n in layers]
         sums = torch.stack([reader.sums[n][number] for n in layers])
-        found.append(Damage(keys, [reader.values[n][:, :, span] for n in layers], sums))
+        found.append(Damage(position[span], keys, [reader.values[n][:, :, span] for n in layers], sums))
     return found
 
 

@@ -67,23 +67,24 @@ def importance(
     Returns:
         None: no segment is followed by a prediction that counts
     """
-    raw = torch.cat(
-        [scorer(n, k, v) for n, (k, v) in enumerate(zip(damage.keys, damage.values, strict=True))]
-    )
+    entries = zip(damage.keys, damage.values, strict=True)
+    raw = torch.cat([scorer(n, k, v) for n, (k, v) in enumerate(entries)])  # (layers, G, S)
+    at = damage.positions
+    histories = [(segment, end, (at >= start) & (at < end)) for segment, end in enumerate(ends, start=1)]
 
-    def divergence(raw: Tensor, segment: int, end: int) -> Tensor:
-        weight = damage.after(segment)[..., start:end].clamp_min(LEAST).pow(power)  # (layers, G, S)
+    def divergence(raw: Tensor, segment: int, end: int, history: Tensor) -> Tensor:
+        weight = damage.after(segment)[..., history].clamp_min(LEAST).pow(power)
         target = (weight / weight.sum()).flatten()
-        distance = torch.arange(end - start, 0, -1, device=raw.device).expand(raw.shape[1], -1)
+        distance = (end - at[history]).expand(raw.shape[1], -1)
         recency = torch.stack([scorer.recency(n, distance) for n in range(len(raw))])
-        log_q = (raw[..., start:end] + recency).flatten().log_softmax(-1)
+        log_q = (raw[..., history] + recency).flatten().log_softmax(-1)
         return (target * (target.log() - log_q)).sum()
 
     # what is made at a segment's end is made again in the backward pass: held for all of them it would grow with
     # the square of the dialogue's length
     found = [
-        checkpoint(divergence, raw, segment, end, use_reentrant=False)
-        for segment, end in enumerate(ends, start=1)
-        if bool(damage.after(segment)[..., start:end].any())
+        checkpoint(divergence, raw, segment, end, history, use_reentrant=False)
+        for segment, end, history in histories
+        if bool(damage.after(segment)[..., history].any())
     ]
     return torch.stack(found).mean() if found else None

@@ -14,12 +14,14 @@ from sonic_kv.model.chat_format import Encoded
 from sonic_kv.model.layout import Layout, pack
 from sonic_kv.model.model import SonicModel
 from sonic_kv.training import losses
-from sonic_kv.training.damage import measure
+from sonic_kv.training.damage import Damage, measure
 from sonic_kv.training.options import PlanConfig
 from sonic_kv.training.plan import Plan, draw_ends, draw_plan
 from sonic_kv.training.teacher import Teacher, run_teacher
 
 POWER = 0.5  # of damage: what scores are trained towards
+MOST_ENDS = 8  # of a dialogue's segments, at which damage is measured
+MOST_TOKENS = 512  # of a dialogue whose entries the scorer learns from: what is kept of it has a bound
 FORWARD_KL = 0.7  # share of forward KL in distillation
 
 
@@ -38,6 +40,25 @@ class Run:
     bf16: bool = False
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """One dialogue, ready to be learned from.
+
+    Attributes:
+        ends: where its segments are closed.
+        rng: what is random about it.
+        damage: of its entries, if the scorer is to learn.
+        marked: ends at which the damage was measured.
+    """
+
+    encoded: Encoded
+    ids: Tensor  # (T,)
+    ends: list[int]
+    rng: random.Random
+    damage: Damage | None
+    marked: list[int]
+
+
 class Objective(Protocol):
     """What a batch is trained towards; a recipe may bring its own.
 
@@ -51,20 +72,21 @@ class Objective(Protocol):
     has_student: bool
     options: dict[str, Any]
 
+    def read(self, batch: Sequence[Encoded], rngs: Sequence[random.Random], *, scorer: bool) -> list[Any]:
+        """Run the base over dialogues that share its forwards; what it shows can be learned from several times.
+
+        Args:
+            rngs: what is random about each dialogue.
+            scorer: the scorer is to learn from it.
+        """
+
     def backward(
-        self,
-        batch: Sequence[Encoded],
-        rngs: Sequence[random.Random],
-        scale: float,
-        *,
-        scorer: bool = True,
-        student: bool = True,
+        self, lessons: Sequence[Any], scale: float, *, scorer: bool = True, student: bool = True
     ) -> dict[str, float]:
         """Accumulate the gradients of `scale` × the dialogues' summed losses; returns each loss's sum.
 
         Args:
-            batch: dialogues that share their forwards.
-            rngs: what is random about each dialogue.
+            lessons: of `read`; they share their forwards.
             scorer: let the scorer learn importance.
             student: run the compressed forward.
         """
@@ -80,73 +102,81 @@ class DamageObjective:
         self.has_student = adapter.reencodes
         self.options: dict[str, Any] = {"objective": "damage", "plan": asdict(plans)}
 
-    def backward(
-        self,
-        batch: Sequence[Encoded],
-        rngs: Sequence[random.Random],
-        scale: float,
-        *,
-        scorer: bool = True,
-        student: bool = True,
-    ) -> dict[str, float]:
+    def read(
+        self, batch: Sequence[Encoded], rngs: Sequence[random.Random], *, scorer: bool = True
+    ) -> list[Lesson]:
         ids = [torch.tensor(encoded.token_ids, device=self.model.device) for encoded in batch]
         ends = [draw_ends(encoded, self.plans, rng) for encoded, rng in zip(batch, rngs, strict=True)]
+        marked = [sorted(rng.sample(e, min(MOST_ENDS, len(e)))) for e, rng in zip(ends, rngs, strict=True)]
+        found: list[Damage | None] = [None] * len(ids)
+        if scorer:
+            rows = [predicting(encoded, stops[0]) for encoded, stops in zip(batch, ends, strict=True)]
+            seeds = [rng.getrandbits(48) for rng in rngs]
+            with self._autocast(), checkpointed(self.model.twin, self.how.checkpointing):
+                whole = measure(self.model, ids, marked, rows, seeds)
+            # what waits for its next turn waits in the machine's memory, not in the device's
+            home = torch.device("cpu")
+            found = [d.some(MOST_TOKENS, seed).to(home) for d, seed in zip(whole, seeds, strict=True)]
+        return [Lesson(*parts) for parts in zip(batch, ids, ends, rngs, found, marked, strict=True)]
+
+    def backward(
+        self, lessons: Sequence[Lesson], scale: float, *, scorer: bool = True, student: bool = True
+    ) -> dict[str, float]:
         found: dict[str, float] = {}
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.how.bf16):
+        with self._autocast():
             if scorer:
-                importance = self.importance(batch, ids, ends, rngs)
+                importance = self.importance(lessons)
                 if importance.requires_grad:
                     (scale * importance).backward()
                 found["importance"] = importance.item()
             if student and self.has_student:
-                with self.distillation(batch, ids, ends, rngs) as loss:
+                with self.distillation(lessons) as loss:
                     if loss.requires_grad:  # something was re-encoded
                         (scale * loss).backward()
                     found["distillation"] = loss.item()
         return found
 
-    def importance(
-        self,
-        batch: Sequence[Encoded],
-        ids: Sequence[Tensor],
-        ends: Sequence[list[int]],
-        rngs: Sequence[random.Random],
-    ) -> Tensor:
+    def importance(self, lessons: Sequence[Lesson]) -> Tensor:
         """`losses.importance`, summed over the dialogues."""
-        rows = [predicting(encoded, stops[0]) for encoded, stops in zip(batch, ends, strict=True)]
-        with checkpointed(self.model.twin, self.how.checkpointing):
-            found = measure(self.model, ids, ends, rows, [rng.getrandbits(48) for rng in rngs])
         total = torch.zeros((), device=self.model.device)
-        for encoded, stops, damage in zip(batch, ends, found, strict=True):
-            loss = losses.importance(self.adapter.scorer, damage, encoded.prefix_length, stops, POWER)
+        for lesson in lessons:
+            assert lesson.damage is not None
+            prefix, scorer = lesson.encoded.prefix_length, self.adapter.scorer
+            damage = lesson.damage.to(self.model.device)
+            loss = losses.importance(scorer, damage, prefix, lesson.marked, POWER)
             total = total if loss is None else total + loss
         return total
 
     @contextmanager
-    def distillation(
-        self,
-        batch: Sequence[Encoded],
-        ids: Sequence[Tensor],
-        ends: Sequence[list[int]],
-        rngs: Sequence[random.Random],
-    ) -> Iterator[Tensor]:
+    def distillation(self, lessons: Sequence[Lesson]) -> Iterator[Tensor]:
         """`losses.distillation` under budgets drawn at random, summed. Run the backward pass inside."""
+        ids = [lesson.ids for lesson in lessons]
         teachers = run_teacher(self.model, ids)
         plans = [
-            draw_plan(self.adapter, token_scores(self.adapter, teacher), encoded, stops, self.plans, rng)
-            for encoded, teacher, stops, rng in zip(batch, teachers, ends, rngs, strict=True)
+            draw_plan(
+                self.adapter,
+                token_scores(self.adapter, teacher),
+                lesson.encoded,
+                lesson.ends,
+                self.plans,
+                lesson.rng,
+            )
+            for lesson, teacher in zip(lessons, teachers, strict=True)
         ]
         after = [
-            raw_rows(plan.layout, torch.arange(stops[0], len(tokens)))
-            for plan, tokens, stops in zip(plans, ids, ends, strict=True)
+            raw_rows(plan.layout, torch.arange(lesson.ends[0], len(lesson.ids)))
+            for plan, lesson in zip(plans, lessons, strict=True)
         ]
         with compressed(self.model, self.adapter, ids, plans, after, self.how) as logits:
             yield sum_of(
                 [
-                    losses.distillation(student, teacher.logits[stops[0] :], FORWARD_KL)
-                    for student, teacher, stops in zip(logits, teachers, ends, strict=True)
+                    losses.distillation(student, teacher.logits[lesson.ends[0] :], FORWARD_KL)
+                    for student, teacher, lesson in zip(logits, teachers, lessons, strict=True)
                 ]
             )
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.how.bf16)
 
 
 @contextmanager
@@ -184,6 +214,7 @@ def compressed(
         yield list(logits.split([len(part) for part in rows]))
 
 
+@torch.no_grad()
 def token_scores(adapter: Adapter, teacher: Teacher) -> list[Tensor]:
     """Importance of every token, recency apart. Per layer (1, G, T)"""
     return [adapter.scorer(n, k, teacher.values[n]) for n, k in enumerate(teacher.keys)]

@@ -27,7 +27,10 @@ class TrainConfig(Options):
     validate_every: int = option(
         0, "steps between measurements; the best adapter is kept; 0: the last one is", least=0
     )
-    max_steps: int = option(1000, "optimiser steps", least=1)
+    max_steps: int = option(320, "optimiser steps", least=1)
+    reuse: int = option(
+        5, "times that the scorer learns from a dialogue before the base runs over the next ones", least=1
+    )
     batch_size: int = option(4, "dialogues per step, over all processes together", least=1)
     max_tokens: int = option(768, "longest dialogue in tokens; longer ones are cut", least=4)
     pack_tokens: int = option(
@@ -39,9 +42,9 @@ class TrainConfig(Options):
         least=0,
     )
     lr: float = option(1e-3, "peak learning rate of LoRA and embeddings", above=0.0)
-    scorer_lr: float = option(2e-3, "peak learning rate of the importance scorer", above=0.0, flag=False)
+    scorer_lr: float = option(3e-3, "peak learning rate of the importance scorer", above=0.0, flag=False)
     warmup_steps: int = option(
-        20, "linear warm-up of what is trained; its rate then falls linearly to zero", least=0, flag=False
+        10, "linear warm-up of what is trained; its rate then falls linearly to zero", least=0, flag=False
     )
     grad_clip: float = option(1.0, "largest gradient norm", above=0.0, flag=False)
     bf16: bool | None = option(
@@ -55,7 +58,7 @@ class TrainConfig(Options):
     tensorboard: bool = option(False, "write TensorBoard files beside log.jsonl")
     seed: int = option(0, "seed of data, budgets and initialisation", least=0)
     log_every: int = option(10, "steps between lines of log.jsonl", least=1, flag=False)
-    save_every: int = option(100, "steps between checkpoints", least=1)
+    save_every: int = option(50, "steps between checkpoints", least=1)
 
     def check(self) -> None:
         require(

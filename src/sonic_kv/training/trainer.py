@@ -8,6 +8,7 @@ step's dialogues; the adapter's gradients, which are small, are then summed over
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from itertools import islice
@@ -27,6 +28,7 @@ from sonic_kv.model.adapter import Adapter
 from sonic_kv.model.chat_format import Encoded
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.options import AdapterConfig
+from sonic_kv.training import rounds
 from sonic_kv.training.folder import Record, RunFolder
 from sonic_kv.training.objectives import DamageObjective, Objective, Run
 from sonic_kv.training.options import PlanConfig, TrainConfig
@@ -87,6 +89,7 @@ class Trainer:
         if sharded:
             check_even(self.processes.num_processes, config, len(self._held_out))
         self._board = self._tensorboard()
+        self._lessons: dict[tuple[int, int], Any] = {}  # what the base has shown, by batch and place in it
         self._pace, self._seen, self._begun = Pace(), 0.0, time.perf_counter()
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -121,23 +124,22 @@ class Trainer:
 
     def _kind(self, step: int) -> str:
         """What is done in a step, counted from 0."""
-        scorer, student = step < self._scorer_steps, step >= self.alone and self.objective.has_student
-        return "both" if scorer and student else "student" if student else "scorer"
+        if step >= self.alone and self.objective.has_student:
+            return "student" if step >= self._scorer_steps else "both"
+        return "reading" if rounds.is_new(step, self.config.reuse) else "scorer"
 
     def _report(self, kind: str, record: Record) -> Record:
         """A step's record with what is left to do; the same goes into the folder."""
         self._seen += record["tokens"]
         config, left = self.config, range(self.step, self.config.max_steps)
-        work = {
-            name: sum(self._kind(step) == name for step in left) for name in ("scorer", "student", "both")
-        }
+        work = dict(Counter(self._kind(step) for step in left))
         if config.validate_every:
-            rounds = config.max_steps // config.validate_every - self.step // config.validate_every
-            work["validation"] = rounds * len(self._held_out)
+            times = config.max_steps // config.validate_every - self.step // config.validate_every
+            work["validation"] = times * len(self._held_out)
         elapsed, remaining = time.perf_counter() - self._begun, self._pace.remaining(work)
         found = {
             **record,
-            "phase": {"scorer": "importance", "student": "re-encoding", "both": "both"}[kind],
+            "phase": {"student": "re-encoding", "both": "both"}.get(kind, "importance"),
             "max_steps": config.max_steps,
             "tokens_per_second": round(self._seen / max(elapsed, 1e-3), 1),
             "elapsed": round(elapsed, 1),
@@ -152,27 +154,39 @@ class Trainer:
         scorer["lr"] = scorer["peak"] * self._rate(0, self._scorer_steps)
         others["lr"] = others["peak"] * self._rate(self.alone, config.max_steps)
         self.optimizer.zero_grad(set_to_none=True)
-        mine = range(rank, config.batch_size, world)
-        batch = {place: self.data.dialogue(self.step, place) for place in mine}
-        sums: dict[str, float] = {}
-        for places in _packs(batch, config.pack_tokens):
-            found = self.objective.backward(
-                [batch[place] for place in places],
-                [random.Random(f"{config.seed}-plan-{self.step}-{place}") for place in places],
-                1.0 / config.batch_size,
-                scorer=self.step < self._scorer_steps,
-                student=self.step >= self.alone,
-            )
+        learns, student = self.step < self._scorer_steps, self.step >= self.alone
+        groups, tokens = self._read(range(rank, config.batch_size, world), learns, student)
+        sums = {"tokens": float(tokens)}
+        for lessons in groups:
+            found = self.objective.backward(lessons, 1.0 / config.batch_size, scorer=learns, student=student)
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + value / config.batch_size
-        sums["tokens"] = float(sum(len(encoded.token_ids) for encoded in batch.values()))
         sums = self._over_processes(sums)
         norm = float(torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), config.grad_clip))
         if not all(math.isfinite(value) for value in (norm, *sums.values())):
-            self._refuse(list(batch.values()))
+            self._refuse([lesson.encoded for lessons in groups for lesson in lessons])
         self.optimizer.step()
         rates = {"scorer_lr": scorer["lr"], "lr": others["lr"]}
         return {name: round(value, 6) for name, value in {**sums, "grad_norm": norm, **rates}.items()}
+
+    def _read(self, places: Iterable[int], scorer: bool, student: bool) -> tuple[list[list[Any]], int]:
+        """The step's lessons, in groups that share their forwards, and the tokens of those that had to be read.
+
+        What only the scorer learns from is kept for the steps in which it does so again.
+        """
+        config, times = self.config, 1 if student else self.config.reuse
+        if student or rounds.begins(self.step, times):
+            self._lessons.clear()
+        number = self.step if student else rounds.source(self.step, times, config.seed)
+        missing = {p: self.data.dialogue(number, p) for p in places if (number, p) not in self._lessons}
+        for group in _packs(missing, config.pack_tokens):
+            rngs = [random.Random(f"{config.seed}-plan-{number}-{place}") for place in group]
+            read = self.objective.read([missing[place] for place in group], rngs, scorer=scorer)
+            self._lessons.update({(number, p): lesson for p, lesson in zip(group, read, strict=True)})
+        wanted = {place: self._lessons[number, place] for place in places}
+        packs = _packs({place: lesson.encoded for place, lesson in wanted.items()}, config.pack_tokens)
+        tokens = sum(len(encoded.token_ids) for encoded in missing.values())
+        return [[wanted[place] for place in group] for group in packs], tokens
 
     def _rate(self, start: int, end: int) -> float:
         """Share of the peak rate of what is trained from step `start` to `end`."""

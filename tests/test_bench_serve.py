@@ -56,7 +56,7 @@ def test_options_are_checked() -> None:
 @pytest.mark.slow
 def test_a_short_soak_finds_nothing_wrong(tmp_path: Path) -> None:
     options = BenchSoakOptions(minutes=0.4, dialogues=24, clients=6, kv_memory="16MiB")
-    result = soak.measure(SonicModel.from_pretrained("tiny"), "default model", ModelOptions(), options)
+    result = soak.measure(SonicModel.from_pretrained("tiny"), "tiny", ModelOptions(model="tiny"), options)
     assert result.replies == result.checked > 10
     assert result.wrong == []
     assert set(result.answers) <= {"200", "429", "503"}

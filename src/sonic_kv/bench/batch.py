@@ -5,12 +5,10 @@ first, so that 32,000 tokens a row cost no more than the steps that are timed.
 """
 
 import statistics
-import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from sonic_kv import __version__
 from sonic_kv.bench.options import BenchBatchOptions
@@ -18,7 +16,7 @@ from sonic_kv.bench.timing import Machine, decode_bound, measure_machine, second
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.model.batch import batch_step
 from sonic_kv.model.model import SonicModel
-from sonic_kv.text import bytes_text, table
+from sonic_kv.text import Progress, bytes_text, table
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,8 @@ def measure(model: SonicModel, name: str, options: BenchBatchOptions) -> Result:
     machine = measure_machine(model)
     steps: list[Step] = []
     too_large: dict[float, int | None] = {}
-    for ratio in tqdm(options.ratios, unit="ratio", file=sys.stderr, disable=None, leave=False):
+    bar = Progress("ratio", len(options.ratios))
+    for ratio in options.ratios:
         entries = max(round((1 - ratio) * options.length), 1)
         batch, too_large[ratio] = 1, None
         while batch <= options.max_batch:
@@ -66,6 +65,7 @@ def measure(model: SonicModel, name: str, options: BenchBatchOptions) -> Result:
             batch *= 2
         if model.device.type == "cuda":
             torch.cuda.empty_cache()
+        bar.add()
     return Result(name, machine, options, steps, too_large)
 
 

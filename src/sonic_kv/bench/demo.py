@@ -6,7 +6,6 @@ so that a wrong answer does not change what comes after.
 
 import itertools
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from sonic_kv.compress.options import Budget
 from sonic_kv.data.options import SynthConfig
 from sonic_kv.errors import DataError
 from sonic_kv.session.options import SamplingConfig
-from sonic_kv.text import bytes_text, percent_text, table
+from sonic_kv.text import Progress, bytes_text, percent_text, table
 
 if TYPE_CHECKING:
     from sonic_kv.model.chat_format import Message
@@ -170,8 +169,6 @@ def replay(model: "SonicModel", method: Method, dialogue: Dialogue, sampling: Sa
 
 def run(model: "SonicModel", options: DemoOptions) -> Result:
     """Replay every dialogue with every method; a progress bar on standard error."""
-    from tqdm import tqdm
-
     from sonic_kv.model.model import SonicModel
 
     dialogues = read(options)
@@ -193,12 +190,12 @@ def run(model: "SonicModel", options: DemoOptions) -> Result:
     warm_up = Dialogue(dialogues[0].messages[:4], {})  # so that the first method's time compares
     replay(model, methods[0], warm_up, sampling)
     total = len(methods) * len(dialogues)
-    with tqdm(total=total, desc="replaying", unit="dialogue", file=sys.stderr, disable=None) as progress:
+    with Progress("replay", total) as bar:
         for dialogue in dialogues:
             for method, done in zip(methods, replays, strict=True):
                 used = model if method.adapted else plain
                 done.append(replay(used, method, dialogue, sampling))
-                progress.update()
+                bar.add()
     parameters = sum(weight.numel() for weight in model.base.parameters())
     return Result(type(model.base).__name__, parameters, dialogues, methods, replays)
 

@@ -9,7 +9,6 @@ import importlib.util
 import io
 import json
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tqdm import tqdm
 
 from sonic_kv import __version__
 from sonic_kv.bench.options import BenchDialogueOptions, TurnTokens
@@ -32,7 +30,7 @@ from sonic_kv.files import write_atomic
 from sonic_kv.model.model import SonicModel
 from sonic_kv.session.generate import generate_step
 from sonic_kv.session.options import SamplingConfig
-from sonic_kv.text import bytes_text
+from sonic_kv.text import Progress, bytes_text
 
 PREFIX = 4  # tokens that are never compressed
 FULL, REPREFILLED = "full", "re-prefilled"
@@ -163,34 +161,43 @@ class Result:
 def measure(model: SonicModel, name: str, options: BenchDialogueOptions) -> list[Result]:
     """Live through each kind of dialogue `repetitions` times (and once before, to warm up, for two turns)."""
     machine = measure_machine(model)
-    return [_measure(model, name, options, machine, turn) for turn in options.turns]
+    total = options.repetitions * sum(_count(options, turn) for turn in options.turns)
+    with Progress("turn", total) as bar:
+        return [_measure(model, name, options, machine, turn, bar) for turn in options.turns]
+
+
+def _count(options: BenchDialogueOptions, turn: TurnTokens) -> int:
+    """Turns of the longest dialogue."""
+    return max(max(options.lengths) // sum(turn), 1)
 
 
 def _measure(
-    model: SonicModel, name: str, options: BenchDialogueOptions, machine: Machine, turn: TurnTokens
+    model: SonicModel,
+    name: str,
+    options: BenchDialogueOptions,
+    machine: Machine,
+    turn: TurnTokens,
+    bar: Progress,
 ) -> Result:
     chosen = methods(model, options)
     turns = {method.name: Turns() for method in chosen}
-    count = max(max(options.lengths) // sum(turn), 1)
+    count = _count(options, turn)
     for _ in _lockstep(model, chosen, options, turn, min(count, 2)):
         pass
-    with tqdm(
-        total=options.repetitions * count, unit="turn", file=sys.stderr, disable=None, leave=False
-    ) as bar:
-        for repetition in range(options.repetitions):
-            for number, measured in enumerate(_lockstep(model, chosen, options, turn, count, repetition)):
-                for method, (first, decode, close, peak, live, entries) in measured.items():
-                    mine = turns[method]
-                    if not repetition:
-                        for column in (mine.first_token, mine.decode, mine.closing):
-                            column.append([])
-                        mine.peak_bytes.append(peak)
-                        mine.live_bytes.append(live)
-                        mine.entries.append(entries)
-                    mine.first_token[number].append(first)
-                    mine.decode[number].append(decode)
-                    mine.closing[number].append(close)
-                bar.update()
+    for repetition in range(options.repetitions):
+        for number, measured in enumerate(_lockstep(model, chosen, options, turn, count, repetition)):
+            for method, (first, decode, close, peak, live, entries) in measured.items():
+                mine = turns[method]
+                if not repetition:
+                    for column in (mine.first_token, mine.decode, mine.closing):
+                        column.append([])
+                    mine.peak_bytes.append(peak)
+                    mine.live_bytes.append(live)
+                    mine.entries.append(entries)
+                mine.first_token[number].append(first)
+                mine.decode[number].append(decode)
+                mine.closing[number].append(close)
+            bar.add()
     result = Result(name, machine, options, model.bytes_per_token, turn, turns, {})
     for method, mine in turns.items():
         result.bounds[method] = {

@@ -9,7 +9,6 @@ import io
 import json
 import random
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from sonic_kv import __version__
 from sonic_kv.bench.options import BenchServeOptions
@@ -38,7 +36,7 @@ from sonic_kv.server.requests import Outcome, Request
 from sonic_kv.server.worker import Worker
 from sonic_kv.session.generate import generate_step
 from sonic_kv.session.options import SamplingConfig
-from sonic_kv.text import bytes_text
+from sonic_kv.text import Progress, bytes_text
 
 SONIC, FULL, REPREFILLED = "sonic", "full, kept", "full, re-prefilled"
 STEPS = 16  # in one timing of decoding alone
@@ -224,14 +222,14 @@ def _capacity(model: SonicModel, options: BenchServeOptions, ratio: float, texts
     """Read dialogues until the first one has to leave memory."""
     worker = _Server(model, options, ratio, options.kv_memory).worker
     lengths, number = list[int](), 0
-    with _running(worker), tqdm(unit="dialogue", file=sys.stderr, disable=None, leave=False) as bar:
+    with _running(worker), Progress("dialogue", None) as bar:
         while not worker.counts["evicted"]:
             number += 1
             request = Request("open", texts.dialogue(options, options.length), name=f"number-{number}")
             view = ask(worker, request).result().view
             assert view is not None
             lengths.append(view.stats.logical_tokens)
-            bar.update()
+            bar.add()
         sizes = [node.nbytes for node in worker.shelf]
     return Capacity(ratio, len(sizes), round(statistics.mean(lengths)), round(statistics.mean(sizes)))
 
@@ -244,7 +242,7 @@ def _turns(model: SonicModel, options: BenchServeOptions, texts: _Texts) -> tupl
     turns = {name: Turns() for name in (SONIC, FULL, REPREFILLED)}
     together, apart = list[float](), list[float]()
     total = options.repetitions * count * len(turns)
-    with tqdm(total=total, unit="turn", file=sys.stderr, disable=None, leave=False) as bar:
+    with Progress("turn", total) as bar:
         for repetition in range(options.repetitions):
             servers = {
                 SONIC: _Server(model, options, options.ratio, memory),
@@ -263,7 +261,7 @@ def _turns(model: SonicModel, options: BenchServeOptions, texts: _Texts) -> tupl
                             turns[name].seconds.append([])
                             turns[name].logical_tokens.append(length)
                         turns[name].seconds[number].append(taken)
-                        bar.update()
+                        bar.add()
                 if repetition == 0:
                     for _ in range(TRIES):
                         together.append(seconds(partial(servers[SONIC].again, together=True)))

@@ -22,7 +22,6 @@ from typing import Any
 import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
-from tqdm import tqdm
 
 from sonic_kv import __version__
 from sonic_kv.bench.options import BenchSoakOptions
@@ -36,7 +35,7 @@ from sonic_kv.model.options import ModelOptions
 from sonic_kv.options import parse_bytes
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.session import ChatSession
-from sonic_kv.text import bytes_text, percent_text
+from sonic_kv.text import Progress, bytes_text, percent_text
 
 RATIOS = (0.8, 0.8, 0.5)  # of the dialogues, by draw
 TIE = 1e-3  # logits as close as this may change places when other rows are computed beside them
@@ -146,7 +145,7 @@ def measure(model: SonicModel, name: str, named: ModelOptions, options: BenchSoa
         arguments = ["--store", f"{folder}/store", "--kv-memory", options.kv_memory]
         arguments += ["--max-waiting", str(options.clients // 2)]  # so that some are refused, too
         for flag, value in vars(named).items():
-            arguments += [] if value is None else [f"--{flag}", str(value)]
+            arguments += [] if value is None else [f"--{flag.replace('_', '-')}", str(value)]
         log = Path(folder) / "log"
         with launched(arguments, log) as (process, url):
             dialogues = asyncio.run(_Crowd(url, result).run(process))
@@ -226,14 +225,13 @@ class _Crowd:
         """Once a second: the server's memory, as it and as the system counts it."""
         server = psutil.Process(pid)
         total = round(60 * self._options.minutes)
-        with tqdm(total=total, unit="s", file=sys.stderr, disable=None, leave=False) as bar:
+        with Progress("second", total) as bar:
             while True:
                 now = time.monotonic() - start
                 self._result.resident.append((now, server.memory_info().rss))
                 found = await self._figures("sonic_kv_kv_bytes")
                 self._result.kv_peak = max(self._result.kv_peak, int(found.get("", 0)))
-                bar.update(min(round(now), total) - bar.n)
-                bar.set_postfix(replies=self._result.replies, refresh=False)
+                bar.add(min(round(now), total) - bar.done, f"{self._result.replies} replies")
                 await asyncio.sleep(1.0)
 
     async def _figures(self, name: str) -> dict[str, float]:
@@ -346,7 +344,8 @@ def _compare(model: SonicModel, result: Result, dialogues: Sequence[Dialogue]) -
     """Every reply of the dialogues that are drawn, with the reply of a session for these messages alone."""
     draw = random.Random(result.options.seed)
     drawn = [dialogue for dialogue in dialogues if draw.random() < result.options.checked]
-    for dialogue in tqdm(drawn, unit="dialogue", file=sys.stderr, disable=None, leave=False):
+    bar = Progress("compared dialogue", len(drawn))
+    for dialogue in drawn:
         session = ChatSession(
             model, Budget(compression_ratio=dialogue.ratio), dialogue.system, SessionConfig()
         )
@@ -357,6 +356,7 @@ def _compare(model: SonicModel, result: Result, dialogues: Sequence[Dialogue]) -
             _check(session, said, result)
             session.extend([{"role": "assistant", "content": said.reply}])
             left += [(session, after) for after in said.after]
+        bar.add()
 
 
 def _check(session: ChatSession, said: Said, result: Result) -> None:

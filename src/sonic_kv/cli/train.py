@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +10,10 @@ from sonic_kv.cli.loading import load_model
 from sonic_kv.data.options import SynthConfig
 from sonic_kv.errors import ConfigError
 from sonic_kv.model.options import AdapterConfig, ModelOptions
+from sonic_kv.text import Progress
 from sonic_kv.training.options import PlanConfig, TrainConfig
 
-SHOWN = ("importance", "distillation", "recovery")  # figures beside the progress bar
-BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # the time that is left is the trainer's
+SHOWN = ("importance", "distillation", "recovery")  # figures beside the progress
 
 
 def run(call: Call) -> None:
@@ -29,24 +28,18 @@ def run(call: Call) -> None:
     config, shape, synth = call.options(TrainConfig), call.options(AdapterConfig), call.options(SynthConfig)
     plan = call.options(PlanConfig)
 
-    from tqdm import tqdm
-
     from sonic_kv.training.trainer import Trainer
 
     trainer = Trainer(load_model(options), shape, synth, config, plan)
     last: dict[str, Any] = {}
-    quiet = None if trainer.processes.is_main_process else True
-    with tqdm(
-        initial=trainer.step, total=config.max_steps, bar_format=BAR, file=sys.stderr, disable=quiet
-    ) as bar:
+    quiet = not trainer.processes.is_main_process
+    with Progress("step", config.max_steps, done=trainer.step, quiet=quiet) as bar:
 
         def show(record: dict[str, Any]) -> None:
             last.update(record)
-            figures: dict[str, Any] = {name: f"{last[name]:.3f}" for name in SHOWN if name in last}
-            if record["remaining"] is not None:
-                figures["left"] = tqdm.format_interval(record["remaining"])
-            bar.set_postfix({**figures, "tokens/s": round(record["tokens_per_second"])})
-            bar.update(record["step"] - bar.n)
+            figures = [f"{name} {last[name]:.3f}" for name in SHOWN if name in last]
+            figures.append(f"{record['tokens_per_second']:.0f} tokens/s")
+            bar.add(record["step"] - bar.done, ", ".join(figures), record["remaining"])
 
         path = trainer.run(show)
     if trainer.processes.is_main_process:

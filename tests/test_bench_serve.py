@@ -55,13 +55,13 @@ def test_options_are_checked() -> None:
 
 @pytest.mark.slow
 def test_a_short_soak_finds_nothing_wrong(tmp_path: Path) -> None:
-    options = BenchSoakOptions(minutes=0.4, dialogues=24, clients=6, kv_memory="16MiB")
+    options = BenchSoakOptions(minutes=0.4, dialogues=24, clients=6, kv_memory="4MiB", max_tokens=300)
     result = soak.measure(SonicModel.from_pretrained("tiny"), "tiny", ModelOptions(model="tiny"), options)
     assert result.replies == result.checked > 10
     assert result.wrong == []
     assert set(result.answers) <= {"200", "429", "503"}
-    assert 0 < result.kv_peak <= 16 << 20
-    assert result.sessions["evicted"] > 0
+    assert 0 < result.kv_peak <= 4 << 20
+    assert result.sessions.get("evicted", 0) > 0
     assert result.log == ""
     soak.write(result, tmp_path)
     assert json.loads((tmp_path / "result.json").read_text())["answers"]["200"] >= result.replies

@@ -174,16 +174,30 @@ def test_the_command_takes_compact_positions_by_itself(tmp_path: Path) -> None:
     assert any(line.startswith("sonic-kv: tiny at http://127.0.0.1:") for line in said)
 
 
+def test_a_folder_of_others_is_not_taken_for_exports(tmp_path: Path) -> None:
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("mine")
+    with pytest.raises(ConfigError, match="holds other files"):
+        Exports(str(tmp_path), ttl=0.0, limit=1)
+    assert list(tmp_path.iterdir()) == [thesis]
+    exports = Exports(str(tmp_path / "new"), ttl=0.0, limit=1)
+    (tmp_path / "new" / "notes.safetensors").write_bytes(b"mine")
+    exports.sweep()
+    exports.close()
+    assert (tmp_path / "new" / "notes.safetensors").exists()
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+
+
 def test_an_export_stays_as_long_as_it_is_used(tiny: SonicModel, tmp_path: Path) -> None:
     chats = [ChatSession(tiny, HALF, f"you are {n}", COMPACT) for n in range(3)]
     for chat in chats:
         chat.extend(DIALOGUE)
     one, two, three = ((chat.cache.layers[0].positions, chat.exporting()) for chat in chats)
     theirs, litter = tmp_path / "model.safetensors", tmp_path / f".{'0' * 64}.safetensors.7-7.tmp"
-    theirs.write_bytes(b"weights")
 
     async def use() -> None:
         exports = Exports(str(tmp_path), ttl=3600, limit=1)
+        theirs.write_bytes(b"weights")
         async with exports.using(*one) as first:
             async with exports.using(*two) as second, exports.using(*two) as again:
                 assert second is again

@@ -121,3 +121,13 @@ def test_a_line_of_the_log_names_its_request() -> None:
     line = json.loads(AsJson().format(record))
     assert (line["request"], line["level"], line["message"]) == ("abc", "INFO", "two\nlines")
     assert "INFO x [abc] two" in AsText().format(record)
+
+
+def test_times_are_told_up_to_minutes(model: SonicModel) -> None:
+    with serving(model) as timed:
+        timed.chat([user("hi")], max_tokens=4)
+        timed.chat([user("hi")], max_tokens=4, stream=True)
+        text = timed.http.get("/metrics").text
+    for name, count in (("queue", 2), ("reply", 2), ("first_token", 1), ("token", 1)):
+        assert f"sonic_kv_{name}_seconds_count {count}.0" in text
+        assert f'sonic_kv_{name}_seconds_bucket{{le="600.0"}}' in text

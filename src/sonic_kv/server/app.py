@@ -16,11 +16,13 @@ from sonic_kv.errors import SonicError
 from sonic_kv.options import parse_bytes
 from sonic_kv.server.access import Access
 from sonic_kv.server.answers import error_body, error_response
+from sonic_kv.server.chat import SESSION_ID
 from sonic_kv.server.guard import LOOPBACK, REQUEST_ID, BodyLimit, Guard, Observed
 from sonic_kv.server.metrics import Metrics
 from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.protocol import RefusedError, in_words
-from sonic_kv.server.routes import SESSION_ID, Service, router
+from sonic_kv.server.routes import router
+from sonic_kv.server.service import Service
 from sonic_kv.server.stream import Gone
 from sonic_kv.server.worker import Worker
 from sonic_kv.session.options import SamplingConfig

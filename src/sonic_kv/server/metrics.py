@@ -6,10 +6,10 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from sonic_kv.server.requests import Outcome
+from sonic_kv.server.requests import Outcome, Request
 from sonic_kv.server.worker import Worker
 
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)  # of histograms
+SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 HELP = {
     "kv_bytes": "keys and values of all sessions in memory and of replies in the making",
     "kv_limit_bytes": "what they may have",
@@ -48,18 +48,13 @@ class Metrics:
             "sonic_kv_stream_errors", "streams that ended with an error", ["error"], registry=self._registry
         )
         self._tokens = Counter("sonic_kv_tokens", "tokens", ["kind"], registry=self._registry)
-        self._first = Histogram(
-            "sonic_kv_first_token_seconds",
-            "from a request to its first text",
-            buckets=SECONDS,
-            registry=self._registry,
-        )
-        self._whole = Histogram(
-            "sonic_kv_reply_seconds",
-            "from a request to the end of its reply",
-            buckets=SECONDS,
-            registry=self._registry,
-        )
+        self._first = self._timed("first_token", "from a request to its first text")
+        self._whole = self._timed("reply", "from a request to the end of its reply")
+        self._queued = self._timed("queue", "from a request until it was taken up")
+        self._each = self._timed("token", "from one token of a stream to the next, a reply's mean")
+
+    def _timed(self, name: str, help: str) -> Histogram:
+        return Histogram(f"sonic_kv_{name}_seconds", help, buckets=SECONDS, registry=self._registry)
 
     def answered(self, route: str, status: int) -> None:
         """Count an answer; status 0: there was none."""
@@ -69,16 +64,26 @@ class Metrics:
         """Count an error inside a stream, whose status was told before."""
         self._failures.labels(type(error).__name__).inc()
 
-    def first_token(self, seconds: float) -> None:
-        """Time a reply's first text."""
-        self._first.observe(seconds)
+    def replied(
+        self, request: Request, outcomes: Sequence[Outcome], seconds: float, first: float | None = None
+    ) -> None:
+        """Count the tokens of a request's replies, and time them.
 
-    def replied(self, outcomes: Sequence[Outcome], seconds: float) -> None:
-        """Count the tokens of a request's replies, and time them."""
+        Args:
+            seconds: that all of it took.
+            first: seconds to the first text, if it was told when it came.
+        """
+        written = sum(outcome.completion_tokens for outcome in outcomes)
         self._tokens.labels("prompt").inc(outcomes[0].prompt_tokens)
         self._tokens.labels("prompt_cached").inc(outcomes[0].cached_tokens)
-        self._tokens.labels("completion").inc(sum(outcome.completion_tokens for outcome in outcomes))
+        self._tokens.labels("completion").inc(written)
         self._whole.observe(seconds)
+        if request.taken is not None:
+            self._queued.observe(request.taken - request.since)
+        if first is not None:
+            self._first.observe(first)
+            if written > len(outcomes):
+                self._each.observe((seconds - first) / (written / len(outcomes) - 1))
 
     def text(self) -> bytes:
         """All figures in Prometheus' format."""

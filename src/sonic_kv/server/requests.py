@@ -47,6 +47,7 @@ class Request:
         ratio: compression from here on; None: as before.
         on_text, on_end: called in a thread of the worker's, `on_end` once.
         session: the name of the session that it turned out to be, once that is known.
+        since, taken: when it came, and when its turn had come.
         known: steps of the named session as they were read from the store; None: not read.
     """
 
@@ -61,6 +62,7 @@ class Request:
     session: str | None = None
     known: Sequence[Step] | None = None
     since: float = field(default_factory=time.monotonic)
+    taken: float | None = None
 
 
 class Running(Protocol):
@@ -133,7 +135,8 @@ class Waiting:
             del self._lines[request.namespace]
 
     def take(self, request: Request) -> None:
-        """Let a request leave, and turn to the next namespace."""
+        """Let a request leave, taken up or refused, and turn to the next namespace."""
+        request.taken = time.monotonic()
         self.leave(request)
         if request.namespace in self._lines:
             self._lines.move_to_end(request.namespace)

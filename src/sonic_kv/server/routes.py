@@ -1,79 +1,29 @@
 """The routes of the server. None touches the model: the worker does."""
 
 import asyncio
-import logging
-import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import aclosing
-from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
-from starlette.exceptions import HTTPException
 
 from sonic_kv import __version__
-from sonic_kv.errors import NotFoundError, SonicError
+from sonic_kv.errors import NotFoundError
 from sonic_kv.server import requests as work
-from sonic_kv.server.answers import Completion, error_answer, session_body
+from sonic_kv.server.answers import session_body
+from sonic_kv.server.chat import SESSION_ID, Chat
 from sonic_kv.server.dialogue import check_length, check_request
-from sonic_kv.server.metrics import Metrics
-from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.protocol import ChatRequest, SessionChange, TextRequest
-from sonic_kv.server.stream import DONE, Event, EventStream, Gone, events, outcomes_of, server_sent
-from sonic_kv.server.worker import Worker
-from sonic_kv.session.options import SamplingConfig
+from sonic_kv.server.service import Service
+from sonic_kv.server.stream import outcomes_of
 
-T = TypeVar("T")
-log = logging.getLogger(__name__)
-SESSION_ID = "x-session-id"
 NAME = r"[A-Za-z0-9._:-]{1,128}"
-POSITIONS = 8  # times the model's: so many tokens a dialogue may have, unless the options say otherwise
 PAGE = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "Referrer-Policy": "no-referrer",
 }
-
-
-@dataclass(frozen=True)
-class Service:
-    """What the routes share: who does the work, and how it is asked for.
-
-    Attributes:
-        name: of the model.
-        sampling: what a request leaves out.
-    """
-
-    worker: Worker
-    name: str
-    sampling: SamplingConfig
-    options: ServeOptions
-    metrics: Metrics
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    @property
-    def most_tokens(self) -> int:
-        """Tokens that a dialogue may have."""
-        return self.options.max_dialogue_tokens or POSITIONS * self.worker.model.max_length
-
-    def check_model(self, asked: str) -> None:
-        """Raise a 404 unless this model is asked for, or none."""
-        if asked and asked not in (self.name, *self.options.served_model_name):
-            raise HTTPException(404, f"the model {asked!r} does not exist: this server has {self.name!r}")
-
-    def model_body(self) -> dict[str, Any]:
-        """The model, as `GET /v1/models` shows it."""
-        return {
-            "id": self.name,
-            "object": "model",
-            "created": self.created,
-            "owned_by": "sonic-kv",
-            "max_model_len": self.worker.model.max_length,
-            "compression_ratio": self.worker.default_ratio,
-        }
 
 
 def service_of(request: Request) -> Service:
@@ -166,7 +116,6 @@ async def chat(
     request: Request, body: ChatRequest, serving: Serving, namespace: Namespace, session: Session = None
 ) -> Response:
     """The reply to a dialogue, given whole; whole or as a stream of events."""
-    start = time.perf_counter()
     serving.check_model(body.model)
     body.check()
     messages = [message.plain() for message in body.messages]
@@ -177,58 +126,8 @@ async def chat(
         sampling = body.sampling(serving.sampling, serving.options.max_reply_tokens, choice)
         name = session if choice == 0 else uuid.uuid4().hex
         asked.append(work.Request(namespace, messages, name, body.sonic.compression_ratio, sampling))
-    completion = Completion(serving.name)
-    if not body.stream:
-        outcomes = await outcomes_of(serving.worker, asked, request.receive)
-        serving.metrics.replied(outcomes, time.perf_counter() - start)
-        view = outcomes[0].view
-        return JSONResponse(completion.whole(outcomes), headers={SESSION_ID: view.name} if view else {})
-    found = events(serving.worker, asked, request.receive)
-    first = await anext(found)  # an error until here has a status of its own
-    serving.metrics.first_token(time.perf_counter() - start)
-    pieces = _pieces(serving, body, completion, _behind(first, found), start)
-    return EventStream(pieces, {SESSION_ID: asked[0].session or ""})
-
-
-async def _behind(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
-    async with aclosing(rest):  # type: ignore[type-var]
-        yield first
-        async for one in rest:
-            yield one
-
-
-async def _pieces(
-    serving: Service,
-    body: ChatRequest,
-    completion: Completion,
-    found: AsyncIterator[tuple[int, Event]],
-    start: float,
-) -> AsyncIterator[str]:
-    """The replies as server-sent events."""
-    ended: dict[int, work.Outcome] = {}
-    for choice in range(body.n):
-        yield server_sent(completion.chunk(choice, {"role": "assistant", "content": ""}))
-    try:
-        async with aclosing(found):  # type: ignore[type-var]
-            async for choice, event in found:
-                if isinstance(event, work.Outcome):
-                    ended[choice] = event
-                    yield server_sent(completion.chunk(choice, {}, event.finish_reason))
-                else:
-                    yield server_sent(completion.chunk(choice, {"content": event}))
-    except Gone:
-        return
-    except Exception as error:
-        if not isinstance(error, SonicError):
-            log.error("request failed", exc_info=error)
-        serving.metrics.failed(error)
-        yield server_sent(error_answer(error)[1])
-        return
-    outcomes = [ended[choice] for choice in range(body.n)]
-    serving.metrics.replied(outcomes, time.perf_counter() - start)
-    if body.stream_options.include_usage:
-        yield server_sent(completion.last(outcomes))
-    yield DONE
+    chat = Chat(serving, asked, body.stream_options.include_usage)
+    return await (chat.stream(request.receive) if body.stream else chat.whole(request.receive))
 
 
 async def _see(serving: Service, request: Request, asked: work.Request) -> JSONResponse:

@@ -26,6 +26,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sonic_kv.cache.export import Export, write_export
 from sonic_kv.compress.options import SessionConfig
 from sonic_kv.errors import ConfigError, FileError, StoreError, UnsupportedModelError, UpstreamError
+from sonic_kv.files import write_atomic
 from sonic_kv.model.model import SonicModel
 from sonic_kv.options import parse_bytes
 from sonic_kv.server.options import ServeOptions
@@ -41,6 +42,8 @@ CONNECT_SECONDS = 5.0
 FRESH_SECONDS = 10.0  # vLLM takes longer to start
 SWEEP_SECONDS = 60.0
 OURS = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\..+\.tmp)?")  # exports, and those that were never finished
+MARK = "OWNED-BY-SONIC-KV.txt"
+TEXT = b"sonic-kv serve writes sessions into this folder for vLLM to read, and deletes those that it wrote.\n"
 NOBODY = "0" * 64  # a session that does not exist
 # What a model's generation_config.json would change otherwise.
 DEFAULTS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": True}
@@ -56,9 +59,12 @@ class Exports:
     def __init__(self, folder: str, ttl: float, limit: int) -> None:
         self.folder, self._ttl, self._limit = Path(folder).expanduser(), ttl, limit
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # dialogues are nobody else's
+            inside = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
         except OSError as error:
-            raise FileError(f"cannot make {self.folder}: {error.strerror}") from error
+            raise FileError(f"cannot read {self.folder}: {error.strerror}") from error
+        if MARK not in inside and not all(map(OURS.fullmatch, inside)):  # nothing of others is to be deleted
+            raise ConfigError(f"{self.folder} holds other files: choose an empty folder for --vllm-folder")
+        write_atomic(self.folder / MARK, TEXT, private=True)  # exports are dialogues, and nobody else's
         self._thread = ThreadPoolExecutor(1, "sonic-kv-exports")
         self._known = WeakTensorKeyDictionary()
         self._used: dict[object, str] = {}  # digests

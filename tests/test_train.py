@@ -325,8 +325,15 @@ def test_other_options_do_not_continue_a_run(tmp_path: Path) -> None:
 
 
 def test_files_without_a_dialogue_are_an_error_before_training(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="data_share"):
-        trainer(tmp_path, data_share=0.5)
+    path = tmp_path / "short.jsonl"
+    path.write_text(json.dumps({"messages": DIALOGUE[:2]}) + "\n")
+    with pytest.raises(DataError, match=r"no dialogue to train on in .*short\.jsonl"):
+        trainer(tmp_path, data=(str(path),), data_share=0.5)
+
+
+def test_without_files_dialogues_are_synthetic(tmp_path: Path) -> None:
+    first, second = (trainer(tmp_path / str(share), data_share=share) for share in (0.0, 1.0))
+    assert first.data.dialogue(0, 0) == second.data.dialogue(0, 0)
 
 
 def test_log_has_one_line_a_step(tmp_path: Path) -> None:

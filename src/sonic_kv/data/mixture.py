@@ -24,9 +24,10 @@ class Mixture:
         self.sources = tokenised(format, config, config.data)
         self.skipped = sum(source.skipped for source in self.sources)
         self._weights = list(config.data_weights) or [float(len(source)) for source in self.sources]
-        if config.data_share and not any(self.sources):
+        self._share = config.data_share if config.data else 0.0
+        if self._share and not any(self.sources):
             raise DataError(
-                "data_share is not 0, but no source has a dialogue to train on: give --data, or --data-share 0"
+                f"no dialogue to train on in {', '.join(config.data)}: give other --data, or none"
             )
         for source, weight in zip(self.sources, self._weights, strict=True):
             if weight and not len(source):
@@ -35,7 +36,7 @@ class Mixture:
     def dialogue(self, step: int, place: int) -> Encoded:
         """One dialogue of a step's batch: with a finished exchange, and a turn after it."""
         rng = random.Random(f"{self.config.seed}-{step}-{place}")
-        if rng.random() < self.config.data_share:
+        if rng.random() < self._share:
             (source,) = rng.choices(self.sources, self._weights)
             return source[rng.randrange(len(source))]
         return next(

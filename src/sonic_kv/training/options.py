@@ -17,7 +17,9 @@ class TrainConfig(Options):
     data_weights: tuple[float, ...] = option(
         (), "share of each of them, in any unit; none: by their sizes", least=0.0, flag=False
     )
-    data_share: float = share(0.5, "share of the dialogues that come from them (0: synthetic only)")
+    data_share: float = share(
+        0.8, "share of the dialogues that come from them, if any are given; the others are synthetic"
+    )
     skip_malformed: bool = option(True, "leave malformed lines of files out, and count them; off: stop there")
     token_cache: str = option("runs/tokens", "folder that keeps tokenised files for the next run", flag=False)
     validation_data: tuple[str, ...] = option(

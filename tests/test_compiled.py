@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from test_threads import TOPICS, at_once, talk
 from tiny import tiny_model
 
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig
@@ -51,6 +52,15 @@ def test_a_compiled_session_replies_as_a_plain_one() -> None:
         fork = chat.fork()  # shares buffers: one goes on in place, the other in its own
         replies[-1] += [chat.send("on").text, fork.send("on").text]
     assert replies[0] == replies[1]
+
+
+@needs_compiler
+def test_compiled_sessions_in_threads_reply_as_each_alone() -> None:
+    model = tiny_model()
+    model.compile()
+    alone = [talk(model, topic) for topic in TOPICS]
+    for _ in range(5):
+        assert at_once([lambda topic=topic: talk(model, topic) for topic in TOPICS]) == alone
 
 
 def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ class Worker:
     is read from the store, or made again from the messages, which takes longer and gives the same.
 
     Args:
-        model: base and adapter; nobody else may use it while the worker runs.
+        model: base and adapter.
         config: how sessions keep segments.
         budget: compression of a dialogue whose requests ask for none.
         options: limits.

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sonic_kv.errors import MessageError
-from sonic_kv.model.chat_format import ChatFormat, Encoded, check_messages, segment_ends
+from sonic_kv.model.chat_format import ChatFormat, Encoded, segment_ends
+from sonic_kv.model.messages import check_messages
 
 GENERATE = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 CHATML = (
@@ -144,7 +145,7 @@ def test_a_reply_is_closed_by_itself_though_the_head_ends_as_a_reply_does() -> N
     chat = ChatFormat(tokenizer)
     assert tokenizer.decode(chat.assistant_close()) == "<|im_end|>\n"
     assert tokenizer.decode(chat.user("hi")) == "<|im_start|>user\nhi<|im_end|>\n"
-    assert tokenizer.decode(chat.opening(None)[0]) == "<|im_start|>system\nYou are Q.<|im_end|>\n"
+    assert tokenizer.decode(chat.prefix()) == "<|im_start|>system\nYou are Q.<|im_end|>\n"
 
 
 def test_think_block_of_the_last_reply_is_not_part_of_any_piece() -> None:
@@ -170,7 +171,7 @@ def test_plain_format_stands_in_for_a_missing_template() -> None:
 @pytest.mark.parametrize("name", [*TEMPLATES, "plain"])
 def test_prefix_is_never_empty(name: str) -> None:
     for tokenizer in (merging_tokenizer(TEMPLATES.get(name)), tiny_tokenizer(TEMPLATES.get(name))):
-        assert ChatFormat(tokenizer).opening(None)[0]
+        assert ChatFormat(tokenizer).prefix()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_exactly_the_replies_are_marked_as_written_by_the_assistant(name: str) -
 
 def test_refused_system_prompt_says_where_to_put_it() -> None:
     with pytest.raises(MessageError, match="first user message") as caught:
-        ChatFormat(merging_tokenizer(MISTRAL)).opening("be brief")
+        ChatFormat(merging_tokenizer(MISTRAL)).prefix("be brief")
     assert "\n" not in str(caught.value)
 
 
@@ -214,14 +215,18 @@ def test_template_that_cannot_be_taken_apart_is_refused(template: str) -> None:
     ("messages", "what"),
     [
         ([], "empty"),
-        ([{"role": "tool", "content": "x"}], "unknown role"),
+        ([{"role": "function", "content": "x"}], "unknown role"),
         ([{"role": ["user"], "content": "x"}], "unknown role"),
         ([{"role": "user"}], "keys"),
         ([{"content": "x"}], "keys"),
         (["hello"], "keys"),
         ([{"role": "user", "content": [{"type": "image"}]}], "only text"),
         ([{"role": "user", "content": None}], "only text"),
-        ([{"role": "user", "content": "x"}, {"role": "system", "content": "y"}], "must come first"),
+        ([{"role": "user", "content": "half \ud83d"}], "half a character"),
+        (
+            [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "\ud83d"}}]}],
+            "half a character",
+        ),
     ],
 )
 def test_what_is_not_a_dialogue_is_refused_in_one_line(messages: Any, what: str) -> None:

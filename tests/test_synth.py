@@ -20,7 +20,7 @@ from sonic_kv.data.synth import REFUSAL, Dialogue, generate_dialogues
 from sonic_kv.data.values import LISTED, entities, split_of
 from sonic_kv.data.wordings import SPLITS, attributes
 from sonic_kv.errors import ConfigError, DataError
-from sonic_kv.model.chat_format import check_messages
+from sonic_kv.model.messages import check_messages
 
 SENTENCES = wordings.sentences()
 BLOCKS = (

@@ -127,12 +127,12 @@ def talk(model: SonicModel, entries: int, dialogue: list[dict[str, str]] = DIALO
 
 def prompt_of(chat: ChatSession, export: Export, text: str = QUESTION) -> list[int]:
     opened = chat.token_ids[chat.cache.lengths.closed :]
-    return export.token_ids + opened + chat._user_ids(text) + chat.model.format.generation_prompt()
+    return export.token_ids + opened + chat.model.format.user(text) + chat.model.format.generation_prompt()
 
 
 def reply_of(chat: ChatSession, text: str = QUESTION) -> list[int]:
     """Send `text`; the tokens of the session's own reply."""
-    before = len(chat.token_ids) + len(chat._user_ids(text) + chat.model.format.generation_prompt())
+    before = len(chat.token_ids) + len(chat.model.format.user(text) + chat.model.format.generation_prompt())
     reply = chat.send(text, SamplingConfig(max_new_tokens=NEW))
     return chat.token_ids[before:][: reply.usage.completion_tokens]
 

@@ -20,7 +20,7 @@ from sonic_kv.session.options import SamplingConfig
 from sonic_kv.text import Progress, bytes_text, percent_text, table
 
 if TYPE_CHECKING:
-    from sonic_kv.model.chat_format import Message
+    from sonic_kv.model.messages import Message
     from sonic_kv.model.model import SonicModel
 
 

@@ -6,7 +6,7 @@ from html import escape
 from math import ceil, log10
 
 from sonic_kv.bench.demo import Answer, Method, Result, Summary, exchanges, recall_text, summaries
-from sonic_kv.model.chat_format import Message
+from sonic_kv.model.messages import Message
 from sonic_kv.text import bytes_text
 
 BAR_HEIGHT, BAR_STEP, LABEL_WIDTH, BAR_WIDTH = 20, 34, 132, 330

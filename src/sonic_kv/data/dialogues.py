@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from sonic_kv.data.forms import FORMS, as_dialogue, is_dialogue
 from sonic_kv.errors import DataError, MessageError
-from sonic_kv.model.chat_format import check_messages
+from sonic_kv.model.messages import check_messages
 
 log = logging.getLogger(__name__)
 FILES = (".jsonl", ".json", ".gz", ".parquet")
@@ -45,7 +45,7 @@ def _checked(source: str, rows: Iterable[tuple[str, Any]], skip_malformed: bool)
             if isinstance(row, ValueError):
                 raise row
             dialogue = as_dialogue(row)
-            check_messages(dialogue["messages"])
+            dialogue["messages"] = check_messages(dialogue["messages"])
         except (ValueError, KeyError, TypeError, AttributeError, MessageError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             if not skip_malformed:

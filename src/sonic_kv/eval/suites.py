@@ -14,7 +14,7 @@ from sonic_kv.data.forms import as_dialogue
 from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
 from sonic_kv.errors import ConfigError, DataError, MessageError
-from sonic_kv.model.chat_format import Message, check_messages
+from sonic_kv.model.messages import Message, check_messages
 from sonic_kv.text import nearest
 
 # MT-Bench-101's tasks whose first turn only sets the scene and is not scored

@@ -1,43 +1,26 @@
-"""Messages → token ids, exchanges and segments.
+"""Messages → token ids, exchanges and segments, as the tokenizer's chat template has them.
 
-A dialogue is rendered with the tokenizer's chat template, taken apart once into its fixed pieces
-(what opens and closes each role). Every message is then tokenised by itself, so that a dialogue
-only ever grows at its end: what has been fed to the model is never re-rendered.
+The template is the truth: a dialogue is rendered whole, before and after its new messages, and what the second text
+has more is what is fed. Token ids are those of `apply_chat_template`, with one exception: a special token that a
+message spells out is only text. What has been fed ends where no continuation changes a token.
 """
 
-import re
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from datetime import datetime
 from typing import Any
 
 from sonic_kv.errors import MessageError
-
-Message = Mapping[str, str]
-ROLES = ("system", "user", "assistant")
+from sonic_kv.model.messages import Message, check_messages
+from sonic_kv.model.tokens import Tokens
 
 # Probe texts that no template rewrites: plain words, no surrounding space.
 _PROBES = ("probeone", "probetwo", "probethree", "probefour")
-
-
-def check_messages(messages: Sequence[Message]) -> None:
-    """Raise `MessageError` unless `messages` is a dialogue: known roles, text contents, system first."""
-    if not isinstance(messages, (list, tuple)):
-        raise MessageError(f"a dialogue is a list of messages, not {type(messages).__name__}")
-    if not messages:
-        raise MessageError("the dialogue is empty: give at least one message")
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-            raise MessageError(f"message {i} needs the keys 'role' and 'content'")
-        role, content = message["role"], message["content"]
-        if role not in ROLES:
-            raise MessageError(f"message {i} has the unknown role {role!r}: use one of {', '.join(ROLES)}")
-        if not isinstance(content, str):
-            raise MessageError(f"message {i} has {type(content).__name__} content: only text is supported")
-        if not content.isascii() and re.search(r"[\ud800-\udfff]", content):
-            raise MessageError(f"message {i} holds half a character (a lone surrogate)")
-        if role == "system" and i > 0:
-            raise MessageError(f"message {i} is a system message: it must come first")
+_USER: Message = {"role": "user", "content": "probefive"}
+_ASSISTANT: Message = {"role": "assistant", "content": "probesix"}
+_CONTEXT = [{"role": "user", "content": _PROBES[0]}, {"role": "assistant", "content": _PROBES[1]}]
+REASONING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))  # tags as templates write them
 
 
 @dataclass(frozen=True)
@@ -50,188 +33,290 @@ class Encoded:
     assistant: list[bool]  # per token: written by the assistant (its closing token included)
 
 
+@dataclass(frozen=True)
+class Step:
+    """How a transcript becomes another one: tokens to take back from its end, then tokens to feed."""
+
+    drop: int
+    token_ids: list[int]
+
+
+def step(before: Sequence[int], after: Sequence[int]) -> Step:
+    """The shortest way from one transcript to another."""
+    same = _same(before, after)
+    return Step(len(before) - same, list(after[same:]))
+
+
 class ChatFormat:
-    """The fixed pieces of a tokenizer's chat template, or a plain one where it has none.
+    """What a tokenizer's chat template makes of messages, or a plain format where it has none.
+
+    Args:
+        options: what the template is told beside the messages, as `enable_thinking`.
+
+    Attributes:
+        stop: texts that end a reply, where no token does.
+        stop_ids: tokens that close a reply.
+        reasoning: the tags around a reply's reasoning, if the template knows any.
 
     Raises:
-        MessageError: the template cannot render a plain user/assistant dialogue.
+        MessageError: the template cannot render a dialogue of user and assistant.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
+        self.options = dict(options or {})
+        self.plain = not getattr(tokenizer, "chat_template", None)
         self.stop: tuple[str, ...] = ()
-        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-        spelled = "|".join(map(re.escape, sorted({*special, *tokenizer.all_special_tokens})))
-        self._special = re.compile(f"(?={spelled})" if spelled else r"(?!)")
-        if getattr(tokenizer, "chat_template", None):
-            self._read_template()
-        else:
-            self._user_open, self._user_close = "User: ", "\n"
-            self._assistant_open = self._generation_open = "Assistant:"
-            self._assistant_close = "\n"
-            self._head = (tokenizer.bos_token or "") + self._user_open
-            self.stop = ("\nUser:",)
+        self._tokens = Tokens(tokenizer)
+        source = "" if self.plain else _source(tokenizer.chat_template)
+        self.reasoning = next((tags for tags in REASONING if all(tag in source for tag in tags)), None)
+        self._read(source)
 
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """The special token that closes an assistant message, if the template closes it with one."""
-        special = set(self.tokenizer.all_special_ids)
-        return tuple(i for i in self.assistant_close() if i in special)[:1]
+    def with_options(self, options: Mapping[str, Any]) -> "ChatFormat":
+        """The same template, told something else."""
+        return self if dict(options) == self.options else ChatFormat(self.tokenizer, options)
 
-    def _render(self, *messages: Message, **options: Any) -> str:
+    # --- text -----------------------------------------------------------------------------------
+
+    def render(
+        self, messages: Sequence[Message], *, generation: bool = False, now: datetime | None = None
+    ) -> str:
+        """The template's text of the messages; `generation`: up to where a reply begins.
+
+        Raises:
+            MessageError: the template refuses them.
+        """
+        messages = [self._tokens.marked(message) for message in messages]
+        if self.plain:
+            return self._render_plain(messages, generation)
+        now = now or datetime.now()
         try:
-            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=generation,
+                    strftime_now=now.strftime,
+                    **self.options,
+                )
+            )
         except Exception as error:  # Jinja errors are whatever the template's author raised
             roles = [message["role"] for message in messages]
+            shown = ", ".join(roles if len(roles) <= 6 else ["…", *roles[-5:]])
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            advice = "; put the system prompt into the first user message" if "system" in roles else ""
-            raise MessageError(
-                f"the chat template refuses the roles {', '.join(roles)}: {reason}{advice}"
-            ) from error
+            advice = "; put the system prompt into the first user message" if roles[0] == "system" else ""
+            raise MessageError(f"the chat template refuses the roles {shown}: {reason}{advice}") from error
 
-    def _read_template(self) -> None:
+    def _render_plain(self, messages: Sequence[Message], generation: bool) -> str:
+        text = self.tokenizer.bos_token or ""
+        for message in messages:
+            content = message["content"]
+            if message["role"] == "system":
+                text += content + "\n\n"
+            elif message["role"] == "assistant":
+                text += (
+                    "Assistant:" + (" " if content and not content.startswith(" ") else "") + content + "\n"
+                )
+            else:
+                text += f"User: {content}\n"
+        return text + ("Assistant:" if generation else "")
+
+    def _read(self, source: str) -> None:
+        """Find what stands around messages in the middle of a dialogue."""
         u1, a1, u2, a2 = _PROBES
         dialogue: list[Message] = [
-            {"role": "user", "content": u1},
-            {"role": "assistant", "content": a1},
+            *_CONTEXT,
             {"role": "user", "content": u2},
             {"role": "assistant", "content": a2},
         ]
-        text = self._render(*dialogue)
+        text = self.render(dialogue)
         try:
             head, rest = text.split(u1)
-            user_to_assistant, rest = rest.split(a1)
-            assistant_to_user, rest = rest.split(u2)
-            end = rest.split(a2)[1]
-            user_close = self._render(dialogue[0]).split(u1)[1]
-            generation = self._render(dialogue[0], add_generation_prompt=True).split(u1)[1]
+            _, rest = rest.split(a1)
+            between, rest = rest.split(u2)
+            header, end = rest.split(a2)
         except ValueError as error:
             raise MessageError(
                 "the chat template repeats or rewrites message texts: not supported"
             ) from error
-        if not (user_to_assistant.startswith(user_close) and generation.startswith(user_close)):
-            user_close = ""
-        self._user_close = user_close
-        self._assistant_open = user_to_assistant[len(user_close) :]
-        self._generation_open = generation[len(user_close) :]
         # What stands between a reply and the next user's text closes the reply as far as it stands at a
         # dialogue's end too, and opens the user's turn as far as it stands at a dialogue's beginning.
-        close = next(
-            (n for n, (a, b) in enumerate(zip(end, assistant_to_user, strict=False)) if a != b), len(end)
-        )
-        opening = _common_suffix(head, assistant_to_user, list(self.tokenizer.get_added_vocab()))
-        cut = max(close, len(assistant_to_user) - len(opening))
-        self._assistant_close, self._user_open = assistant_to_user[:cut], assistant_to_user[cut:]
-        self._head = head
+        opening = _common_suffix(head, between, self._tokens.names)
+        cut = max(len(_common(end, between)), len(between) - len(opening))
+        cut = self._tokens.inside(between, cut)
+        self._close, self._user_open = between[:cut], between[cut:]
+        self._tokens.protect(source, text.partition(u2)[0] + header + end, self.reasoning or ())
+        self.stop_ids = tuple((self._tokens.named(end) or self._tokens.named(between))[:1])
+        if not self.stop_ids and between.strip():
+            self.stop = (end.strip() or between.rstrip(),)
+        self._check()
 
-    def _ids(self, before: str, content: str = "", after: str = "") -> list[int]:
-        """Token ids of a piece of the template, or of a message's text between two pieces.
+    def _check(self) -> None:
+        """Compare token ids with the template's own, over a grid; a dialogue must only grow at its end."""
+        a, b = "probe one", "  two words\n\nand more \n"
+        for start in ([], [{"role": "system", "content": a}]):
+            grid = [{"role": role, "content": text} for text in (a, b) for role in ("user", "assistant")]
+            for count in range(1, len(grid) + 1):
+                messages, generation = [*start, *grid[:count]], bool(count % 2)
+                try:
+                    text = self.render(messages, generation=generation)
+                except MessageError:
+                    break
+                self._tokens.check(text)
+                closed = self.closed(messages)
+                longer = self.prompt(messages) if generation else self.closed([*messages, _USER])
+                if longer[: len(closed)] != closed and not start:
+                    raise MessageError(
+                        "the chat template rewrites earlier messages when others follow: a dialogue's cache cannot grow"
+                    )
 
-        A special token that the message spells out is only text: it is cut behind its first character.
+    # --- token ids ------------------------------------------------------------------------------
+
+    def prefix(
+        self, system: str | None = None, first: str = "user", now: datetime | None = None
+    ) -> list[int]:
+        """Token ids that stand before the first message, whatever it says.
+
+        They are never empty: with neither BOS nor system prompt the first header, or what all headers have in common,
+        is the prefix (models need their first tokens as attention sink).
+
+        Args:
+            first: the first message's role; it matters where no token is common to all headers.
+
+        Raises:
+            MessageError: the template takes no system prompt, or moves it.
         """
-        ids: list[int] = []
-        for piece in self._cut(before, content, after):
-            ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
-        return ids
+        start = [] if system is None else [{"role": "system", "content": system}]
+        now = now or datetime.now()
+        text = self.render([*start, _USER], now=now)
+        head = text[: text.rfind(_USER["content"])]
+        if head.endswith(self._user_open) and len(head) > len(self._user_open):
+            return self._stable(text, len(head) - len(self._user_open))
+        try:
+            other = self.render([*start, _ASSISTANT], now=now)
+        except MessageError:
+            other, first = text, "user"
+        head_of_other = other[: other.rfind(_ASSISTANT["content"])]
+        ids = self._stable(text, len(_common(head, head_of_other)))
+        if ids and other != text and not start:
+            return ids
+        text, head = (text, head) if first == "user" else (other, head_of_other)
+        return self._stable(text, len(head.rstrip()))
 
-    def _cut(self, before: str, content: str, after: str) -> list[str]:
-        """What is tokenised by itself."""
-        text = before + content + after
-        cuts = [len(before) + found.start() + 1 for found in self._special.finditer(content)]
-        return [text[start:end] for start, end in pairwise([0, *cuts, len(text)]) if start < end]
+    def closed(self, messages: Sequence[Message], now: datetime | None = None) -> list[int]:
+        """Token ids of a dialogue as far as it is settled: no message that may follow changes them.
 
-    def _head_text(self, system: str | None) -> str:
-        if system is None:
-            return self._head
-        if not getattr(self.tokenizer, "chat_template", None):
-            return (self.tokenizer.bos_token or "") + system + "\n\n" + self._user_open
-        probe = _PROBES[0]
-        text = self._render({"role": "system", "content": system}, {"role": "user", "content": probe})
-        return text.rsplit(probe, 1)[0]
-
-    def opening(self, system: str | None) -> tuple[list[int], str]:
-        """Token ids of the prefix, and what stands between it and the first user's text.
-
-        The prefix is never empty where the template allows it: with neither BOS nor system prompt
-        the first user's header is the prefix (models need their first tokens as attention sink).
+        The reasoning of replies stands there as in the middle of a dialogue, where most templates drop it.
         """
-        head = self._head_text(system)
-        # space belongs to what follows it: tokenizers merge it with the first word of the text
-        prefix = head.removesuffix(self._user_open)
-        prefix = prefix if 0 < len(prefix) < len(head) else head.rstrip()
-        start, end = self._span(head, system)
-        return self._ids(prefix[:start], prefix[start:end], prefix[end:]), head[len(prefix) :]
+        now = now or datetime.now()
+        if not messages or (len(messages) == 1 and messages[0]["role"] == "system"):
+            return self.prefix(messages[0]["content"] if messages else None, now=now)
+        own = self.render(messages, now=now)
+        if messages[-1]["role"] == "assistant":
+            longer = self._render_or([*messages, _USER], own, now)
+            before = longer[: longer.rfind(_USER["content"])]
+            if len(longer) > len(before) and before.endswith(self._user_open):
+                return self._stable(longer, len(before) - len(self._user_open))
+        else:
+            longer = self.render(messages, generation=True, now=now)
+            if longer == own:
+                longer = self._render_or([*messages, _ASSISTANT], own, now)
+        return self._stable(longer, len(_common(own, longer)))
 
-    def _span(self, head: str, system: str | None) -> tuple[int, int]:
-        """Where the system prompt stands in `head`, if it spells a special token."""
-        if system is None or not self._special.search(system):
-            return 0, 0
-        before, _, after = self._head_text(_PROBES[1]).partition(_PROBES[1])
-        if head not in (before + system + after, before + system.strip() + after):
-            raise MessageError("the system prompt spells a special token, and the chat template rewrites it")
-        return len(before), len(head) - len(after)
+    def _render_or(self, messages: Sequence[Message], other: str, now: datetime) -> str:
+        try:
+            return self.render(messages, now=now)
+        except MessageError:
+            return other
 
-    def user(self, text: str) -> list[int]:
-        """Token ids of a user message, header included."""
-        return self._ids(self._user_open, text, self._user_close)
+    def prompt(self, messages: Sequence[Message], now: datetime | None = None) -> list[int]:
+        """Token ids after which the reply to the last message begins."""
+        return self._tokens.ids(self.render(messages, generation=True, now=now))
 
-    def first_user(self, text: str, opening: str) -> list[int]:
-        """Token ids of the first user message, after the prefix that came with `opening`."""
-        return self._ids(opening, text, self._user_close)
-
-    def assistant(self, text: str) -> list[int]:
-        """Token ids of a finished assistant message, header included."""
-        return self._ids(self._assistant_open, self._reply_text(text), self._assistant_close)
-
-    def spelling(self, text: str, start: int, stop: int) -> range:
-        """Which tokens of `assistant(text)` spell `text[start:stop]`; all of them if the tokenizer cannot say."""
-        if not self.tokenizer.is_fast:
-            return range(len(self.assistant(text)))
-        reply = self._reply_text(text)
-        at, inside, count = len(text) - len(reply) - len(self._assistant_open), [], 0
-        for piece in self._cut(self._assistant_open, reply, self._assistant_close):
-            found = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
-            for a, b in found["offset_mapping"]:
-                if at + a < stop and at + b > start:
-                    inside.append(count)
-                count += 1
-            at += len(piece)
-        return range(inside[0], inside[-1] + 1) if inside else range(0)
-
-    def _reply_text(self, text: str) -> str:
-        plain = not getattr(self.tokenizer, "chat_template", None)
-        return " " + text if plain and text and not text.startswith(" ") else text
-
-    def generation_prompt(self) -> list[int]:
-        """Token ids after which the assistant's text begins."""
-        return self._ids(self._generation_open)
-
-    def assistant_close(self) -> list[int]:
-        """Token ids that follow the assistant's text."""
-        return self._ids(self._assistant_close)
+    def _stable(self, text: str, cut: int) -> list[int]:
+        """Token ids of `text` that lie before `cut` and stay what they are, whatever stands behind it."""
+        before = self._tokens.ids(text[:cut])
+        return before[: _same(before, self._tokens.ids(text))]
 
     def encode(self, messages: Sequence[Message]) -> Encoded:
         """Token ids of a whole dialogue, as a session would feed them."""
-        check_messages(messages)
+        messages, now = check_messages(messages), datetime.now()
+        ids = self.closed(messages, now)
         system = messages[0]["content"] if messages[0]["role"] == "system" else None
-        prefix, opening = self.opening(system)
-        ids, assistant, ends = list(prefix), [False] * len(prefix), []
-        first = True
-        for message in messages[1:] if system is not None else messages:
-            written = message["role"] == "assistant"
-            if written:
-                piece = self.assistant(message["content"])
-                head = min(len(self._ids(self._assistant_open)), len(piece))
-            else:
-                text = message["content"]
-                piece = self.first_user(text, opening) if first else self.user(text)
-                head = 0
-            first = False
-            ids += piece
-            assistant += [written and i >= head for i in range(len(piece))]
-            if written:
-                ends.append(len(ids))
-        return Encoded(ids, len(prefix), ends, assistant)
+        rest = messages[system is not None :]
+        prefix = self.prefix(system, rest[0]["role"] if rest else "user", now)
+        written, ends = [False] * len(ids), []
+        for number, message in enumerate(messages):
+            if message["role"] == "assistant":
+                end = _same(self.closed(messages[: number + 1], now), ids)
+                start = _same(self._before_reply(messages[:number], now), ids)
+                written[start:end] = [True] * max(end - start, 0)
+                ends.append(end)
+        return Encoded(ids, _same(prefix, ids), ends, written)
+
+    def _before_reply(self, messages: Sequence[Message], now: datetime) -> list[int]:
+        """Token ids up to a reply's text, header included."""
+        if messages:
+            return self.prompt(messages, now)
+        text = self.render([_ASSISTANT], now=now)
+        return self._stable(text, text.rfind(_ASSISTANT["content"]))
+
+    # --- pieces ---------------------------------------------------------------------------------
+
+    def user(self, text: str) -> list[int]:
+        """Token ids of a user message in the middle of a dialogue, header included."""
+        return self._piece([*_CONTEXT, {"role": "user", "content": text}], _CONTEXT)
+
+    def assistant(self, text: str) -> list[int]:
+        """Token ids of a finished reply in the middle of a dialogue, header included."""
+        return self._piece([*_CONTEXT, _USER, {"role": "assistant", "content": text}], [*_CONTEXT, _USER])
+
+    def _piece(self, after: Sequence[Message], before: Sequence[Message]) -> list[int]:
+        now = datetime.now()
+        return step(self.closed(before, now), self.closed(after, now)).token_ids
+
+    def generation_prompt(self) -> list[int]:
+        """Token ids after which a reply's text begins, after a user message."""
+        now = datetime.now()
+        return step(self.closed([_USER], now), self.prompt([_USER], now)).token_ids
+
+    def assistant_close(self) -> list[int]:
+        """Token ids that follow a reply's text."""
+        return self._tokens.ids(self._close)
+
+    def opens_reasoning(self, messages: Sequence[Message]) -> bool:
+        """Whether the reply to these messages begins inside its reasoning."""
+        if self.reasoning is None:
+            return False
+        own, longer = self.render(messages), self.render(messages, generation=True)
+        tail = longer[len(_common(own, longer)) :]
+        return tail.rfind(self.reasoning[0]) > tail.rfind(self.reasoning[1])
+
+    def spelling(self, text: str, start: int, stop: int) -> range:
+        """Which tokens of `assistant(text)` spell `text[start:stop]`; all of them if that cannot be said."""
+        whole = self.render([*_CONTEXT, _USER, {"role": "assistant", "content": text}])
+        piece, spans = self.assistant(text), self._tokens.spans(whole)
+        place = self._tokens.locate(whole, text, start, stop)
+        if spans is None or place is None:
+            return range(len(piece))
+        before = len(self.closed([*_CONTEXT, _USER]))
+        inside = [i for i, (a, b) in enumerate(spans) if place[0] < b and a < place[1] and i >= before]
+        return range(inside[0] - before, inside[-1] + 1 - before) if inside else range(0)
+
+
+def _source(template: Any) -> str:
+    return template if isinstance(template, str) else json.dumps(template)
+
+
+def _common(a: str, b: str) -> str:
+    return a[: _same(a, b)]
+
+
+def _same(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How many items from the start are the same in both."""
+    if a[: len(b)] == b[: len(a)]:
+        return min(len(a), len(b))
+    return next(n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
 
 
 def _common_suffix(a: str, b: str, tokens: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sonic_kv.compress.options import Budget
 from sonic_kv.errors import ContextLengthError, MessageError
-from sonic_kv.model.chat_format import Message, check_messages
+from sonic_kv.model.messages import Message, check_messages
 from sonic_kv.model.model import SonicModel
 
 PIECE = 16384  # characters that are tokenised at once to count tokens
@@ -143,8 +143,3 @@ def check_request(messages: Sequence[Message]) -> None:
     check_messages(messages)
     if messages[-1]["role"] != "user":
         raise MessageError("the last message must be the user's: it is what the reply answers")
-    for number, message in enumerate(messages):
-        try:
-            message["content"].encode()
-        except UnicodeEncodeError as error:
-            raise MessageError(f"message {number} holds half a character (a lone surrogate)") from error

@@ -154,16 +154,12 @@ def most_entries(
     """
     form, messages = model.format, messages_of(steps)
     system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
-    prefix = len(form.opening(system)[0])
+    prefix = len(form.prefix(system))
     if base is None:
-        tokens = closed = prefix
-        new = messages[system is not None :]
+        tokens, closed = len(form.closed(messages)), prefix
     else:
         tokens, closed = base.session.cache.logical_length, base.session.cache.lengths.closed
-        new = messages[len(messages_of(base.steps)) :]
-    for message in new:
-        text = message["content"]
-        tokens += len(form.user(text) if message["role"] == "user" else form.assistant(text))
+        tokens += len(form.closed(messages)) - len(form.closed(messages_of(base.steps)))
     ratio = min(s.compression_ratio or 0.0 for s in steps if isinstance(s, Budget))
     if sampling is not None:
         if ratio == 0.0 and tokens >= model.max_length:

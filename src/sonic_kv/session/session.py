@@ -25,10 +25,11 @@ from sonic_kv.errors import (
     UnsupportedModelError,
 )
 from sonic_kv.files import read_sealed, write_sealed
-from sonic_kv.model.chat_format import Message, check_messages
+from sonic_kv.model.chat_format import step
 from sonic_kv.model.fingerprint import check_fingerprint
+from sonic_kv.model.messages import Message, check_messages
 from sonic_kv.model.model import SonicModel
-from sonic_kv.session.generate import NAN_LOGITS, detokenize, stream_generate
+from sonic_kv.session.generate import NAN_LOGITS, stream_generate
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.state import translated
 
@@ -159,16 +160,15 @@ class ChatSession:
         self.config = config or SessionConfig()
         self.sampling = sampling or SamplingConfig()
         self.system = system
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[dict[str, Any]] = []
         self.token_ids: list[int] = []
         self.last_reply: Reply | None = None
         self.policy = policy_of(policy or self.config.policy, model)
         self._compressor = Compressor(model, self.config, self.policy)
         self.cache = _new_cache(model, self.config)
         if system is not None:
-            check_messages([{"role": "system", "content": system}])
-            self.messages.append({"role": "system", "content": system})
-        prefix, self._opening = model.format.opening(system)
+            self.messages += check_messages([{"role": "system", "content": system}])
+        prefix = model.format.prefix(system)
         self._busy = False
         self._check_room(len(prefix))
         size = slice_tokens or max(len(prefix), 1)
@@ -196,21 +196,21 @@ class ChatSession:
         """
         start = time.perf_counter()
         self._check_idle()
-        unanswered = bool(self.messages) and self.messages[-1]["role"] == "user"
+        unanswered = bool(self.messages) and self.messages[-1]["role"] in ("user", "tool")
         if unanswered is not (text is None):
             raise MessageError(
                 "the last message is still unanswered: send(None) answers it"
                 if unanswered
                 else "there is no message to answer: give the user's text"
             )
-        with self._transaction():
-            prompt = self.model.format.generation_prompt()
+        with self._transaction() as before:
+            asked = self.model.format.closed(self.messages)
             if text is not None:
-                message = {"role": "user", "content": text}
-                check_messages([message])
-                prompt = self._user_ids(text) + prompt
-                self.messages.append(message)
-            yield from self._reply(prompt, sampling or self.sampling, start)
+                self.messages += check_messages([{"role": "user", "content": text}])
+            prompt = self.model.format.prompt(self.messages)
+            yield from self._reply(
+                before, self._change(asked, prompt), prompt, sampling or self.sampling, start
+            )
 
     def draft(self) -> tuple["ChatSession", int]:
         """A fork that is about to reply to the last message, and the token whose logits begin the reply.
@@ -223,7 +223,9 @@ class ChatSession:
     def drafting(self) -> Generator[None, None, tuple["ChatSession", int]]:
         """`draft` that pauses after every model run."""
         draft = self.fork()
-        token = yield from draft._opening_reply(self.model.format.generation_prompt())
+        form = self.model.format
+        prompt = draft._change(form.closed(self.messages), form.prompt(self.messages))
+        token = yield from draft._opening_reply(prompt)
         return draft, token
 
     def catching_up(self, token_ids: Sequence[int], slice_tokens: int) -> Steps:
@@ -251,7 +253,20 @@ class ChatSession:
         short = not self.limited or size < self.config.max_segment_tokens
         return bool(prompt) and short and len(prompt) < self.model.room(self.cache)
 
-    def _reply(self, prompt: list[int], sampling: SamplingConfig, start: float) -> Iterator[str]:
+    def _reply(
+        self,
+        before: "ChatSession",
+        prompt: list[int],
+        asked: list[int],
+        sampling: SamplingConfig,
+        start: float,
+    ) -> Iterator[str]:
+        """Write the reply.
+
+        Args:
+            before: this session before the call.
+            prompt: what is still to be fed of `asked`, the whole transcript up to the reply.
+        """
         # one model run to the first token, unless the message fills the segment on its way
         rest = prompt if self._fits(prompt) else [_run(self._opening_reply(prompt))]
         text, reason, written = "", "length", list[int]()
@@ -268,24 +283,28 @@ class ChatSession:
                 else:
                     reason = piece.finish_reason
         seconds = time.perf_counter() - start
-        self._finish(written, text, reason)
         self.messages.append({"role": "assistant", "content": text})
+        self._finish(before, asked + written[:-1])
         self.last_reply = Reply(text, reason, Usage(len(prompt), len(written), seconds))
 
-    def _finish(self, written: list[int], text: str, reason: str) -> None:
-        """Complete the exchange in the cache: all of `written` but its last token has been fed."""
-        rest = written[-1:]
-        if written[-1] in self.model.stop_ids:
-            rest = []
-        elif reason == "stop":  # take back what spelled the stop text
-            size = len(written)
-            while size and detokenize(self.model.tokenizer, written[: size - 1]).startswith(text):
-                size -= 1
-            self._take_back(min(max(len(written) - 1 - size, 0), self.cache.open_length))
-            rest = written[len(written) - 1 : size]
-        rest = rest + self.model.format.assistant_close()
-        _run(self._feeding(rest[: self.model.room(self.cache)]))
-        _run(self._ending_exchange())
+    def _finish(self, before: "ChatSession", fed: list[int]) -> None:
+        """Complete the exchange: the cache then holds what `extend` would have put there.
+
+        Args:
+            before: this session before the call.
+            fed: the transcript as it was fed: prompt and sampled tokens.
+        """
+        way = step(fed, self.model.format.closed(self.messages))
+        if way.drop <= self.cache.open_length:
+            self._take_back(way.drop)
+            _run(self._feeding(way.token_ids[: self.model.room(self.cache)]))
+            _run(self._ending_exchange())
+            return
+        # a part of the reply is compressed already, and the template has the reply otherwise
+        said = self.messages[len(before.messages) :]
+        self.cache.restore(before.cache)
+        self.messages, self.token_ids = list(before.messages), list(before.token_ids)
+        _run(self._appending(said))
 
     def extend(self, messages: Sequence[Message]) -> None:
         """Append messages that are already written; nothing is generated.
@@ -300,17 +319,44 @@ class ChatSession:
 
         One that is not read to its end is undone. Slices begin with the message, whatever else runs.
         """
-        check_messages(messages)
-        if messages[0]["role"] == "system":
+        checked = check_messages(messages)
+        if checked[0]["role"] == "system" and not self.messages:
             raise MessageError("a session takes its system prompt when it is made: ChatSession(system=…)")
         with self._transaction():
-            for message in messages:
-                role, text = message["role"], message["content"]
-                ids = self._user_ids(text) if role == "user" else self.model.format.assistant(text)
-                self.messages.append({"role": role, "content": text})
-                yield from self._feeding(ids, slice_tokens)
-                if role == "assistant":
-                    yield from self._ending_exchange()
+            yield from self._appending(checked, slice_tokens)
+
+    def _appending(self, messages: Sequence[dict[str, Any]], slice_tokens: int | None = None) -> Steps:
+        form = self.model.format
+        before = form.closed(self.messages)
+        for message in messages:
+            self.messages.append(message)
+            after = form.closed(self.messages)
+            yield from self._feeding(self._change(before, after), slice_tokens)
+            before = after
+            if message["role"] == "assistant":
+                yield from self._ending_exchange()
+
+    def _change(self, before: list[int], after: list[int]) -> list[int]:
+        """Take back what the transcript `after` has no more, and return what is to be fed.
+
+        Raises:
+            MessageError: it is compressed already.
+        """
+        way = step(before, after)
+        if way.drop <= self.cache.open_length:
+            self._take_back(way.drop)
+            return way.token_ids
+        first = len(self.messages) == 1 + (self.system is not None)
+        if not first:
+            raise MessageError(
+                "the chat template rewrites messages that are compressed already: make a new session of all messages"
+            )
+        # no header has a token in common with the other roles': the prefix is the first message's
+        prefix = self.model.format.prefix(self.system, self.messages[-1]["role"])
+        self.cache, self.token_ids = _new_cache(self.model, self.config), []
+        self._feed_chunk(prefix)
+        self.cache.mark_prefix()
+        return after[len(prefix) :]
 
     def set_budget(self, budget: Budget) -> None:
         """Change the budget. A lower one shrinks the memory at once and does not run the model.
@@ -480,7 +526,6 @@ class ChatSession:
             raise FileError(f"session {path} does not fit this version of sonic-kv: {error}") from error
         first = session.messages[:1]
         session.system = first[0]["content"] if first and first[0]["role"] == "system" else None
-        session._opening = model.format.opening(session.system)[1]
         if found != session._adapter_digest():
             raise AdapterError(f"session {path} was saved with another adapter: load the model with that one")
         session.policy = policy or restored(header["policy"], model, f"session {path}")
@@ -491,13 +536,13 @@ class ChatSession:
         return None if self.model.adapter is None else self.model.adapter.digest()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator["ChatSession"]:
         """Undo everything if the block fails or is abandoned; meanwhile no other call may begin."""
         self._check_idle()
         before = self._copy()
         self._busy = True
         try:
-            yield
+            yield before
         except BaseException:
             self.cache.restore(before.cache)
             self.__dict__.update({**before.__dict__, "cache": self.cache})
@@ -508,10 +553,6 @@ class ChatSession:
     def _check_idle(self) -> None:
         if self._busy:
             raise MessageError("a reply is still being streamed: read the stream to its end, or close it")
-
-    def _user_ids(self, text: str) -> list[int]:
-        first = all(message["role"] == "system" for message in self.messages)
-        return self.model.format.first_user(text, self._opening) if first else self.model.format.user(text)
 
     def _feeding(self, token_ids: Sequence[int], slice_tokens: int | None = None) -> Steps:
         """Append tokens, closing the open segment whenever it is full and more comes."""

@@ -236,9 +236,7 @@ def test_other_names_for_this_machine_are_refused(server: Served) -> None:
     [
         ({"model": "gpt-5"}, 404, "gpt-5"),
         ({"messages": []}, 400, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "role"),
         ({"messages": [assistant("x")]}, 400, "user"),
-        ({"messages": [user("x"), {"role": "system", "content": "y"}, user("z")]}, 400, "system"),
         ({"messages": [user("\ud800")]}, 400, "character"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},

@@ -1,8 +1,10 @@
 """Imports go down only: the order of docs/house.py, held by reading the source."""
 
 import ast
+import dataclasses
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,122 @@ def test_public_names_load_on_first_use() -> None:
         assert getattr(sonic_kv, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = sonic_kv.nonsense
+
+
+# What sessions and caches are called; they are changed by their own methods, whoever holds one.
+OWNED = {"session", "chat", "dialogue", "draft", "cache", "lengths", "layer"}
+OWNERS = {"cache", "session"}
+
+
+def owned_attributes() -> set[str]:
+    """What sessions and caches consist of."""
+    from sonic_kv.cache.cache import Lengths, SessionCache
+    from sonic_kv.session.dialogue import Dialogue
+
+    cache = SessionCache(1)
+    own = {field.name for cls in (Dialogue, Lengths) for field in dataclasses.fields(cls)}
+    return own | {*vars(cache), *vars(cache.layers[0]), "dialogue", "last_reply"}
+
+
+def changed_attributes(tree: ast.AST) -> Iterator[tuple[str, str, int]]:
+    """Every attribute that is assigned or deleted: the name before the dot, its own, and the line."""
+    for node in ast.walk(tree):
+        targets: list[ast.expr] = []
+        if isinstance(node, (ast.Assign, ast.Delete)):
+            targets = node.targets
+        elif isinstance(node, (ast.AugAssign, ast.AnnAssign)):
+            targets = [node.target]
+        for target in targets:
+            for part in ast.walk(target):
+                if isinstance(part, ast.Attribute) and not isinstance(part.ctx, ast.Load):
+                    of = part.value
+                    name = (
+                        of.id
+                        if isinstance(of, ast.Name)
+                        else of.attr
+                        if isinstance(of, ast.Attribute)
+                        else ""
+                    )
+                    yield name, part.attr, part.lineno
+
+
+def test_sessions_and_caches_are_changed_by_their_own_methods_alone() -> None:
+    own = owned_attributes()
+    assert {"budget", "sampling", "token_ids", "bits", "_lengths", "passed"} <= own
+    wrong = [
+        f"sonic_kv/{module}, line {line}: {name}.{attribute} = …"
+        for module, path in modules().items()
+        for name, attribute, line in changed_attributes(ast.parse(path.read_text(encoding="utf-8")))
+        if name in OWNED and attribute in own and folder(module) not in OWNERS
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_is_made_around_its_constructor() -> None:
+    wrong = [
+        f"sonic_kv/{module}, line {node.lineno}"
+        for module, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "__new__"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+CHANGES = {"unpack", "pack", "keep", "restore", "append", "hold", "update", "drop_newest", "feed"}
+
+
+def test_asking_a_property_changes_nothing() -> None:
+    wrong = []
+    for module, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            if not any(isinstance(by, ast.Name) and by.id == "property" for by in node.decorator_list):
+                continue
+            assigned = [f"{name}.{attribute}" for name, attribute, _ in changed_attributes(node)]
+            called = [
+                f"self.{call.func.attr}()"
+                for call in ast.walk(node)
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+                if isinstance(call.func.value, ast.Name)
+                and call.func.value.id == "self"
+                and call.func.attr in CHANGES
+            ]
+            wrong += [f"sonic_kv/{module}, {node.name}: {what}" for what in (*assigned, *called)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_operation_exists_once() -> None:
+    """No method has a twin that does the same in steps (extend, extending)."""
+
+    def twins(name: str) -> set[str]:
+        return {f"{name}ing", f"{name[:-1]}ing", f"{name}{name[-1]}ing"}
+
+    wrong = []
+    for module, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                names = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+                wrong += [
+                    f"sonic_kv/{module}, {node.name}.{n}" for n in names if len(n) > 3 and twins(n) & names
+                ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_how_much_may_stay_is_computed_in_one_place() -> None:
+    calls = [
+        module
+        for module, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "target_entries"
+    ]
+    assert calls == ["compress.closing"]
+
+
+def test_a_session_is_learnt_in_one_look() -> None:
+    public = [
+        name
+        for name, value in vars(sonic_kv.ChatSession).items()
+        if name[0] != "_" and not isinstance(value, property)
+    ]
+    assert len(public) <= 13, ", ".join(sorted(public))

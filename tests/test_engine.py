@@ -15,6 +15,7 @@ from sonic_kv.session import engine as engine_module
 from sonic_kv.session.engine import Engine, Preparing, Turn
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.session import ChatSession
+from sonic_kv.session.work import drive, run
 
 HALF = Budget(compression_ratio=0.5)
 SMALL = SessionConfig(min_segment_tokens=16, max_segment_tokens=40)
@@ -29,8 +30,8 @@ def new_session(model: SonicModel, exchanges: int, config: SessionConfig = SMALL
 
 
 def asking(chat: ChatSession, question: str, slice_tokens: int = 16) -> Preparing:
-    yield from chat.extending([{"role": "user", "content": question}], slice_tokens)
-    return chat
+    yield from chat.dialogue.extend([{"role": "user", "content": question}], slice_tokens)
+    return chat.dialogue
 
 
 def turn(model: SonicModel, number: int, length: int = 24, **options: Any) -> Turn:
@@ -70,8 +71,7 @@ def test_a_session_depends_on_the_dialogue_alone_and_not_on_how_it_was_generated
             {"role": "user", "content": QUESTIONS[number]},
             {"role": "assistant", "content": one.text},
         ):
-            for _ in written.extending([message], 16):
-                pass
+            run(model, written.dialogue.extend([message], 16))
         assert one.session is not None
         assert one.session.token_ids == written.token_ids
         assert one.session.cache.lengths == written.cache.lengths
@@ -94,7 +94,7 @@ def test_slices_are_whole_messages_up_to_rounding() -> None:
     model = tiny_model()
     whole, sliced = new_session(model, 0), new_session(model, 0)
     whole.extend(DIALOGUE)
-    pauses = [0 for _ in sliced.extending(DIALOGUE, 5)]
+    pauses = [0 for _ in drive(model, sliced.dialogue.extend(DIALOGUE, 5))]
     assert len(pauses) > 20
     assert sliced.cache.lengths == whole.cache.lengths
     for mine, theirs in zip(tensors(sliced.cache), tensors(whole.cache), strict=True):
@@ -197,5 +197,5 @@ def test_only_preparing_ends_without_a_reply() -> None:
     one = Turn(asking(chat, "hi"))
     engine.start(one)
     engine.run()
-    assert one.session is chat
+    assert one.session is chat.dialogue
     assert one.finish_reason is None

@@ -32,6 +32,8 @@ from sonic_kv.server.vllm import Exports
 from sonic_kv.server.worker import Worker
 from sonic_kv.session.generate import detokenize
 from sonic_kv.session.session import Reply
+from sonic_kv.session.state import export_of
+from sonic_kv.session.work import run
 
 COMPACT = SessionConfig(positions="compact", min_segment_tokens=24, max_segment_tokens=64)
 HALF = Budget(compression_ratio=0.5)
@@ -192,7 +194,7 @@ def test_an_export_stays_as_long_as_it_is_used(tiny: SonicModel, tmp_path: Path)
     chats = [ChatSession(tiny, HALF, f"you are {n}", COMPACT) for n in range(3)]
     for chat in chats:
         chat.extend(DIALOGUE)
-    one, two, three = ((chat.cache.layers[0].positions, chat.exporting()) for chat in chats)
+    one, two, three = ((chat.cache.memory_tensor, export_of(chat.dialogue)) for chat in chats)
     theirs, litter = tmp_path / "model.safetensors", tmp_path / f".{'0' * 64}.safetensors.7-7.tmp"
 
     async def use() -> None:
@@ -242,18 +244,19 @@ def test_a_reply_that_is_decoded_elsewhere_in_parts_is_the_sessions_own(tiny: So
     expected = chat.fork().send("so?", SamplingConfig(max_new_tokens=most))
     assert expected.usage.completion_tokens == most
     chat.extend([user("so?")])
-    draft, token = chat.draft()
+    draft = chat.dialogue.copy()
+    token = run(tiny, draft.begin_draft())
     segments, written = draft.cache.lengths.segments, list[int]()
     while len(written) < most:
         elsewhere, part, size = (
-            draft.fork().cache,
+            draft.copy().cache,
             [token],
             COMPACT.max_segment_tokens - draft.cache.open_length,
         )
         for _ in range(min(size, most - len(written))):
             part.append(int(tiny.feed(elsewhere, part[-1:]).argmax()))
-        for _ in draft.catching_up(part[:-1], slice_tokens=16):
-            pass
+        run(tiny, draft.feed(part[:-1], slice_tokens=16))
+        run(tiny, draft.close_if_full())
         token = part[-1]
         written += part[1:]
     assert detokenize(tiny.tokenizer, written) == expected.text

@@ -39,7 +39,7 @@ def test_a_message_that_comes_first_finds_the_segment_raw_and_is_closed_with_it(
     chat.extend(DIALOGUE[:2])
     assert chat.pending
     with monkeypatch.context() as patches:
-        patches.setattr(chat._compressor, "close", None)  # nothing is closed while the user waits
+        patches.setattr(chat.dialogue.compressor, "steps", None)  # nothing is closed while the user waits
         chat.send("and?")
     assert chat.cache.lengths.segments == 0
     assert chat.compress()

@@ -122,7 +122,7 @@ def test_a_failed_call_leaves_packed_memory_as_it_was(monkeypatch: pytest.Monkey
     chat = talk(4)
     before = [tensor.clone() for layer in chat.cache.layers for tensor in layer.state().values()]
     with monkeypatch.context() as patches:
-        patches.setattr(chat._compressor, "_store", None)
+        patches.setattr(chat.dialogue.compressor, "_store", None)
         with pytest.raises(TypeError):
             chat.extend([{"role": "user", "content": "x" * 60}, {"role": "assistant", "content": "ok"}])
     after = [tensor for layer in chat.cache.layers for tensor in layer.state().values()]
@@ -142,7 +142,7 @@ def test_a_limit_in_bytes_holds_and_keeps_more_entries(bits: Bits) -> None:
         for session in (chat, plain):
             session.extend(DIALOGUE[2 * turn : 2 * turn + 2])
             assert session.stats.bytes <= limit
-    assert chat.stats.bytes > limit - chat._compressor.bytes_per_entry()
+    assert chat.stats.bytes > limit - chat.dialogue.compressor.bytes_per_entry()
     assert chat.stats.memory > plain.stats.memory
 
 

@@ -87,9 +87,7 @@ def say(monkeypatch: pytest.MonkeyPatch, *replies: str) -> None:
     """Let the model say these texts, token by token, whatever its logits are."""
     tokenizer = tiny_tokenizer()
     script = iter([i for text in replies for i in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
-    monkeypatch.setattr(
-        "sonic_kv.session.generate.sample", lambda logits, *_: torch.tensor([next(script)] * len(logits))
-    )
+    monkeypatch.setattr("sonic_kv.session.dialogue.choose", lambda *_: next(script))
 
 
 # --- nothing compressed -------------------------------------------------------------------------
@@ -744,7 +742,10 @@ FAILURES: dict[str, tuple[type[BaseException] | None, Callable[[ChatSession, pyt
     ),
     "storing fails": (
         ZeroDivisionError,
-        lambda c, m: (m.setattr(c._compressor, "_store", _raise(ZeroDivisionError())), _send_long_replies(c)),
+        lambda c, m: (
+            m.setattr(c.dialogue.compressor, "_store", _raise(ZeroDivisionError())),
+            _send_long_replies(c),
+        ),
     ),
     "abandoned stream": (None, lambda c, m: _abandon(c, delete=False)),
     "forgotten stream": (None, lambda c, m: _abandon(c, delete=True)),

@@ -35,6 +35,7 @@ from sonic_kv.model.options import ModelOptions
 from sonic_kv.options import parse_bytes
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.session import ChatSession
+from sonic_kv.session.work import run
 from sonic_kv.text import Progress, bytes_text, percent_text
 
 RATIOS = (0.8, 0.8, 0.5)  # of the dialogues, by draw
@@ -381,7 +382,8 @@ def _gap(session: ChatSession, said: Said) -> float | None:
     One run in place of one a token; None where it does not say: the reply would close a segment.
     """
     model = session.model
-    draft, token = session.draft()
+    draft = session.dialogue.copy()
+    token = run(model, draft.begin_draft())
     ids = model.tokenizer(said.reply, add_special_tokens=False)["input_ids"]
     if draft.cache.open_length + len(ids) + 1 >= draft.config.max_segment_tokens:
         return None

@@ -117,6 +117,11 @@ class SessionCache(Cache):
         storages = (t.untyped_storage() for layer in self.layers for t in layer.tensors())
         return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
+    @property
+    def memory_tensor(self) -> Tensor:
+        """A tensor of the memory: the same one as long as the memory is the same, in forks too."""
+        return self.layers[0].memory_positions
+
     def mark_prefix(self) -> None:
         """Everything stored so far is the prefix."""
         self._count(Lengths(prefix=self.raw, closed=self.raw))

@@ -30,6 +30,7 @@ class SessionLayer(GrowingLayer):
     Attributes:
         counts: memory entries of each KV head.
         passed: tokens for which the memory counts as length.
+        memory_positions: transcript positions of the memory, head after head. (N,) int32
         channels: factors of packed keys; None until there is memory to pack. (1, G, 1, D)
     """
 
@@ -53,7 +54,8 @@ class SessionLayer(GrowingLayer):
 
     def _remember(self, counts: Sizes, positions: Tensor, scores: Tensor) -> None:
         """How much of what is held is memory; its positions and scores, head after head. (N,)"""
-        self._packed, self.counts, self._positions, self._scores = None, counts, positions, scores
+        self._packed, self.counts = None, counts
+        self.memory_positions, self._scores = positions, scores
 
     @property
     def raw(self) -> int:
@@ -70,7 +72,7 @@ class SessionLayer(GrowingLayer):
     @property
     def positions(self) -> Tensor:
         """Transcript positions of the memory; a head that has fewer begins with -1. (1, G, n) int32"""
-        return self._table(self._positions, -1)
+        return self._table(self.memory_positions, -1)
 
     @property
     def scores(self) -> Tensor:
@@ -110,7 +112,7 @@ class SessionLayer(GrowingLayer):
         return Memory(
             [head[span] for head, span in zip(keys, spans, strict=True)],
             [head[span] for head, span in zip(values, spans, strict=True)],
-            self._positions.split(self.counts),
+            self.memory_positions.split(self.counts),
             self._scores.split(self.counts),
         )
 
@@ -209,7 +211,7 @@ class SessionLayer(GrowingLayer):
             return
         counts = self.counts
         keys, values = packed.unpack(self._factors(counts))
-        positions, scores = self._positions.split(counts), self._scores.split(counts)
+        positions, scores = self.memory_positions.split(counts), self._scores.split(counts)
         memory = Memory(keys.split(counts), values.split(counts), positions, scores)
         self.put_memory(memory, packed.prefix, self.sizes[0] - packed.prefix)
 
@@ -219,7 +221,7 @@ class SessionLayer(GrowingLayer):
         """Everything that takes memory."""
         if not self.is_initialized:
             return ()
-        held = [*self._buffer.tensors(), self._positions, self._scores]
+        held = [*self._buffer.tensors(), self.memory_positions, self._scores]
         held += [] if self.channels is None else [self.channels]
         return (*held, *(() if self._packed is None else self._packed.tensors().values()))
 
@@ -228,7 +230,7 @@ class SessionLayer(GrowingLayer):
         if not self.is_initialized:
             return {}
         keys, values = (torch.cat(held) for held in self._buffer.heads(self.sizes))
-        state = {"keys": keys, "values": values, "positions": self._positions, "scores": self._scores}
+        state = {"keys": keys, "values": values, "positions": self.memory_positions, "scores": self._scores}
         state["counts"] = torch.tensor(self.counts)
         if self.channels is not None:
             state["channels"] = self.channels

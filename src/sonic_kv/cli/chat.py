@@ -29,7 +29,7 @@ def run(call: Call) -> None:
         session = ChatSession(model, budget, options.system, session_options, sampling)
     else:
         session = ChatSession.load(model, options.load)
-        session.sampling = call.options(SamplingConfig, base=session.sampling)
+        session.set_sampling(call.options(SamplingConfig, base=session.sampling))
         if budget is not None:
             session.set_budget(budget)
     Repl(model, session, as_json=call.json, source=sys.stdin).run()

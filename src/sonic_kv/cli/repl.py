@@ -10,7 +10,8 @@ from typing import TextIO
 from sonic_kv.compress.options import Budget
 from sonic_kv.errors import ConfigError, SonicError
 from sonic_kv.model.model import SonicModel
-from sonic_kv.session.session import ChatSession, Reply, SessionStats
+from sonic_kv.session.session import ChatSession, Reply
+from sonic_kv.session.stats import SessionStats
 from sonic_kv.text import bytes_text, nearest, table
 
 HELP = """\

@@ -70,16 +70,6 @@ class Compressor:
             self.model.reread(list(wanted.values()))
             going = list(wanted)
 
-    def closing(
-        self, cache: SessionCache, transcript: Sequence[int], budget: Budget
-    ) -> Generator[None, None, None]:
-        """`close` that pauses between its steps, of which each takes a while; left there, it is called off."""
-        yield
-        for request in self.steps(cache, transcript, budget):
-            yield
-            self.model.reread([request])
-            yield
-
     def steps(
         self, cache: SessionCache, transcript: Sequence[int], budget: Budget
     ) -> Generator[Reading, None, None]:

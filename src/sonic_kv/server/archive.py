@@ -20,6 +20,7 @@ from sonic_kv.files import header_bytes, seal, unseal, unseal_header
 from sonic_kv.server.dialogue import Step, Summary, as_json, check_steps, from_json, summary
 from sonic_kv.server.shelf import Node
 from sonic_kv.server.store import Kind, Name, Store
+from sonic_kv.session.state import state_of
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ ROOM = 16  # times the size of a record: so much of the caches goes if there is 
 
 @dataclass(frozen=True)
 class Found:
-    """A session's cache as it was read: what `ChatSession.from_state` takes, and where it comes from."""
+    """A session's cache as it was read: what `dialogue_of` takes, and where it comes from."""
 
     key: str
     parent: str | None
@@ -124,7 +125,7 @@ class Archive:
 
     def keep(self, node: Node) -> "Future[None]":
         """Write a session's cache."""
-        header, tensors = node.session.state()
+        header, tensors = state_of(node.session)
         header |= {"key": node.key, "name": node.name, "parent": node.parent}
         name = _name(node.key, "cache")
         return self._submit(lambda store: store.write(name, seal("session", header, tensors)), None)

@@ -7,7 +7,7 @@ from typing import TypeVar
 from sonic_kv.server.dialogue import Step, messages_of, ratio_of
 from sonic_kv.server.requests import Request, View
 from sonic_kv.server.shelf import Node
-from sonic_kv.session.session import ChatSession
+from sonic_kv.session.dialogue import Dialogue
 
 T = TypeVar("T")
 
@@ -39,4 +39,4 @@ class Job:
     parent: str | None = None
     grandparent: str | None = None
     cached_tokens: int = 0
-    session: ChatSession | None = None  # as far as it is fed
+    session: Dialogue | None = None  # as far as it is fed

@@ -93,11 +93,11 @@ class Memory:
         if node.pressed or node.superseded or (self._archive.exists and not node.stored):
             return 0  # what is dropped must be on the store
         before = node.nbytes
-        session = node.session.fork()
-        if (session.budget.compression_ratio or 0.0) < ratio:
-            session.set_budget(Budget(compression_ratio=ratio))
-            session.budget = node.session.budget  # what is still to come is kept as was asked for
-            node.session = session
+        if (node.session.budget.compression_ratio or 0.0) < ratio:
+            node.session = node.session.copy()
+            node.session.set_budget(
+                Budget(compression_ratio=ratio), once=True
+            )  # what is to come is as was asked for
             self._shelf.resize(node)
             self._counts["pressed"] += 1
         node.pressed = True

@@ -10,7 +10,7 @@ from typing import Protocol
 from sonic_kv.errors import BusyError
 from sonic_kv.server.dialogue import Step
 from sonic_kv.session.options import SamplingConfig
-from sonic_kv.session.session import SessionStats
+from sonic_kv.session.stats import SessionStats
 
 
 @dataclass(frozen=True)

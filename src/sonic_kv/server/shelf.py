@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sonic_kv.server.dialogue import Step
-from sonic_kv.session.session import ChatSession
+from sonic_kv.session.dialogue import Dialogue
 
 
 @dataclass(eq=False)
 class Node:
-    """The state of a dialogue after a turn. Its session is never changed: who goes on forks it.
+    """The state of a dialogue after a turn. Its session is never changed: who goes on copies it.
 
     Attributes:
         key: of the state; what it is found by.
@@ -29,7 +29,7 @@ class Node:
     name: str
     label: str
     steps: Sequence[Step]
-    session: ChatSession
+    session: Dialogue
     parent: str | None = None
     stored: bool = False
     superseded: bool = False

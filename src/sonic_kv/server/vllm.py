@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -30,10 +30,11 @@ from sonic_kv.files import write_atomic
 from sonic_kv.model.model import SonicModel
 from sonic_kv.options import parse_bytes
 from sonic_kv.server.options import ServeOptions
-from sonic_kv.session.engine import Engine, Turn, Work
+from sonic_kv.session.dialogue import Dialogue
+from sonic_kv.session.engine import Engine, Turn, Turning
 from sonic_kv.session.generate import Writer
 from sonic_kv.session.options import SamplingConfig
-from sonic_kv.session.session import ChatSession
+from sonic_kv.session.state import export_of
 
 T = TypeVar("T")
 Write = Callable[[Path], Export]
@@ -332,22 +333,26 @@ class VllmEngine(Engine):
         self._thread.join()
         self._loop.close()
 
-    def _begin(self, turn: Turn) -> Work:
+    def _make(self, turn: Turn) -> Turning:
         if turn.sampling is not None:  # before anything is read in vain
             meeting = self._ask(self._vllm.meet())
             yield meeting
             meeting.result()
             self.model.max_length = min(self._vllm.max_length, self._positions)
-        yield from super()._begin(turn)
+        yield from super()._make(turn)
+        session = turn.session
+        if turn.sampling is not None and session is not None and session.cache.lengths.memory:
+            self._exports.prepare(*_export_of(session))  # while the user thinks
 
     def _ask(self, asked: Coroutine[Any, Any, T]) -> "Future[T]":
         future = asyncio.run_coroutine_threadsafe(asked, self._loop)
         future.add_done_callback(lambda _: self._wake())
         return future
 
-    def _replying(
-        self, turn: Turn, sampling: SamplingConfig, draft: ChatSession, token: int, writer: Writer
-    ) -> Generator[Future[Any] | None, None, None]:
+    def _reply(self, turn: Turn, draft: Dialogue, sampling: SamplingConfig) -> Turning:
+        token = yield from draft.begin_draft()
+        turn.prompt_tokens = draft.cache.logical_length + 1
+        writer = draft.writer(sampling, self.model.room(draft.cache) - 1)
         while turn.finish_reason is None:
             most = writer.left
             if draft.limited:
@@ -364,9 +369,9 @@ class VllmEngine(Engine):
             lengths = draft.cache.lengths
             if lengths.memory:
                 behind = [*draft.token_ids[lengths.closed :], token]
-                asked = self._ask(self._reply_over(*_export_of(draft), behind, body, turn, writer))
+                asked = self._ask(self._decode_over(*_export_of(draft), behind, body, turn, writer))
             else:
-                asked = self._ask(self._reply([*draft.token_ids, token], body, turn, writer))
+                asked = self._ask(self._decode_there([*draft.token_ids, token], body, turn, writer))
             self._streams += 1
             try:
                 yield asked
@@ -375,13 +380,11 @@ class VllmEngine(Engine):
                 self._streams -= 1
                 asked.cancel()
             if turn.finish_reason is None:  # the open segment is full
-                yield from draft.catching_up([token, *written[:-1]], self._slice)
+                yield from draft.feed([token, *written[:-1]], self._slice)
+                yield from draft.close_if_full()
                 token = written[-1]
-        yield from self._settle(turn)
-        if turn.session is not None and turn.session.cache.lengths.memory:  # while the user thinks
-            self._exports.prepare(*_export_of(turn.session))
 
-    async def _reply_over(
+    async def _decode_over(
         self,
         memory: Tensor,
         write: Write,
@@ -390,12 +393,14 @@ class VllmEngine(Engine):
         turn: Turn,
         writer: Writer,
     ) -> list[int]:
-        """`_reply` to what stands behind an exported memory."""
+        """`_decode_there`, of what stands behind an exported memory."""
         async with self._exports.using(memory, write) as export:
             prompt = export.token_ids + behind
-            return await self._reply(prompt, body | _session(export.digest), turn, writer)
+            return await self._decode_there(prompt, body | _session(export.digest), turn, writer)
 
-    async def _reply(self, prompt: list[int], body: dict[str, Any], turn: Turn, writer: Writer) -> list[int]:
+    async def _decode_there(
+        self, prompt: list[int], body: dict[str, Any], turn: Turn, writer: Writer
+    ) -> list[int]:
         """Have `max_tokens` tokens decoded, or as many as the reply has.
 
         Raises:
@@ -414,9 +419,9 @@ class VllmEngine(Engine):
         return written
 
 
-def _export_of(session: ChatSession) -> tuple[Tensor, Write]:
-    """A session's export, as `Exports` takes it. Its positions are another tensor whenever its memory is."""
-    return session.cache.layers[0].positions, session.exporting()
+def _export_of(session: Dialogue) -> tuple[Tensor, Write]:
+    """A session's export, as `Exports` takes it."""
+    return session.cache.memory_tensor, export_of(session)
 
 
 def _warn(met: "Future[str]") -> None:

@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
@@ -40,8 +40,10 @@ from sonic_kv.server.requests import Outcome, Request, Waiting
 from sonic_kv.server.shelf import Node, Shelf
 from sonic_kv.server.store import Store
 from sonic_kv.server.vllm import VllmEngine
+from sonic_kv.session.dialogue import Dialogue, begin
 from sonic_kv.session.engine import Engine, Preparing, Turn
-from sonic_kv.session.session import ChatSession
+from sonic_kv.session.state import dialogue_of
+from sonic_kv.session.work import Operation
 from sonic_kv.text import bytes_text
 
 log = logging.getLogger(__name__)
@@ -314,13 +316,13 @@ class Worker:
             finding = self._archive.find(keys[done:][::-1])
             yield finding
             found = finding.result()
-            session = None if found is None else self._thawed(found)
+            session = None if found is None else self._restored(found)
             if found is not None and session is not None:
                 done = keys.index(found.key) + 1
                 job.name, job.parent, job.grandparent = request.name or found.name, found.key, found.parent
                 self.counts["restored"] += 1
         if session is None and node is not None:
-            session = node.session.fork()
+            session = node.session.copy()
             job.name = request.name or (None if node.superseded else node.name)
             job.parent, job.grandparent = node.key, node.parent
             self.counts["hits"] += 1
@@ -335,26 +337,26 @@ class Worker:
             if isinstance(step, Budget):
                 session.set_budget(step)
             else:
-                yield from session.extending([step], self.options.slice_tokens)
+                yield from session.extend([step], self.options.slice_tokens)
         job.name = request.session = job.name or uuid.uuid4().hex
         return session
 
-    def _thawed(self, found: Found) -> ChatSession | None:
+    def _restored(self, found: Found) -> Dialogue | None:
         """The session of a cache that was found; None if it is of no use."""
         try:
-            return ChatSession.from_state(self.model, found.header, found.tensors, f"session {found.key}")
+            return dialogue_of(self.model, found.header, found.tensors, found.key)
         except Exception as error:  # whatever it holds
             log.warning("a cache is made again: %s", error)
             return None
 
-    def _new_session(self, steps: Sequence[Step]) -> Generator[None, None, tuple[ChatSession, int]]:
+    def _new_session(self, steps: Sequence[Step]) -> Operation[tuple[Dialogue, int]]:
         """A session of the first steps, and how many those are: a budget, and a system prompt."""
         budget, first = steps[0], steps[1]
         assert isinstance(budget, Budget)
         assert not isinstance(first, Budget)
         system = first["content"] if first["role"] == "system" else None
-        session = yield from ChatSession.making(
-            self.model, budget, system, self.config, self.options.slice_tokens
+        session = yield from begin(
+            self.model, budget, system, self.config, slice_tokens=self.options.slice_tokens
         )
         return session, 1 if system is None else 2
 

@@ -1,37 +1,36 @@
-"""Many replies at once on one model: rows decode together, everything else is done in slices between.
+"""Many replies at once on one model: tokens of all are decoded together, other work is done in slices between.
 
-An engine belongs to one thread, and no other may run its model meanwhile.
+An engine belongs to one thread.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from sonic_kv.errors import ContextLengthError, NumericalError
+from sonic_kv.errors import ContextLengthError
 from sonic_kv.model.batch import batch_step
 from sonic_kv.model.model import SonicModel
-from sonic_kv.session.generate import NAN_LOGITS, Piece, Writer, new_generator, sample
+from sonic_kv.model.reread import Reading
+from sonic_kv.session.dialogue import Dialogue
+from sonic_kv.session.generate import Piece
 from sonic_kv.session.options import SamplingConfig
-from sonic_kv.session.session import ChatSession
+from sonic_kv.session.work import Decode, Feed, Next, Work, perform
 
-# Pauses after every model run, and while a segment is closed, or for a future that it needs.
-Preparing = Generator[Future[Any] | None, None, ChatSession]
-Work = Generator[Future[Any] | None, None, None]
+# As an operation of a dialogue, and may wait for a future.
+Preparing = Generator[Work | Piece | Future[Any] | None, Any, Dialogue]
+Turning = Generator[Work | Piece | Future[Any] | None, Any, None]
 
 
 @dataclass(eq=False)
 class Turn:
-    """One reply in the making; with `sampling` None the session is only prepared.
+    """One reply in the making; with `sampling` None the dialogue is only prepared.
 
     Attributes:
-        prepare: feeds the session up to the user's message in slices, and returns it.
+        prepare: the operation that feeds the dialogue up to the user's message, and returns it.
         sampling: how the reply is generated.
         on_text: called with every new piece of the reply.
         on_end: called once, when `session` holds the reply, or there is an `error`.
@@ -45,7 +44,7 @@ class Turn:
     sampling: SamplingConfig | None = None
     on_text: Callable[[str], None] = lambda text: None
     on_end: Callable[["Turn"], None] = lambda turn: None
-    session: ChatSession | None = None
+    session: Dialogue | None = None
     text: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -63,21 +62,19 @@ class Turn:
 
 
 @dataclass(eq=False)
-class _Row:
-    """A turn that is being decoded: a draft of its session, and the token to feed next."""
+class _Task:
+    """A turn, its operation, and what that waits for."""
 
     turn: Turn
-    draft: ChatSession
-    token: int
-    writer: Writer
-    generator: torch.Generator | None
+    operation: Turning
+    work: Feed | Reading | None = None
 
 
 class Engine:
     """Makes the replies of several turns at once.
 
-    What a reply leaves in its session is fed from its text, as `ChatSession.extend` does, and not taken
-    over from decoding: it depends on the dialogue alone, whatever else ran at the same time.
+    What a reply leaves in its dialogue is fed from its text, as `Dialogue.extend` does, and not taken over from
+    decoding: it depends on the dialogue alone, bit for bit, whatever else ran at the same time.
 
     Args:
         model: base and adapter.
@@ -86,13 +83,14 @@ class Engine:
 
     def __init__(self, model: SonicModel, slice_tokens: int) -> None:
         self.model, self._slice = model, slice_tokens
-        self._rows: list[_Row] = []
-        self._work: deque[tuple[Turn, Work]] = deque()
-        self._parked: list[tuple[Future[Any], Turn, Work]] = []  # until a future is done
+        self._rows: list[tuple[_Task, Decode]] = []  # of the next decode step
+        self._tasks: deque[_Task] = deque()  # other work, that which has waited longest first
+        self._parked: list[tuple[_Task, Future[Any]]] = []  # until a future is done
+        self._decoding: list[Decode] = []
 
     def start(self, turn: Turn) -> None:
         """Take up a turn; `step` advances it."""
-        self._work.append((turn, self._begin(turn)))
+        self._tasks.append(_Task(turn, self._make(turn)))
 
     def step(self) -> bool:
         """Decode one token of every row, and do other work for as long as that took: at least one slice.
@@ -106,165 +104,153 @@ class Engine:
         self._decode()
         end = 2 * time.perf_counter() - start
         self._advance()
-        while self._work and time.perf_counter() < end:
+        while self._tasks and time.perf_counter() < end:
             self._advance()
-        return bool(self._rows or self._work)
+        self._decoding = [work for _, work in self._rows]
+        return bool(self._rows or self._tasks)
 
     def run(self) -> None:
         """Until every turn has ended."""
         while self.step() or self._parked:
-            if not (self._rows or self._work):
-                wait([self._parked[0][0]])
+            if not (self._rows or self._tasks):
+                wait([self._parked[0][1]])
 
     @property
     def decoding(self) -> int:
         """Rows of the batch."""
-        return len(self._rows)
+        return len(self._decoding)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the caches that are decoded on."""
-        return sum(row.draft.cache.nbytes for row in list(self._rows))
+        return sum(work.cache.nbytes for work in self._decoding)
 
     def close(self) -> None:
         """Let go of what the engine holds beside the model."""
 
     def caches(self) -> Iterator[object]:
-        """What holds keys and values for turns that are under way, beside their sessions."""
-        for row in self._rows:
-            yield row.draft.cache
+        """What holds keys and values for turns that are under way, beside their dialogues."""
+        for work in self._decoding:
+            yield work.cache
 
-    def _begin(self, turn: Turn) -> Work:
-        session = yield from turn.prepare
-        turn.session = session
-        if turn.sampling is None:
-            self._end(turn)
-            return
-        draft, token = yield from session.drafting()
-        turn.prompt_tokens = draft.cache.logical_length + 1
-        yield None
-        # the closing of the reply must fit behind it
-        room = self.model.room(draft.cache) - 1 - len(self.model.format.assistant_close())
-        if room < 1:
-            raise ContextLengthError(
-                f"the dialogue fills the model's {self.model.max_length} positions: there is no room for a reply"
-            )
-        writer = Writer(self.model, turn.sampling.stop, min(turn.sampling.max_new_tokens, room))
-        yield from self._replying(turn, turn.sampling, draft, token, writer)
+    # --- a turn -------------------------------------------------------------------------------
 
-    def _replying(
-        self, turn: Turn, sampling: SamplingConfig, draft: ChatSession, token: int, writer: Writer
-    ) -> Iterable[Future[Any] | None]:
-        """Have the reply decoded, and then settled: here by a row of the batch.
+    def _make(self, turn: Turn) -> Turning:
+        turn.session = yield from turn.prepare
+        if turn.sampling is not None:
+            yield from self._reply(turn, turn.session.copy(), turn.sampling)
+            try:
+                reply = {"role": "assistant", "content": turn.text}
+                yield from turn.session.extend([reply], self._slice)
+            except (
+                ContextLengthError
+            ):  # its text takes more tokens than were sampled: the dialogue is at its end
+                turn.session = None
+        turn.on_end(turn)
 
-        Args:
-            draft: holds the dialogue up to `token`, which is fed next.
-        """
-        generator = new_generator(self.model, sampling) if sampling.temperature else None
-        self._join(_Row(turn, draft, token, writer, generator))
-        return ()
+    def _reply(self, turn: Turn, draft: Dialogue, sampling: SamplingConfig) -> Turning:
+        """Have the reply decoded: here by a row of the batch, on a draft of the dialogue."""
+        with closing(draft.draft(sampling)) as operation:
+            answer = None
+            while True:
+                try:
+                    item = operation.send(answer)
+                except StopIteration:
+                    return
+                if isinstance(item, Piece) and not turn.completion_tokens:
+                    turn.prompt_tokens = draft.cache.logical_length
+                answer = yield item
 
-    def _join(self, row: _Row) -> None:
-        if not row.turn.cancelled:
-            self._rows.append(row)
-
-    def _leave(self, number: int) -> None:
-        self._rows[number] = self._rows[-1]
-        self._rows.pop()
+    # --- work ---------------------------------------------------------------------------------
 
     def _decode(self) -> None:
-        if not self._rows:
+        """One token of every row."""
+        rows, self._rows = self._rows, []
+        if not rows:
             return
         try:
-            caches = [row.draft.cache for row in self._rows]
-            logits = batch_step(self.model.twin, caches, [row.token for row in self._rows])
+            logits = batch_step(
+                self.model.twin, [work.cache for _, work in rows], [work.token_id for _, work in rows]
+            )
+            best, greedy = (found.tolist() for found in logits.max(-1))
         except Exception as error:  # out of memory, most likely: no row can go on
-            for number in reversed(range(len(self._rows))):
-                self._fail(self._rows[number].turn, error)
-                self._leave(number)
+            for task, _ in rows:
+                self._fail(task, error)
             return
-        best, greedy = (found.tolist() for found in logits.max(-1))
-        for number in reversed(range(len(self._rows))):  # where one leaves, the last has had its turn
-            row = self._rows[number]
-            try:
-                if not abs(best[number]) < torch.inf:
-                    raise NumericalError(NAN_LOGITS)
-                token = greedy[number] if row.generator is None else self._draw(row, logits[number])
-                self._write(number, row, token)
-            except Exception as error:
-                self._fail(row.turn, error)
-                self._leave(number)
-
-    def _draw(self, row: _Row, logits: Tensor) -> int:
-        assert row.turn.sampling is not None
-        return int(sample(logits[None], row.turn.sampling, row.generator))
-
-    def _write(self, number: int, row: _Row, token: int) -> None:
-        """Take a row's new token; it leaves the batch with its last one, or to close a segment."""
-        turn, draft = row.turn, row.draft
-        draft.token_ids.append(row.token)
-        row.token = token
-        turn.add(row.writer.add(token))
-        if turn.finish_reason is not None:
-            self._leave(number)
-            self._work.append((turn, self._settle(turn)))
-            return
-        if draft.limited and draft.cache.open_length >= draft.config.max_segment_tokens:
-            self._leave(number)
-            self._work.append((turn, self._rejoin(row)))
-
-    def _rejoin(self, row: _Row) -> Work:
-        yield from row.draft.closing_if_full()
-        self._join(row)
-
-    def _settle(self, turn: Turn) -> Work:
-        """Put the finished reply into the session."""
-        assert turn.session is not None
-        reply = {"role": "assistant", "content": turn.text}
-        try:
-            yield from turn.session.extending([reply], self._slice)
-        except ContextLengthError:  # its text takes more tokens than were sampled: the dialogue is at its end
-            turn.session = None
-        self._end(turn)
+        for number, (task, _) in enumerate(rows):
+            self._resume(task, Next(logits[number], best[number], greedy[number]))
 
     def _advance(self) -> None:
-        """One slice of the work that has waited longest."""
-        if not self._work:
+        """One slice of the work that has waited longest: if it is a reading, with others that fit into the slice."""
+        if not self._tasks:
             return
-        turn, work = self._work.popleft()
+        task = self._tasks.popleft()
+        if task.work is None or isinstance(task.work, Feed):
+            answer = None
+            try:
+                answer = None if task.work is None else perform(self.model, task.work)
+            except Exception as error:
+                self._fail(task, error)
+                return
+            self._resume(task, answer)
+            return
+        readings = {task: task.work, **self._readings(self._slice - task.work.rows)}
         try:
-            future = next(work)
+            self.model.reread(list(readings.values()))
+        except Exception as error:
+            for task in readings:
+                self._fail(task, error)
+            return
+        for task in readings:
+            self._resume(task)
+
+    def _readings(self, rows: int) -> dict[_Task, Reading]:
+        """Tasks taken from the line that want so many rows read again, at most."""
+        found: dict[_Task, Reading] = {}
+        for task in list(self._tasks):
+            if task.work is not None and not isinstance(task.work, Feed) and task.work.rows <= rows:
+                rows -= task.work.rows
+                self._tasks.remove(task)
+                found[task] = task.work
+        return found
+
+    def _resume(self, task: _Task, answer: Next | None = None) -> None:
+        """Let an operation go on with the answer to what it asked for, and take up what it asks for next."""
+        try:
+            item = task.operation.send(answer)
+            while isinstance(item, Piece):
+                task.turn.add(item)
+                item = task.operation.send(None)
         except StopIteration:
             return
         except Exception as error:
-            self._fail(turn, error)
+            self._fail(task, error)
             return
-        if future is None:
-            self._work.append((turn, work))
+        if isinstance(item, Decode):
+            self._rows.append((task, item))
+        elif isinstance(item, Future):
+            self._parked.append((task, item))
         else:
-            self._parked.append((future, turn, work))
+            task.work = item
+            self._tasks.append(task)
+
+    def _fail(self, task: _Task, error: Exception) -> None:
+        task.operation.close()  # which undoes what it has begun
+        task.turn.error = error
+        task.turn.on_end(task.turn)
 
     def _unpark(self) -> None:
-        for item in [item for item in self._parked if item[0].done() or item[1].cancelled]:
+        for item in [item for item in self._parked if item[1].done() or item[0].turn.cancelled]:
             self._parked.remove(item)
-            self._work.append(item[1:])
+            task = item[0]
+            task.work = None
+            self._tasks.append(task)
 
     def _drop_cancelled(self) -> None:
-        for number in reversed(range(len(self._rows))):
-            if self._rows[number].turn.cancelled:
-                turn = self._rows[number].turn
-                self._leave(number)
-                self._end(turn)
-        dropped = [item for item in self._work if item[0].cancelled]
-        for turn, work in dropped:
-            self._work.remove((turn, work))
-            with suppress(Exception):
-                work.close()
-            self._end(turn)
-
-    def _fail(self, turn: Turn, error: Exception) -> None:
-        turn.error = error
-        self._end(turn)
-
-    def _end(self, turn: Turn) -> None:
-        turn.on_end(turn)
+        dropped = [task for task in (*(task for task, _ in self._rows), *self._tasks) if task.turn.cancelled]
+        self._rows = [row for row in self._rows if not row[0].turn.cancelled]
+        for task in dropped:
+            if task in self._tasks:
+                self._tasks.remove(task)
+            task.operation.close()
+            task.turn.on_end(task.turn)

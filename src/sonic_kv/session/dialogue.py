@@ -1,0 +1,423 @@
+"""A dialogue and its compressed cache, and all that can be done to it: operations, which yield their work.
+
+What is kept of a reply are the tokens that its text has in the transcript, whoever wrote it: the model here, in an
+engine, on another server, or nobody (`extend`). Sampled tokens stay in the cache as far as they are these; where a
+model writes a text in other tokens than the tokenizer does, the rest is fed again. So a dialogue is a function of its
+messages, and a session, a server and a transcript that is sent again agree.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.compress.compressor import Compressor
+from sonic_kv.compress.options import DEFAULT_BUDGET, Budget, SessionConfig
+from sonic_kv.compress.policies import Policy
+from sonic_kv.errors import ContextLengthError, MessageError, NumericalError
+from sonic_kv.model.chat_format import step
+from sonic_kv.model.messages import Message, check_messages
+from sonic_kv.model.model import SonicModel
+from sonic_kv.options import expect
+from sonic_kv.session.generate import NAN_LOGITS, Writer, new_generator, sample
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.stats import SessionStats, stats_of
+from sonic_kv.session.work import Decode, Feed, Next, Operation
+
+
+@dataclass(frozen=True)
+class Written:
+    """A reply as it was decoded.
+
+    Attributes:
+        token_ids: as they were sampled.
+        prompt_tokens: tokens that were fed for it, from the message that it answers on.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+
+
+@dataclass
+class Dialogue:
+    """A dialogue on a model. A failed operation, or one that is called off, leaves it as it was.
+
+    Attributes:
+        compressor: the model, how segments are kept, and by which policy.
+        budget: limit of the cache.
+        sampling: how replies are decoded unless an operation says otherwise.
+        messages: all that was said, the system prompt first if there is one.
+        token_ids: the transcript: all tokens that were fed.
+        busy: an operation is under way.
+    """
+
+    compressor: Compressor
+    budget: Budget
+    sampling: SamplingConfig
+    cache: SessionCache
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    busy: bool = False
+
+    @property
+    def model(self) -> SonicModel:
+        """Base and adapter."""
+        return self.compressor.model
+
+    @property
+    def config(self) -> SessionConfig:
+        """How segments are kept."""
+        return self.compressor.config
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt."""
+        first = self.messages[:1]
+        return first[0]["content"] if first and first[0]["role"] == "system" else None
+
+    @property
+    def stats(self) -> SessionStats:
+        """Entries, bytes and segments as they are now."""
+        return stats_of(self.model, self.cache)
+
+    @property
+    def limited(self) -> bool:
+        """Whether segments are closed at all."""
+        unlimited = self.budget in (Budget(), Budget(compression_ratio=0.0))
+        return not unlimited or self.config.bits is not None
+
+    @property
+    def full(self) -> bool:
+        """Whether the open segment is to be closed before anything else is fed."""
+        return self.limited and self.cache.open_length >= self.config.max_segment_tokens
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is a segment that `compress` would close."""
+        complete = bool(self.messages) and self.messages[-1]["role"] == "assistant"
+        return self.limited and complete and self.cache.open_length >= self.config.min_segment_tokens
+
+    def copy(self) -> "Dialogue":
+        """A dialogue that goes on by itself.
+
+        Raises:
+            MessageError: an operation is under way.
+        """
+        self.check_idle()
+        return replace(
+            self, messages=list(self.messages), token_ids=list(self.token_ids), cache=self.cache.fork()
+        )
+
+    def check_idle(self) -> None:
+        """Raise `MessageError` while an operation is under way."""
+        if self.busy:
+            raise MessageError("a reply is still being streamed: read the stream to its end, or close it")
+
+    def set_budget(self, budget: Budget, *, once: bool = False) -> None:
+        """Change the budget, and let the memory shrink to it; the model is not run.
+
+        Args:
+            once: the budget that holds from now on is the one that held before.
+
+        Raises:
+            BudgetError: it cannot hold the prefix.
+        """
+        expect(budget, Budget, "budget")
+        with self._transaction():
+            self.compressor.shrink(self.cache, budget)
+            if not once:
+                self.budget = budget
+
+    def writer(self, sampling: SamplingConfig, room: int) -> Writer:
+        """What takes a reply's tokens, for which there is room with what closes the reply.
+
+        Raises:
+            ContextLengthError: there is none.
+        """
+        room -= len(self.model.format.assistant_close())
+        if room < 1:
+            raise ContextLengthError(
+                f"the dialogue fills the model's {self.model.max_length} positions: there is no room for a reply"
+            )
+        return Writer(self.model, sampling.stop, min(sampling.max_new_tokens, room))
+
+    # --- operations ---------------------------------------------------------------------------
+
+    def extend(self, messages: Sequence[Message], slice_tokens: int | None = None) -> Operation[None]:
+        """Append messages that are already written.
+
+        Args:
+            slice_tokens: most tokens of a model run; slices begin with the message, whatever else runs.
+        """
+        checked = check_messages(messages)
+        if checked[0]["role"] == "system" and not self.messages:
+            raise MessageError("a session takes its system prompt when it is made: ChatSession(system=…)")
+        with self._transaction():
+            yield from self._append(checked, slice_tokens)
+
+    def answer(self, text: str | None, sampling: SamplingConfig | None = None) -> Operation[Written]:
+        """Say `text` and decode the reply; None answers a message that `extend` appended."""
+        self.check_idle()
+        unanswered = bool(self.messages) and self.messages[-1]["role"] in ("user", "tool")
+        if unanswered is not (text is None):
+            raise MessageError(
+                "the last message is still unanswered: send(None) answers it"
+                if unanswered
+                else "there is no message to answer: give the user's text"
+            )
+        form = self.model.format
+        with self._transaction() as before:
+            asked = form.closed(self.messages)
+            if text is not None:
+                self.messages += check_messages([{"role": "user", "content": text}])
+            prompt = form.prompt(self.messages)
+            written = yield from self._decode((yield from self._change(asked, prompt)), sampling)
+            self.messages.append({"role": "assistant", "content": written.text})
+            yield from self._settle(before, [*prompt, *written.token_ids[:-1]])
+            return written
+
+    def draft(self, sampling: SamplingConfig | None = None) -> Operation[Written]:
+        """Decode a reply to the last message and leave it at that: what is written stays out of the messages."""
+        return (yield from self._decode((yield from self._asked()), sampling))
+
+    def begin_draft(self) -> Operation[int]:
+        """Feed all that stands before a reply but its last token, which is returned: the reply is decoded elsewhere."""
+        return (yield from self._begin((yield from self._asked())))
+
+    def feed(self, token_ids: Sequence[int], slice_tokens: int | None = None) -> Operation[None]:
+        """Append tokens, closing the open segment whenever it is full and more comes."""
+        self._check_room(len(token_ids))
+        rest = list(token_ids)
+        while rest:
+            yield from self.close_if_full()
+            size = slice_tokens or len(rest)
+            if self.limited:
+                size = min(size, self.config.max_segment_tokens - self.cache.open_length)
+            yield from self._feed(rest[:size])
+            rest = rest[size:]
+            yield None
+
+    def close_if_full(self) -> Operation[None]:
+        """Close the open segment if it has `max_segment_tokens`."""
+        if self.full:
+            yield from self._close()
+
+    def compress(self) -> Operation[None]:
+        """Close the open segment."""
+        with self._transaction():
+            yield from self._close()
+
+    # --- their parts --------------------------------------------------------------------------
+
+    def _append(self, messages: Sequence[dict[str, Any]], slice_tokens: int | None = None) -> Operation[None]:
+        form = self.model.format
+        before = form.closed(self.messages)
+        for message in messages:
+            self.messages.append(message)
+            after = form.closed(self.messages)
+            yield from self.feed((yield from self._change(before, after)), slice_tokens)
+            before = after
+            if message["role"] == "assistant":
+                yield from self._end_exchange()
+
+    def _asked(self) -> Operation[list[int]]:
+        """What is to be fed before a reply to the last message."""
+        form = self.model.format
+        return (yield from self._change(form.closed(self.messages), form.prompt(self.messages)))
+
+    def _change(self, before: list[int], after: list[int]) -> Operation[list[int]]:
+        """Take back what the transcript `after` has no more, and return what is to be fed.
+
+        Raises:
+            MessageError: it is compressed already.
+        """
+        way = step(before, after)
+        if way.drop <= self.cache.open_length:
+            self._take_back(way.drop)
+            return way.token_ids
+        first = len(self.messages) == 1 + (self.system is not None)
+        if not first:
+            raise MessageError(
+                "the chat template rewrites messages that are compressed already: make a new session of all messages"
+            )
+        # no header has a token in common with the other roles': the prefix is the first message's
+        prefix = self.model.format.prefix(self.system, self.messages[-1]["role"])
+        self.cache.restore(new_cache(self.model, self.config))
+        self.token_ids.clear()
+        yield from self._feed(prefix)
+        self.cache.mark_prefix()
+        return after[len(prefix) :]
+
+    def _decode(self, prompt: list[int], sampling: SamplingConfig | None) -> Operation[Written]:
+        """Feed what is still to be fed of a prompt, and decode a reply behind it, whose last token is not fed.
+
+        Raises:
+            ContextLengthError: there is no room for it.
+        """
+        sampling = sampling or self.sampling
+        following = yield from self._last(prompt)
+        writer = self.writer(sampling, self.model.room(self.cache))
+        generator = new_generator(self.model, sampling) if sampling.temperature else None
+        text, written = "", list[int]()
+        while True:
+            written.append(choose(following, sampling, generator))
+            piece = writer.add(written[-1])
+            text += piece.text
+            yield piece
+            if piece.finish_reason is not None:
+                return Written(text, written, piece.finish_reason, len(prompt))
+            yield from self.close_if_full()
+            following = yield from self._decode_one(written[-1])
+
+    def _last(self, prompt: list[int]) -> Operation[Next]:
+        """Feed a prompt; what may follow it. One model run, unless it fills the segment on its way."""
+        size = self.cache.open_length + len(prompt) - 1
+        short = not self.limited or size < self.config.max_segment_tokens
+        if prompt and short and len(prompt) < self.model.room(self.cache):
+            return (yield from self._feed(prompt))
+        return (yield from self._decode_one((yield from self._begin(prompt))))
+
+    def _begin(self, prompt: list[int]) -> Operation[int]:
+        """Feed all of a prompt but its last token, and return that one."""
+        self._check_room(len(prompt) + 1)
+        if not prompt:  # the template has no generation prompt: the last token is fed again for its logits
+            if not self.cache.open_length:
+                raise MessageError("there is nothing to answer: the message has no tokens")
+            prompt = self._take_back(1)
+        yield from self.feed(prompt[:-1])
+        yield from self.close_if_full()
+        return prompt[-1]
+
+    def _settle(self, before: "Dialogue", fed: list[int]) -> Operation[None]:
+        """Complete an exchange: the cache then holds what `extend` would have put there.
+
+        Args:
+            before: the dialogue before it.
+            fed: the transcript as it was fed: prompt and sampled tokens.
+        """
+        way = step(fed, self.model.format.closed(self.messages))
+        if way.drop <= self.cache.open_length:
+            self._take_back(way.drop)
+            yield from self.feed(way.token_ids[: self.model.room(self.cache)])
+            yield from self._end_exchange()
+            return
+        # a part of the reply is compressed already, and the transcript has other tokens there
+        said = self.messages[len(before.messages) :]
+        self._become(before)
+        yield from self._append(said)
+
+    def _feed(self, token_ids: list[int]) -> Operation[Next]:
+        """Append tokens in one model run."""
+        self.model.check_room(self.cache, len(token_ids))
+        following: Next = yield Feed(self.cache, token_ids)
+        if following.largest != following.largest:
+            raise NumericalError(NAN_LOGITS)
+        self.token_ids += token_ids
+        return following
+
+    def _decode_one(self, token_id: int) -> Operation[Next]:
+        following: Next = yield Decode(self.cache, token_id)
+        self.token_ids.append(token_id)
+        return following
+
+    def _take_back(self, count: int) -> list[int]:
+        """Remove the newest tokens of the open segment; returns them."""
+        self.cache.drop_newest(count)
+        taken = self.token_ids[len(self.token_ids) - count :]
+        del self.token_ids[len(self.token_ids) - count :]
+        return taken
+
+    def _check_room(self, new_tokens: int) -> None:
+        """Fail early, unless closing a segment on the way may make room: then every chunk is checked."""
+        if not (self.cache.compact or (self.limited and self.model.can_rebase)):
+            self.model.check_room(self.cache, new_tokens)
+
+    def _end_exchange(self) -> Operation[None]:
+        least = self.config.min_segment_tokens
+        if self.config.closing == "asked":
+            least = max(least, self.config.max_segment_tokens // 2)
+        if self.limited and self.cache.open_length >= least:
+            yield from self._close()
+
+    def _close(self) -> Operation[None]:
+        yield None
+        for work in self.compressor.steps(self.cache, self.token_ids, self.budget):
+            yield None
+            yield work
+            yield None
+
+    @contextmanager
+    def _transaction(self) -> Iterator["Dialogue"]:
+        """Undo everything if the block fails or is abandoned; meanwhile no other operation may begin."""
+        before = self.copy()
+        self.busy = True
+        try:
+            yield before
+            self.cache.pack()
+        except BaseException:
+            self._become(before)
+            raise
+        finally:
+            self.busy = False
+
+    def _become(self, other: "Dialogue") -> None:
+        """Be what `other` is."""
+        self.cache.restore(other.cache)
+        self.budget = other.budget
+        self.messages, self.token_ids = list(other.messages), list(other.token_ids)
+
+
+def begin(
+    model: SonicModel,
+    budget: Budget | None = None,
+    system: str | None = None,
+    config: SessionConfig | None = None,
+    sampling: SamplingConfig | None = None,
+    policy: Policy | None = None,
+    slice_tokens: int | None = None,
+) -> Operation[Dialogue]:
+    """Make a dialogue, and feed what stands before its first message.
+
+    Raises:
+        BudgetError: the budget cannot hold it.
+        ConfigError: an option is of another type.
+    """
+    budget = expect(DEFAULT_BUDGET if budget is None else budget, Budget, "budget")
+    config = expect(SessionConfig() if config is None else config, SessionConfig, "config")
+    sampling = expect(SamplingConfig() if sampling is None else sampling, SamplingConfig, "sampling")
+    compressor, cache = Compressor(model, config, policy), new_cache(model, config)
+    dialogue = Dialogue(compressor, budget, sampling, cache)
+    if system is not None:
+        dialogue.messages += check_messages([{"role": "system", "content": system}])
+    prefix = model.format.prefix(system)
+    dialogue._check_room(len(prefix))
+    size = slice_tokens or max(len(prefix), 1)
+    for start in range(0, len(prefix), size):
+        yield from dialogue._feed(prefix[start : start + size])
+        yield None
+    cache.mark_prefix()
+    compressor.shrink(cache, budget)  # raises if it cannot hold the prefix
+    return dialogue
+
+
+def new_cache(model: SonicModel, config: SessionConfig) -> SessionCache:
+    """An empty cache for a dialogue."""
+    return SessionCache(model.num_layers, compact=config.positions == "compact", bits=config.bits)
+
+
+def choose(following: Next, sampling: SamplingConfig, generator: torch.Generator | None) -> int:
+    """The next token of a reply.
+
+    Raises:
+        NumericalError: the logits are not finite.
+    """
+    if not abs(following.largest) < torch.inf:
+        raise NumericalError(NAN_LOGITS)
+    if generator is None:
+        return following.greedy
+    return int(sample(following.logits[None], sampling, generator))

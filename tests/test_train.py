@@ -223,7 +223,7 @@ def test_importance_is_zero_for_the_true_share_of_damage_in_all_heads_together()
     (found,) = measure(model, [ids], [ends], [predicting(encoded, ends[0])], [0])
 
     def loss(scores: torch.Tensor) -> float:
-        value = losses.importance(Scores(scores), found, encoded.prefix_length, ends, 0.5)  # type: ignore[arg-type]
+        value = losses.importance(Scores(scores), found, encoded.prefix_length, ends)  # type: ignore[arg-type]
         assert value is not None
         return float(value)
 

@@ -11,6 +11,10 @@ from sonic_kv.training.damage import Damage
 
 CHUNK = 1024  # rows that have full-vocabulary distributions at a time
 LEAST = 1e-12  # nats; below it an entry counts as this
+POWERS = {
+    0.5: 1.0,
+    0.8: 0.5,
+}  # of damage, and what the distribution by each weighs: the second looks at the top
 
 
 def by_rows(loss: Callable[..., Tensor], *rows: Tensor) -> Tensor:
@@ -52,13 +56,13 @@ def distillation(student: Tensor, teacher: Tensor, forward_share: float) -> Tens
     return by_rows(mixture, student, teacher).mean()
 
 
-def importance(
-    scorer: ImportanceScorer, damage: Damage, start: int, ends: Sequence[int], power: float
-) -> Tensor | None:
+def importance(scorer: ImportanceScorer, damage: Damage, start: int, ends: Sequence[int]) -> Tensor | None:
     """KL divergence from the entries' share of later damage to the softmax of their scores, in nats.
 
-    One distribution covers the entries of all layers and heads, since they compete for one budget:
-    p_i ∝ D_i^power against softmax(score + recency), at the end of every segment, mean over these.
+    One distribution covers the entries of all layers and heads, since they compete for one budget: p_i ∝ √D_i against
+    softmax(score + recency), at the end of every segment, mean over these. A score is thus ½ log D, up to a constant.
+    The same with D_i^0.8, against the softmax of scores as much steeper, sees to the order of the entries that
+    cost most, which small budgets keep.
 
     Args:
         start: history begins here: the prefix is always kept.
@@ -73,12 +77,16 @@ def importance(
     histories = [(segment, end, (at >= start) & (at < end)) for segment, end in enumerate(ends, start=1)]
 
     def divergence(raw: Tensor, segment: int, end: int, history: Tensor) -> Tensor:
-        weight = damage.after(segment)[..., history].clamp_min(LEAST).pow(power)
-        target = (weight / weight.sum()).flatten()
+        logs = damage.after(segment)[..., history].clamp_min(LEAST).log().flatten()
         distance = (end - at[history]).expand(raw.shape[1], -1)
         recency = torch.stack([scorer.recency(n, distance) for n in range(len(raw))])
-        log_q = (raw[..., history] + recency).flatten().log_softmax(-1)
-        return (target * (target.log() - log_q)).sum()
+        scores = 2.0 * (raw[..., history] + recency).flatten()  # of log D
+        return torch.stack(
+            [
+                weight * kl((power * logs).log_softmax(-1), (power * scores).log_softmax(-1))
+                for power, weight in POWERS.items()
+            ]
+        ).sum()
 
     # what is made at a segment's end is made again in the backward pass: held for all of them it would grow with
     # the square of the dialogue's length

@@ -19,7 +19,6 @@ from sonic_kv.training.options import PlanConfig
 from sonic_kv.training.plan import Plan, draw_ends, draw_plan
 from sonic_kv.training.teacher import Teacher, run_teacher
 
-POWER = 0.5  # of damage: what scores are trained towards
 MOST_ENDS = 8  # of a dialogue's segments, at which damage is measured
 MOST_TOKENS = 512  # of a dialogue whose entries the scorer learns from: what is kept of it has a bound
 FORWARD_KL = 0.7  # share of forward KL in distillation
@@ -143,7 +142,7 @@ class DamageObjective:
             assert lesson.damage is not None
             prefix, scorer = lesson.encoded.prefix_length, self.adapter.scorer
             damage = lesson.damage.to(self.model.device)
-            loss = losses.importance(scorer, damage, prefix, lesson.marked, POWER)
+            loss = losses.importance(scorer, damage, prefix, lesson.marked)
             total = total if loss is None else total + loss
         return total
 

@@ -23,7 +23,7 @@ class ServeOptions(Options):
     cors_origins: tuple[str, ...] = option((), "origins whose pages may call this server from a browser")
     served_model_name: tuple[str, ...] = option((), "names of the model for clients; the first is shown")
     log_level: LogLevel = option("warning", "the least that is logged; info logs every request")
-    log_format: LogFormat = option("text", "log lines as text or as JSON", flag=False)
+    log_format: LogFormat = option("text", "log lines as text or as JSON")
     kv_memory: str = option("2GiB", "keys and values of all dialogues together stay below this", size=True)
     max_batch: int = option(
         16, "replies made at the same time; an API key that has none under way gets one even then", least=1

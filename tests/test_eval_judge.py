@@ -15,7 +15,7 @@ from tiny import DIALOGUE, tiny_model
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig
 from sonic_kv.errors import ConfigError
 from sonic_kv.eval import judge as judging
-from sonic_kv.eval.judge import Endpoint, JudgeError, Verdicts, digest, parse, prompt
+from sonic_kv.eval.judge import Endpoint, JudgeError, Verdicts, parse, prompt
 from sonic_kv.eval.matching import exact_match, last_number, similarity
 from sonic_kv.eval.options import EvalOptions
 from sonic_kv.eval.report import as_text, write
@@ -185,9 +185,7 @@ def test_verdicts_are_cached_and_shared(
     run = evaluation(tmp_path, data, judge.url)
     run.run()
     run.judge()
-    different = {
-        (message, text) for r in run.results for message, text in r["replies"].items()
-    }  # both dialogues are the same
+    different = {(r["case"], message, text) for r in run.results for message, text in r["replies"].items()}
     assert len(judge.asked) == len(different)
     assert judge.asked[0][1] == "Bearer sesame"
     assert judge.asked[0][0]["model"] == "tester"
@@ -260,7 +258,12 @@ def test_a_judge_that_is_not_there_is_named(
         EvalOptions(judge_url="http://x")
 
 
-def test_digests_tell_models_and_replies_apart() -> None:
-    messages = prompt(Case("x", "all", DIALOGUE), 7, "a", {"quality": "?"})
-    other = prompt(Case("x", "all", DIALOGUE), 7, "b", {"quality": "?"})
-    assert len({digest("m", messages), digest("n", messages), digest("m", other)}) == 3
+def test_another_judge_is_asked_anew(tmp_path: Path, data: Path, served: Callable[[Answer], Judge]) -> None:
+    judge = served(lambda n: (200, '{"quality": 6}'))
+    run = evaluation(tmp_path, data, judge.url, methods=("sliding",))
+    run.run()
+    run.judge()
+    before = len(judge.asked)
+    evaluation(tmp_path, data, judge.url, methods=("sliding",), judge_model="another").judge()
+    assert len(judge.asked) == 2 * before
+    assert judge.asked[-1][0]["model"] == "another"

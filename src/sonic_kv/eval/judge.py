@@ -1,7 +1,6 @@
 """A judge: written replies scored 1–10 by any model behind an OpenAI-compatible endpoint.
 
-Verdicts are kept in `verdicts.jsonl` under a digest of what was judged: the same reply to the same
-dialogue is judged once, whichever methods wrote it, and a run that goes on asks for what is missing only.
+Verdicts are kept in `verdicts.jsonl`; a run that goes on asks for what is missing only.
 """
 
 import hashlib
@@ -130,29 +129,49 @@ def parse(answer: str, criteria: Iterable[str]) -> dict[str, int] | None:
     return None
 
 
-def digest(model: str, messages: Sequence[Mapping[str, str]]) -> str:
-    """Identifies a question to a judge."""
-    return hashlib.sha256(json.dumps([model, list(messages)]).encode()).hexdigest()[:24]
+def digest(record: Record, message: str) -> str:
+    """Identifies a written reply: the same one in a dialogue is judged once, whichever methods wrote it."""
+    about = [record["suite"], record["case"], message, record["replies"][message]]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
 
 
 class Verdicts:
-    """Verdicts of a run: `{"id", "scores" or null, "answer"}` a line. An unreadable answer is kept, with null."""
+    """Verdicts of a run: `{"id", "model", "scores" or null, "answer"}` a line. An unreadable answer is kept, with null.
+
+    Args:
+        folder: of the run.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "verdicts.jsonl"
         self.found: dict[str, dict[str, int] | None] = {}
+        self.models: dict[str, str] = {}  # who gave them
         if self.path.exists():
             for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
                 try:
                     verdict = json.loads(line)
                     self.found[verdict["id"]] = verdict["scores"]
+                    self.models[verdict["id"]] = verdict["model"]
                 except (ValueError, KeyError, TypeError) as error:
                     raise FileError(f"{self.path}, line {number}: damaged: {error}") from error
 
-    def add(self, id: str, scores: dict[str, int] | None, answer: str) -> None:
+    def add(self, id: str, model: str, scores: dict[str, int] | None, answer: str) -> None:
         """Keep a verdict."""
-        self.found[id] = scores
-        append_lines(self.path, [{"id": id, "scores": scores, "answer": answer}])
+        self.found[id], self.models[id] = scores, model
+        append_lines(self.path, [{"id": id, "model": model, "scores": scores, "answer": answer}])
+
+    def of(self, record: Record) -> dict[str, Any] | None:
+        """For each criterion the lowest score of a record's replies, and how many could not be read; None: not judged.
+
+        A dialogue is as good as its worst turn (MT-Bench-101). One with an unreadable verdict has no score.
+        """
+        ids = [digest(record, message) for message in record.get("judged", ())]
+        if not ids or not all(id in self.found for id in ids):
+            return None
+        read = [scores for id in ids if (scores := self.found[id]) is not None]
+        whole = len(read) == len(ids)
+        lowest = {name: min(scores[name] for scores in read) for name in read[0]} if whole else None
+        return {"scores": lowest, "unreadable": len(ids) - len(read)}
 
 
 def judge(
@@ -162,7 +181,7 @@ def judge(
     verdicts: Verdicts,
     progress: Callable[[str, int, int], None] = lambda doing, done, total: None,
 ) -> None:
-    """Ask for every verdict that is missing.
+    """Ask for every verdict that this judge has not given.
 
     A reply without an answer is left for the next run; an answer that cannot be read is asked for once
     more, and then kept as unreadable: it is counted, and is no score.
@@ -170,25 +189,36 @@ def judge(
     Raises:
         JudgeError: the judge has not answered several times in a row.
     """
-    asked = {id: (messages, names) for id, messages, names in questions(endpoint.model, suites, records)}
-    missing = [id for id in asked if id not in verdicts.found]
+    cases = {(suite.name, case.id): (case, suite.criteria) for suite in suites for case in suite.cases}
+    missing = {
+        digest(record, message): (
+            *cases[record["suite"], record["case"]],
+            message,
+            record["replies"][message],
+        )
+        for record in records
+        if (record["suite"], record["case"]) in cases
+        for message in record.get("judged", ())
+        if verdicts.models.get(digest(record, message)) != endpoint.model
+    }
 
-    def ask(id: str) -> tuple[str, dict[str, int] | None, str] | JudgeError:
-        messages, names = asked[id]
+    def ask(id: str) -> tuple[str, str, dict[str, int] | None, str] | JudgeError:
+        case, criteria, message, text = missing[id]
+        answer, scores = "", None
         try:
-            answer = endpoint.ask(messages)
-            scores = parse(answer, names)
-            if scores is None:
-                answer = endpoint.ask(messages)
-                scores = parse(answer, names)
+            for _ in range(2):
+                answer = endpoint.ask(prompt(case, int(message), text, criteria))
+                scores = parse(answer, criteria)
+                if scores is not None:
+                    break
         except JudgeError as error:
             return error
-        return id, scores, answer
+        return id, endpoint.model, scores, answer
 
-    silent = 0
+    silent, ids = 0, list(missing)
     with ThreadPoolExecutor(PARALLEL) as pool:
-        for at in range(0, len(missing), PARALLEL):
-            for found in pool.map(ask, missing[at : at + PARALLEL]):
+        for at in range(0, len(ids), PARALLEL):
+            for found in pool.map(ask, ids[at : at + PARALLEL]):
                 if isinstance(found, JudgeError):
                     silent += 1
                     log.warning("%s", found)
@@ -197,46 +227,4 @@ def judge(
                 else:
                     silent = 0
                     verdicts.add(*found)
-            progress("judging", min(at + PARALLEL, len(missing)), len(missing))
-
-
-def questions(
-    model: str, suites: Sequence[Suite], records: Iterable[Record]
-) -> Iterable[tuple[str, list[dict[str, str]], list[str]]]:
-    """Every question to the judge: its digest, messages and criteria."""
-    cases = {(b.name, case.id): (case, b.criteria) for b in suites for case in b.cases}
-    for record in records:
-        found = cases.get((record["suite"], record["case"]))
-        if found is None or "replies" not in record:
-            continue
-        case, criteria = found
-        for message in case.judged:
-            text = record["replies"].get(str(message))
-            if text is not None:
-                messages = prompt(case, message, text, criteria)
-                yield digest(model, messages), messages, list(criteria)
-
-
-def scores(
-    model: str, suites: Sequence[Suite], records: Iterable[Record], verdicts: Verdicts
-) -> list[dict[str, Any]]:
-    """Per record that has verdicts: for each criterion the lowest score of its replies, and what could not be read.
-
-    A dialogue is as good as its worst turn (MT-Bench-101). One with an unreadable verdict has no score.
-    """
-    result = []
-    for record in records:
-        found = [verdicts.found.get(id, {}) for id, _, _ in questions(model, suites, [record])]
-        judged = [verdict for verdict in found if verdict != {}]
-        if not judged or len(judged) < len(found):
-            continue
-        read = [verdict for verdict in judged if verdict is not None]
-        head = {name: record[name] for name in ("suite", "case", "method", "ratio")}
-        unread = len(judged) - len(read)
-        lowest = (
-            {name: min(verdict[name] for verdict in read) for name in read[0]}
-            if read and not unread
-            else None
-        )
-        result.append({**head, "scores": lowest, "unreadable": unread})
-    return result
+            progress("judging", min(at + PARALLEL, len(ids)), len(ids))

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sonic_kv.eval.figures import Figure, summarise
+from sonic_kv.eval.judge import Verdicts
 from sonic_kv.eval.plots import plot
-from sonic_kv.eval.results import Record, Results, key
+from sonic_kv.eval.results import Record, Results
 from sonic_kv.text import percent_text
 
 Summary = dict[str, Any]
@@ -47,9 +48,9 @@ def write(results: Results) -> Summary:
 
 def with_verdicts(results: Results) -> Iterator[Record]:
     """The records, with what a judge said about them."""
-    judged = results.judged()
+    verdicts = Verdicts(results.folder)
     for record in results:
-        verdict = judged.get(key(record))
+        verdict = verdicts.of(record)
         yield record if verdict is None else {**record, "judge": verdict}
 
 

@@ -105,13 +105,6 @@ class Results:
                             raise FileError(f"{self.path}, line {number}: damaged: {error}") from error
         yield from found.values()
 
-    def judged(self) -> dict[Key, Record]:
-        """What a judge said about records, as `sonic_kv.eval.judge.scores` gives it."""
-        path = self.folder / "scores.json"
-        if not path.exists():
-            return {}
-        return {key(entry): entry for entry in json.loads(path.read_text(encoding="utf-8"))["scores"]}
-
     def write(self, name: str, text: str) -> Path:
         """Write a file of the folder, atomically."""
         path = self.folder / name

@@ -1,7 +1,6 @@
 """`sonic-kv eval`: methods × ratios × suites, recorded dialogue by dialogue."""
 
 import hashlib
-import json
 import os
 import platform
 import signal
@@ -11,13 +10,14 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import torch
 
 from sonic_kv import __version__
 from sonic_kv.compress.options import SessionConfig
 from sonic_kv.errors import ConfigError, DataError
-from sonic_kv.eval.judge import Endpoint, Verdicts, judge, scores
+from sonic_kv.eval.judge import Endpoint, Verdicts, judge
 from sonic_kv.eval.matching import exact_match
 from sonic_kv.eval.methods import METHODS, Method
 from sonic_kv.eval.options import EvalOptions
@@ -263,13 +263,8 @@ class Evaluation:
         Raises:
             JudgeError: the judge does not answer.
         """
-        endpoint, verdicts = Endpoint.of(self.options), Verdicts(self.results.folder)
-        suites = list(self.work.suites.values())
-        try:
-            judge(endpoint, suites, list(self.results), verdicts, progress)
-        finally:
-            found = scores(endpoint.model, suites, self.results, verdicts)
-            self.results.write("scores.json", json.dumps({"model": endpoint.model, "scores": found}) + "\n")
+        suites, verdicts = list(self.work.suites.values()), Verdicts(self.results.folder)
+        judge(Endpoint.of(self.options), suites, self.results, verdicts, progress)
 
 
 _work: Work | None = None  # of a worker process
@@ -309,7 +304,7 @@ def paths(options: EvalOptions) -> dict[str, str | None]:
     form, in a suite called as the file.
     """
     found: dict[str, str | None] = dict.fromkeys(options.suites)
-    lacking = [name for name in found if name in SORTS and SORTS[name].read is not None]
+    lacking = [name for name in found if name in SORTS and SORTS[name].case_of is not None]
     for entry in options.data:
         name, equals, path = entry.partition("=")
         if not equals or "/" in name:
@@ -344,6 +339,14 @@ def _written(question: Question, texts: Mapping[int, str]) -> dict[str, bool]:
     if question.message not in texts or not question.checked:
         return {}
     return {"exact": exact_match(texts[question.message], question.answer, number=question.number)}
+
+
+def _replies(script: Script, texts: Mapping[int, str]) -> dict[str, Any]:
+    """The written replies, and which of them a judge may score."""
+    if not texts:
+        return {}
+    replies = {str(message): text for message, text in texts.items()}
+    return {"replies": replies, "judged": [str(i) for i in script.case.judged if i in texts]}
 
 
 def record(suite: str, cell: Cell, script: Script, found: Outcome | Exception) -> Record:
@@ -389,6 +392,6 @@ def record(suite: str, cell: Cell, script: Script, found: Outcome | Exception) -
         "memory": [round(n, 3) for n in found.memory],
         "turns": turns,
         "questions": questions,
-        **({"replies": {str(message): text for message, text in found.texts.items()}} if found.texts else {}),
+        **_replies(script, found.texts),
         "seconds": round(found.seconds, 4),
     }

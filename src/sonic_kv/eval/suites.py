@@ -72,10 +72,10 @@ class Suite:
 
 @dataclass(frozen=True)
 class Sort:
-    """A sort of suite: how its file is read, and what it is."""
+    """A sort of suite: what it is, and how a row of its file becomes a case."""
 
     summary: str
-    read: Callable[[Path], Iterator[Case]] | None  # None: generated
+    case_of: Callable[[dict[str, Any]], Case | None] | None  # None: generated
     criteria: Mapping[str, str]
     answer_tokens: int = 64
 
@@ -90,19 +90,17 @@ SAFE = {
 }
 
 
-def parsed(path: Path, parse: Callable[[dict[str, Any]], Case | None]) -> Iterator[Case]:
-    """The cases of a file; a line that `parse` returns None for has none.
+def read(path: Path, case_of: Callable[[dict[str, Any]], Case | None]) -> Iterator[Case]:
+    """The cases of a file; a row that `case_of` returns None for has none.
 
     Raises:
-        DataError: a line does not have the suite's form (file and line are named).
+        DataError: a row does not have the suite's form (file and line are named).
     """
-    for place, found in read_rows(path):
+    for number, (place, row) in enumerate(read_rows(path), start=1):
         try:
-            if isinstance(found, ValueError):
-                raise found
-            if not isinstance(found, dict):
-                raise ValueError("needs a JSON object")
-            case = parse(found)
+            if isinstance(row, ValueError):
+                raise row
+            case = case_of({"id": str(number), "group": "all", "meta": {}, **as_dialogue(row)})
             if case is not None:
                 check_messages(case.messages)
                 roles = [m["role"] for m in case.messages if m["role"] != "system"]
@@ -116,120 +114,78 @@ def parsed(path: Path, parse: Callable[[dict[str, Any]], Case | None]) -> Iterat
             yield case
 
 
-def exchanges(pairs: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    """Messages of user and assistant texts."""
-    return [
-        {"role": role, "content": text}
-        for pair in pairs
-        for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
-
-
-def replies(messages: Sequence[Any]) -> list[int]:
+def replies(messages: Sequence[Any]) -> tuple[int, ...]:
     """Indices of the assistant's messages."""
-    return [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    return tuple(i for i, message in enumerate(messages) if message["role"] == "assistant")
 
 
-def mt_bench_101(path: Path) -> Iterator[Case]:
-    """`{"task", "id", "history": [{"user", "bot"}, ...]}` a line."""
-
-    def parse(line: dict[str, Any]) -> Case:
-        messages = exchanges([(turn["user"], turn["bot"]) for turn in line["history"]])
-        judged = replies(messages)[1 if line["task"] in SCENE_SETTING else 0 :]
-        return Case(f"{line['task']}-{line['id']}", line["task"], messages, judged=tuple(judged))
-
-    return parsed(path, parse)
+def mt_bench_101(row: dict[str, Any]) -> Case:
+    """Read `{"task", "id", "history": [{"user", "bot"}, ...]}`."""
+    messages, task = row["messages"], row["task"]
+    judged = replies(messages)[1 if task in SCENE_SETTING else 0 :]
+    return Case(f"{task}-{row['id']}", task, messages, judged=judged)
 
 
-def safe_dial_bench(path: Path) -> Iterator[Case]:
-    """As MT-Bench-101, with `scene` and `method` of the attack."""
-
-    def parse(line: dict[str, Any]) -> Case:
-        messages = exchanges([(turn["user"], turn["bot"]) for turn in line["history"]])
-        group = str(line.get("scene") or line.get("task") or line.get("method") or "all")
-        return Case(str(line["id"]), group, messages, judged=tuple(replies(messages)))
-
-    return parsed(path, parse)
+def safe_dial_bench(row: dict[str, Any]) -> Case:
+    """Read a row as MT-Bench-101's, with `scene` and `method` of the attack."""
+    group = row.get("scene") or row.get("task") or row.get("method") or "all"
+    return Case(str(row["id"]), str(group), row["messages"], judged=replies(row["messages"]))
 
 
-def gecor(path: Path) -> Iterator[Case]:
-    """Dialogues whose user turns have a complete form: `meta.user_annotations`, one an user turn; or as GECOR has them.
+def gecor(row: dict[str, Any]) -> Case | None:
+    """Read a dialogue whose user turns have a complete form: `meta.user_annotations`, one a user turn.
 
-    The dialogue ends before the last user turn that is not complete in itself; the user then asks to
-    say that turn in full, and the gold reply is its complete form.
+    The dialogue ends before the last user turn that is not complete in itself; the user then asks to say that turn in
+    full, and the gold reply is its complete form.
     """
-
-    def parse(line: dict[str, Any]) -> Case | None:
-        line = as_dialogue(line)
-        messages, notes = line["messages"], line["meta"]["user_annotations"]
-        users = [i for i, message in enumerate(messages) if message["role"] == "user"]
-        for at, note in reversed(list(zip(users, notes, strict=False))):
-            text, complete = note["transcript"], note["transcript_complete"]
-            kind = next(
-                (k for k in ("coreference", "ellipsis") if note[f"transcript_with_{k}"] == text), None
-            )
-            if at >= 2 and kind is not None and complete and complete != text:
-                asked = exchanges([(REWRITE.format(text=text), complete)])
-                question = Question(at + 1, complete, kind, checked=False)
-                return Case(str(line["id"]), kind, [*messages[:at], *asked], (question,), (at + 1,))
-        return None
-
-    return parsed(path, parse)
+    messages, notes = row["messages"], row["meta"]["user_annotations"]
+    users = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    for at, note in reversed(list(zip(users, notes, strict=False))):
+        text, complete = note["transcript"], note["transcript_complete"]
+        kind = next((k for k in ("coreference", "ellipsis") if note[f"transcript_with_{k}"] == text), None)
+        if at >= 2 and kind is not None and complete and complete != text:
+            asked = {"role": "user", "content": REWRITE.format(text=text)}
+            reply = {"role": "assistant", "content": complete}
+            question = Question(at + 1, complete, kind, checked=False)
+            return Case(str(row["id"]), kind, [*messages[:at], asked, reply], (question,), (at + 1,))
+    return None
 
 
-def math_chat(path: Path) -> Iterator[Case]:
-    """A problem and its follow-ups, each reply ending in a number: MathChat's file; `meta.finals` or `meta.final`."""
-    counted = iter(range(1, 1 << 62))
-
-    def parse(line: dict[str, Any]) -> Case:
-        line = {"id": f"mathchat-{next(counted)}", **as_dialogue(line)}
-        messages, meta = line["messages"], line["meta"]
-        at, finals = replies(messages), meta.get("finals") or [meta["final"]]
-        questions = tuple(
-            Question(i, str(final), "final number", number=True)
-            for i, final in zip(at[-len(finals) :], finals, strict=True)
-            if final is not None
-        )
-        return Case(str(line["id"]), "all", messages, questions, tuple(at))
-
-    return parsed(path, parse)
+def math_chat(row: dict[str, Any]) -> Case:
+    """Read a problem and its follow-ups, whose replies end in a number: `meta.finals`, or `meta.final` for the last."""
+    at, meta = replies(row["messages"]), row["meta"]
+    finals = meta.get("finals") or [meta["final"]]
+    questions = tuple(
+        Question(i, str(final), "final number", number=True)
+        for i, final in zip(at[-len(finals) :], finals, strict=True)
+        if final is not None
+    )
+    return Case(str(row["id"]), "all", row["messages"], questions, at)
 
 
-def longeval_topics(path: Path) -> Iterator[Case]:
-    """LongChat's LongEval: topics, one after the other; the last message asks for the first (`meta.answer`)."""
-
-    def parse(line: dict[str, Any]) -> Case:
-        messages, answer = line["messages"], str(line["meta"]["answer"])
-        at, topics = len(messages), len(line["meta"]["topics"])
-        question = Question(at, answer, "first topic", distance=at // 2)
-        reply = {"role": "assistant", "content": answer}
-        return Case(str(line["id"]), f"{topics} topics", [*messages, reply], (question,), (at,))
-
-    return parsed(path, parse)
+def longeval_topics(row: dict[str, Any]) -> Case:
+    """Read LongChat's LongEval: topics, one after the other; the last message asks for the first (`meta.answer`)."""
+    messages, answer = row["messages"], str(row["meta"]["answer"])
+    at = len(messages)
+    question = Question(at, answer, "first topic", distance=at // 2)
+    reply = {"role": "assistant", "content": answer}
+    return Case(
+        str(row["id"]), f"{len(row['meta']['topics'])} topics", [*messages, reply], (question,), (at,)
+    )
 
 
-def dialogues(path: Path) -> Iterator[Case]:
-    """`{"id"?, "group"?, "messages", "questions"? or meta.questions}` a line: this project's own form.
+def dialogue(row: dict[str, Any]) -> Case:
+    """Read any dialogue, with `questions` or `meta.questions` if there are any.
 
     A question is `{"message", "answer", "kind"?, "distance"?}`: the index of the reply and what it must say.
     """
-    counted = iter(range(1, 1 << 62))
-
-    def parse(line: dict[str, Any]) -> Case:
-        line = as_dialogue(line)
-        found = line.get("questions") or (line.get("meta") or {}).get("questions") or ()
-        at, questions = replies(line["messages"]), []
-        for question in found:
-            if question["message"] not in at:
-                raise ValueError(f"question: message {question['message']} is not the assistant's")
-            kind = str(question.get("kind", "question"))
-            questions.append(
-                Question(question["message"], str(question["answer"]), kind, question.get("distance"))
-            )
-        name = str(line.get("id", next(counted)))
-        return Case(name, str(line.get("group", "all")), line["messages"], tuple(questions), tuple(at))
-
-    return parsed(path, parse)
+    at, questions = replies(row["messages"]), []
+    for question in row.get("questions") or (row["meta"] or {}).get("questions") or ():
+        message, kind = question["message"], str(question.get("kind", "question"))
+        if message not in at:
+            raise ValueError(f"question: message {message} is not the assistant's")
+        questions.append(Question(message, str(question["answer"]), kind, question.get("distance")))
+    return Case(str(row["id"]), str(row["group"]), row["messages"], tuple(questions), at)
 
 
 SORTS: dict[str, Sort] = {
@@ -237,14 +193,12 @@ SORTS: dict[str, Sort] = {
     "mt-bench-101": Sort("MT-Bench-101, 13 tasks of chat ability", mt_bench_101, HELPFUL),
     "safe-dial-bench": Sort("SafeDialBench, attacks over several turns", safe_dial_bench, SAFE),
     "coreference": Sort("GECOR: say a turn so that it is clear without the dialogue", gecor, HELPFUL),
-    "core-res": Sort(
-        "CoreRes, or any questions about a dialogue, in this project's form", dialogues, HELPFUL
-    ),
+    "core-res": Sort("CoreRes, or any questions about dialogues", dialogue, HELPFUL),
     "gsm8k-var": Sort("GSM8K with follow-up problems (MathChat's form)", math_chat, HELPFUL, 192),
     "gsm8k-socratic": Sort("GSM8K's problems asked step by step", math_chat, HELPFUL, 192),
     "longeval-topics": Sort("LongEval: name the first topic of a long talk", longeval_topics, HELPFUL, 32),
 }
-OWN = Sort("dialogues in this project's form", dialogues, HELPFUL)  # of a file without a known name
+OWN = Sort("any dialogues", dialogue, HELPFUL)  # of a file without a known name
 
 
 def load(name: str, path: str | None, limit: int, seed: int, exchanges: int) -> Suite:
@@ -261,7 +215,7 @@ def load(name: str, path: str | None, limit: int, seed: int, exchanges: int) -> 
     if name not in SORTS and path is None:
         raise ConfigError(f"unknown suite {name!r}{nearest(name, SORTS)}; there are {', '.join(SORTS)}")
     sort = SORTS.get(name, OWN)
-    if sort.read is None:
+    if sort.case_of is None:
         config = SynthConfig(
             dialogues=limit or 200, split="test", seed=seed, min_exchanges=exchanges, max_exchanges=exchanges
         )
@@ -270,7 +224,7 @@ def load(name: str, path: str | None, limit: int, seed: int, exchanges: int) -> 
     if path is None:
         raise ConfigError(f"suite {name} needs its file: --data {name}=PATH")
     cases: dict[str, Case] = {}
-    for case in sort.read(Path(path)):
+    for case in read(Path(path), sort.case_of):
         if case.id in cases:
             raise DataError(f"{path}: the id {case.id!r} stands there twice")
         cases[case.id] = case

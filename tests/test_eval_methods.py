@@ -1,5 +1,7 @@
 """The turn loop and the methods: what they keep, and that a row is what a session is."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ from torch import Tensor
 
 from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
 from sonic_kv.cache.cache import SessionCache
-from sonic_kv.eval import methods
+from sonic_kv.compress.policies import Policy, RereadPolicy
+from sonic_kv.eval import methods, rivals
 from sonic_kv.eval.methods import METHODS, Closer, Method, close_all
 from sonic_kv.eval.replay import Outcome, Script, Task, make_script, open_dialogues, replay
 from sonic_kv.eval.suites import Case
@@ -68,12 +71,16 @@ class Listener(SonicModel):
 
 
 def session_nll(
-    model: SonicModel, messages: list[dict[str, str]], ratio: float, config: SessionConfig
+    model: SonicModel,
+    messages: list[dict[str, str]],
+    ratio: float,
+    config: SessionConfig,
+    policy: Policy | None = None,
 ) -> list[float]:
     """Losses of the replies' tokens in a step-by-step session."""
     listener = Listener(model.base, model.tokenizer, model.adapter)
     system = messages[0]["content"] if messages[0]["role"] == "system" else None
-    session = ChatSession(listener, Budget(compression_ratio=ratio), system, config)
+    session = ChatSession(listener, Budget(compression_ratio=ratio), system, config, policy=policy)
     session.extend(messages[1:] if system else messages)
     logits = torch.cat(listener.logits).log_softmax(-1)
     script = make_script(model, Case("x", "all", messages), config, 400)
@@ -95,6 +102,23 @@ def test_a_row_equals_a_session(family: str, name: str) -> None:
             atol=2e-5,
             rtol=0,
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        ("reread", RereadPolicy),
+        ("h2o", rivals.H2O),
+        ("expected-attention", rivals.ExpectedAttention),
+        ("snapkv-shared", partial(rivals.SnapKV, True)),
+        ("keydiff-shared", partial(rivals.KeyDiff, True)),
+    ],
+)
+def test_a_rival_is_a_policy_of_a_session(name: str, policy: Callable[[], Policy]) -> None:
+    model = tiny_model("llama", adapter=False)
+    for outcome, messages in zip(outcomes(model, name, 0.6, scripts(model)), (DIALOGUE, OTHER), strict=True):
+        expected = session_nll(model, messages, 0.6, CONFIG, policy())
+        torch.testing.assert_close(torch.tensor(outcome.nll), torch.tensor(expected), atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", [*METHODS])

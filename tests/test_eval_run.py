@@ -152,7 +152,11 @@ def test_questions_in_the_projects_own_form(tmp_path: Path) -> None:
         ("mt-bench-101", "{", "line 2"),
         ("mt-bench-101", [], "line 2: needs a JSON object"),
         ("mt-bench-101", {"task": "CR", "id": 1}, "line 2: needs an object with a list"),
-        ("mt-bench-101", {"task": "CR", "id": 1, "history": [{"user": "x"}]}, "line 2: message 1 needs the keys"),
+        (
+            "mt-bench-101",
+            {"task": "CR", "id": 1, "history": [{"user": "x"}]},
+            "line 2: message 1 needs the keys",
+        ),
         ("mt-bench-101", {**MT_BENCH, "history": []}, "line 2: the dialogue is empty"),
         ("mt-bench-101", MT_BENCH, "stands there twice"),
         ("coreference", {**GECOR, "meta": {}}, "line 2: no 'user_annotations'"),

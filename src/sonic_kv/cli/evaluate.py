@@ -22,7 +22,11 @@ def evaluate(call: Call) -> None:
     run = Evaluation(model, options, config)
     for name, why in run.work.lacking.items():
         note(f"without {name}: it needs {why}")
-    note(f"{run.total - run.done} of {run.total} records to make")
+    tokens = sum(run.tokens_left().values())
+    note(
+        f"{run.total - run.done} of {run.total} records to make, {tokens:,} tokens to read; how long that takes is "
+        "known after the first dialogues"
+    )
     run.run(lambda standing: note(standing.as_text()), partial(load_model, named))
     try:
         if options.judge_url is not None:

@@ -219,6 +219,13 @@ class Evaluation:
         cases = {(name, s.case.id) for name, scripts in self.work.scripts.items() for s in scripts}
         return sum(k[:2] in cases and k[2:] in cells for k in self._done)
 
+    def tokens_left(self) -> dict[str, int]:
+        """Tokens that the rows of each suite are still to read."""
+        tokens = dict.fromkeys(self.work.scripts, 0)
+        for batch in self.work.batches(self._done):
+            tokens[batch[0]] += self.work.tokens(batch)
+        return tokens
+
     def run(
         self, show: Show = lambda standing: None, load_model: Callable[[], SonicModel] | None = None
     ) -> None:
@@ -232,10 +239,7 @@ class Evaluation:
             load_model: gives a worker process the model; it is pickled.
         """
         batches = self.work.batches(self._done)
-        tokens = dict.fromkeys(self.work.scripts, 0)
-        for batch in batches:
-            tokens[batch[0]] += self.work.tokens(batch)
-        progress = Progress(self.results.folder / "progress.json", tokens, self.done, self.total)
+        progress = Progress(self.results.folder / "progress.json", self.tokens_left(), self.done, self.total)
         for batch, records in self._replayed(batches, load_model):
             self.results.append(records)
             show(progress.add(batch[0], self.work.tokens(batch), len(records)))

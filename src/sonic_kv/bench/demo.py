@@ -185,7 +185,7 @@ def run(model: "SonicModel", options: DemoOptions) -> Result:
         name = f"eviction {percent_text(ratio)}"  # the same entries, chosen by recent queries
         methods.append(Method(name, Budget(compression_ratio=ratio), adapted=False))
     plain = SonicModel(model.base, model.tokenizer)
-    sampling = SamplingConfig(max_new_tokens=options.max_new_tokens)
+    sampling = SamplingConfig(max_new_tokens=options.max_new_tokens, temperature=0.0)
     replays: list[list[Replay]] = [[] for _ in methods]
     warm_up = Dialogue(dialogues[0].messages[:4], {})  # so that the first method's time compares
     replay(model, methods[0], warm_up, sampling)

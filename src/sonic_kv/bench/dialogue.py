@@ -110,7 +110,9 @@ class _Run:
             self.caches = [self.method.new_cache(self.model) for _ in messages]
             prompts = [list(ids) for ids in self.transcripts]
         replies: list[list[int]] = []
-        with closing(generate_step(self.model, prompts, self.caches, SamplingConfig())) as steps:
+        with closing(
+            generate_step(self.model, prompts, self.caches, SamplingConfig(temperature=0.0))
+        ) as steps:
             first = seconds(lambda: replies.append(next(steps)))
             decode = seconds(lambda: replies.extend(islice(steps, reply_tokens - 1)))
         for row, ids in enumerate(zip(*replies, strict=True)):

@@ -125,7 +125,10 @@ class _Server:
             store="none",
         )
         self.worker = Worker(model, SessionConfig(), Budget(compression_ratio=ratio), serve, None)
-        self._forgets, self._sampling = forgets, SamplingConfig(max_new_tokens=options.reply_tokens)
+        self._forgets, self._sampling = (
+            forgets,
+            SamplingConfig(max_new_tokens=options.reply_tokens, temperature=0.0),
+        )
         self._dialogues: list[list[dict[str, str]]] = [[] for _ in range(options.dialogues)]
         self._turn = 0
 
@@ -285,7 +288,7 @@ def _steps(model: SonicModel, options: BenchServeOptions) -> Ratio:
             batch_step(model.twin, rows, [1] * options.dialogues)
 
     def alone() -> None:
-        with closing(generate_step(model, [[1]], [cache.fork()], SamplingConfig())) as steps:
+        with closing(generate_step(model, [[1]], [cache.fork()], SamplingConfig(temperature=0.0))) as steps:
             for _ in islice(steps, STEPS):
                 pass
 
@@ -305,7 +308,7 @@ def _pause(model: SonicModel, options: BenchServeOptions, texts: _Texts) -> Paus
         name="long",
     )  # fmt: skip
     messages = [{"role": "user", "content": texts(options.user_tokens)}]
-    replying = Request("replies", messages, sampling=SamplingConfig(max_new_tokens=4096))
+    replying = Request("replies", messages, sampling=SamplingConfig(max_new_tokens=4096, temperature=0.0))
     replying.on_text = lambda text: times.append(time.perf_counter())
     with _running(server.worker):
         done = ask(server.worker, replying)

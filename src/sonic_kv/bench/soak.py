@@ -366,7 +366,7 @@ def _check(session: ChatSession, said: Said, result: Result) -> None:
     result.checked += 1
     gap = _gap(session, said)
     if gap is None or gap > TIE:
-        sampling = SamplingConfig(max_new_tokens=result.options.reply_tokens)
+        sampling = SamplingConfig(max_new_tokens=result.options.reply_tokens, temperature=0.0)
         expected = session.fork().send(None, sampling)
         if (expected.text, expected.finish_reason) != (said.reply, said.finish_reason):
             result.wrong.append(

@@ -340,7 +340,9 @@ class Summary(Retold):
         room = min(SUMMARY_TOKENS, target - len(form.user(SUMMARY_HEAD)))
         if room < 1:
             return []
-        (reply,) = generate(self.model, [prompt], [row.cache.fork()], SamplingConfig(max_new_tokens=room))
+        (reply,) = generate(
+            self.model, [prompt], [row.cache.fork()], SamplingConfig(max_new_tokens=room, temperature=0.0)
+        )
         return form.user(SUMMARY_HEAD + reply.text)[:target]
 
 

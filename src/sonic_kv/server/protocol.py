@@ -115,6 +115,9 @@ class Generation(Body):
     max_completion_tokens: Annotated[int, Field(ge=-1)] | None = None
     temperature: Annotated[Finite, Field(ge=0.0)] | None = None
     top_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Field(ge=-1, description="0 or -1: all")] | None = None
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    repetition_penalty: Annotated[Finite, Field(gt=0.0)] | None = None
     stop: Stops | None = None
     seed: int | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
@@ -139,7 +142,12 @@ class Generation(Body):
         seed = default.seed if self.seed is None or self.seed == -1 else self.seed
         return SamplingConfig(
             max_new_tokens=min(asked, most),
-            temperature=0.0 if temperature < COLDEST else temperature,
+            temperature=0.0 if temperature is not None and temperature < COLDEST else temperature,
+            top_k=default.top_k if self.top_k is None else max(self.top_k, 0),
+            min_p=default.min_p if self.min_p is None else self.min_p,
+            repetition_penalty=default.repetition_penalty
+            if self.repetition_penalty is None
+            else self.repetition_penalty,
             top_p=default.top_p if self.top_p is None else max(self.top_p, 1e-6),
             stop=self.stop or default.stop,
             seed=None if seed is None else (seed + choice) % (1 << 63),
@@ -191,10 +199,7 @@ UNSUPPORTED: dict[str, Callable[[Any], bool]] = {
     "top_logprobs": _is(0),
     "presence_penalty": _is(0),
     "frequency_penalty": _is(0),
-    "repetition_penalty": _is(1),
     "repeat_penalty": _is(1),
-    "top_k": lambda value: isinstance(value, (int, float)) and value <= 0,
-    "min_p": _is(0),
     "typical_p": _is(0, 1),
     "best_of": _is(1),
     "use_beam_search": _is(False),

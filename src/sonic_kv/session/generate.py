@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sonic_kv.cache.cache import SessionCache
-from sonic_kv.errors import ConfigError, NumericalError
+from sonic_kv.errors import ConfigError
 from sonic_kv.model.batch import batch_step
 from sonic_kv.model.model import SonicModel
 from sonic_kv.session.options import SamplingConfig
-
-NAN_LOGITS = "the model produced NaN logits: its weights are damaged or its dtype overflows"
+from sonic_kv.session.reasoning import Division
+from sonic_kv.session.sampling import Sampler, sample
 
 
 @dataclass(frozen=True)
@@ -28,41 +27,12 @@ class Generation:
 
 @dataclass(frozen=True)
 class Piece:
-    """One step of one row: new text (may be empty), the token, and why the reply ended, if it did."""
+    """One step of one row: new text (may be empty), the token, why the reply ended, if it did, and new reasoning."""
 
     text: str
     token_id: int
     finish_reason: str | None = None
-
-
-def sample(logits: Tensor, sampling: SamplingConfig, generator: torch.Generator | None) -> Tensor:
-    """Choose a token a row. (B, V) → (B,)
-
-    Raises:
-        NumericalError: the logits are not finite.
-    """
-    best = logits.max(-1, keepdim=True).values  # NaN if any is
-    if not bool(best.isfinite().all()):
-        raise NumericalError(NAN_LOGITS)
-    if sampling.temperature == 0.0:
-        return logits.argmax(-1)
-    # the best is at 0, so that no temperature, however low, overflows
-    probabilities = ((logits - best).float() / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1.0:
-        ranked, order = probabilities.sort(-1, descending=True)
-        outside = ranked.cumsum(-1) - ranked >= sampling.top_p
-        probabilities = torch.zeros_like(ranked).scatter(-1, order, ranked.masked_fill(outside, 0.0))
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-
-
-def new_generator(model: SonicModel, sampling: SamplingConfig) -> torch.Generator:
-    """A random generator seeded as `sampling` says."""
-    generator = torch.Generator(model.device)
-    if sampling.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(sampling.seed)
-    return generator
+    reasoning: str = ""
 
 
 @torch.no_grad()
@@ -71,6 +41,7 @@ def generate_step(
     prompts: Sequence[Sequence[int]],
     caches: Sequence[SessionCache],
     sampling: SamplingConfig,
+    said: Sequence[Sequence[int]] | None = None,
 ) -> Generator[list[int], None, None]:
     """Feed each prompt to its cache, then yield one token a row, endlessly: close it to stop.
 
@@ -79,16 +50,18 @@ def generate_step(
     Args:
         prompts: new tokens of each dialogue, none empty.
         caches: what each dialogue has already fed; lengths may differ.
+        said: transcripts before the prompts, for penalties on repetition.
     """
-    generator = new_generator(model, sampling)
+    said = [[] for _ in prompts] if said is None else said
+    samplers = [Sampler(model.base, sampling, [*a, *b]) for a, b in zip(said, prompts, strict=True)]
     logits = torch.stack([model.feed(cache, ids) for cache, ids in zip(caches, prompts, strict=True)])
     if len(caches) == 1:
         while True:
-            token = int(sample(logits, sampling, generator))
-            yield [token]
-            logits = model.feed(caches[0], [token])[None]
+            tokens = sample(logits, samplers)
+            yield tokens
+            logits = model.feed(caches[0], tokens)[None]
     while True:
-        tokens = sample(logits, sampling, generator).tolist()
+        tokens = sample(logits, samplers)
         yield tokens
         logits = batch_step(model.twin, caches, tokens)
 
@@ -148,9 +121,15 @@ class Writer:
 
     Args:
         room: most tokens that it may have.
+        reasoning: the prompt has opened the reply's reasoning.
     """
 
-    def __init__(self, model: SonicModel, stop: Sequence[str], room: int) -> None:
+    def __init__(self, model: SonicModel, stop: Sequence[str], room: int, *, reasoning: bool = False) -> None:
+        tags = model.format.reasoning
+        self._division = Division(tags, reasoning)
+        # tags that are special tokens have no text when they are decoded
+        self._tags = {model.tokenizer.convert_tokens_to_ids(tag): tag for tag in tags or ()}
+        self._tags = {i: tag for i, tag in self._tags.items() if i in model.tokenizer.all_special_ids}
         self._stop_ids = model.stop_ids
         self._text = Detokenizer(model, (*model.format.stop, *stop))
         self._room = room
@@ -164,13 +143,18 @@ class Writer:
     def add(self, token_id: int) -> Piece:
         """What this token adds to the text, and whether it ends the reply."""
         self.count += 1
+        text, reason = self._next(token_id)
+        reasoning, answer = self._division.add(text, final=reason is not None)
+        return Piece(answer, token_id, reason, reasoning)
+
+    def _next(self, token_id: int) -> tuple[str, str | None]:
         if token_id in self._stop_ids:
-            return Piece(self._text.finish(), token_id, "stop")
-        text = self._text.add(token_id)
+            return self._text.finish(), "stop"
+        text = self._text.add(token_id) + self._tags.get(token_id, "")
         if not self._text.stopped and self.count >= self._room:
             text += self._text.finish()
-            return Piece(text, token_id, "stop" if self._text.stopped else "length")
-        return Piece(text, token_id, "stop" if self._text.stopped else None)
+            return text, "stop" if self._text.stopped else "length"
+        return text, "stop" if self._text.stopped else None
 
 
 def stream_generate(
@@ -178,6 +162,9 @@ def stream_generate(
     prompts: Sequence[Sequence[int]],
     caches: Sequence[SessionCache] | None = None,
     sampling: SamplingConfig | None = None,
+    *,
+    said: Sequence[Sequence[int]] | None = None,
+    reasoning: bool = False,
 ) -> Generator[list[Piece | None], None, None]:
     """Yield, at each step, a `Piece` for every row that is still going (None: that row has ended).
 
@@ -186,6 +173,8 @@ def stream_generate(
 
     Args:
         caches: of the dialogues so far; None: fresh ones.
+        said: their transcripts, for penalties on repetition.
+        reasoning: the prompts have opened the replies' reasoning.
     """
     sampling = sampling or SamplingConfig()
     caches = [SessionCache(model.num_layers) for _ in prompts] if caches is None else list(caches)
@@ -194,12 +183,17 @@ def stream_generate(
     for cache, prompt in zip(caches, prompts, strict=True):
         model.check_room(cache, len(prompt) + 1)
     writers = [
-        Writer(model, sampling.stop, min(sampling.max_new_tokens, model.room(cache) - len(prompt)))
+        Writer(
+            model,
+            sampling.stop,
+            min(sampling.max_new_tokens, model.room(cache) - len(prompt)),
+            reasoning=reasoning,
+        )
         for cache, prompt in zip(caches, prompts, strict=True)
     ]
     done = [False] * len(prompts)
     try:
-        with closing(generate_step(model, prompts, caches, sampling)) as steps:
+        with closing(generate_step(model, prompts, caches, sampling, said)) as steps:
             for tokens in steps:
                 pieces: list[Piece | None] = []
                 for row, token in enumerate(tokens):

@@ -10,9 +10,22 @@ class SamplingConfig(Options):
     """How the next token is chosen and when a reply ends."""
 
     max_new_tokens: int = option(128, "longest reply, in tokens", least=1)
-    temperature: float = option(0.0, "0 is greedy", least=0.0)
-    top_p: float = option(
-        1.0, "nucleus sampling: smallest set of tokens with this probability", above=0.0, most=1.0
+    temperature: float | None = option(None, "0 is greedy; none: as the model's makers say", least=0.0)
+    top_k: int | None = option(None, "only this many best tokens; 0: all; none: as the makers say", least=0)
+    top_p: float | None = option(
+        None,
+        "nucleus sampling: smallest set of tokens with this probability; none: as the makers say",
+        above=0.0,
+        most=1.0,
+    )
+    min_p: float | None = option(
+        None,
+        "only tokens with this share of the best one's probability; none: as the makers say",
+        least=0.0,
+        most=1.0,
+    )
+    repetition_penalty: float | None = option(
+        None, "divides the logits of tokens that stand in the dialogue; none: as the makers say", above=0.0
     )
     stop: tuple[str, ...] = option((), "texts that end the reply (they are not part of it)")
     seed: int | None = option(None, "seed of the sampling; none: a new one each time", least=0, below=1 << 63)

@@ -1,0 +1,48 @@
+"""A reply's text, divided into its reasoning and its answer as it comes."""
+
+
+class Division:
+    """Takes text piece by piece.
+
+    Args:
+        tags: what stands around reasoning; None: there is none.
+        inside: the prompt has opened the reasoning already.
+    """
+
+    def __init__(self, tags: tuple[str, str] | None, inside: bool = False) -> None:
+        self._open, self._close = tags or ("", "")
+        self._state = "answer" if tags is None else "reasoning" if inside else "start"
+        self._held = ""
+
+    def add(self, text: str, *, final: bool = False) -> tuple[str, str]:
+        """Reasoning and answer that have become certain; all that is left if this is the `final` text."""
+        self._held += text
+        reasoning = ""
+        if self._state == "start":
+            self._start(final)
+        if self._state == "reasoning":
+            reasoning = self._think(final)
+        if self._state == "behind":
+            self._held = self._held.lstrip("\n")
+            self._state = "answer" if self._held else "behind"
+        if self._state != "answer":
+            return reasoning, ""
+        answer, self._held = self._held, ""
+        return reasoning, answer
+
+    def _start(self, final: bool) -> None:
+        said = self._held.lstrip()
+        if said.startswith(self._open):
+            self._state, self._held = "reasoning", said[len(self._open) :]
+        elif final or not self._open.startswith(said):
+            self._state = "answer"
+
+    def _think(self, final: bool) -> str:
+        before, found, rest = self._held.partition(self._close)
+        if found:
+            self._state, self._held = "behind", rest
+            return before
+        sizes = range(0 if final else min(len(self._close) - 1, len(before)), 0, -1)
+        keep = next((n for n in sizes if self._close.startswith(before[-n:])), 0)
+        certain, self._held = before[: len(before) - keep], before[len(before) - keep :]
+        return certain

@@ -6,31 +6,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    NoRepeatNGramLogitsProcessor,
-    PreTrainedModel,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from sonic_kv.errors import NumericalError
+from sonic_kv.model.processors import made_with, processors, warpers
 from sonic_kv.session.options import SamplingConfig
 
 NAN_LOGITS = "the model produced NaN logits: its weights are damaged or its dtype overflows"
+# What leaves the distribution as it is.
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
-def settled(sampling: SamplingConfig, base: PreTrainedModel) -> SamplingConfig:
+def settled(sampling: SamplingConfig, base: Any) -> SamplingConfig:
     """The options with a number in the place of every None: the makers', or none at all.
 
     A model whose makers do not ask for sampling is greedy unless a temperature is given.
     """
-    made = _made(base)
+    made = made_with(base)
     found: dict[str, Any] = {}
     for name, nothing in PLAIN.items():
         value = getattr(sampling, name)
@@ -38,12 +29,6 @@ def settled(sampling: SamplingConfig, base: PreTrainedModel) -> SamplingConfig:
     if sampling.temperature is None and not made.get("do_sample"):
         found["temperature"] = 0.0
     return replace(sampling, **found)
-
-
-def _made(base: PreTrainedModel) -> dict[str, Any]:
-    config = base.generation_config
-    found = {} if config is None else config.to_diff_dict()
-    return {name: value for name, value in found.items() if value is not None}
 
 
 class Sampler:
@@ -54,26 +39,12 @@ class Sampler:
         said: the transcript so far, for penalties on repetition.
     """
 
-    def __init__(self, base: PreTrainedModel, sampling: SamplingConfig, said: Sequence[int] = ()) -> None:
-        options, made = settled(sampling, base), _made(base)
-        assert options.temperature is not None
-        self._processors, self._warpers = LogitsProcessorList(), LogitsProcessorList()
-        if options.repetition_penalty != 1.0:
-            self._processors.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
-        if made.get("no_repeat_ngram_size"):
-            self._processors.append(NoRepeatNGramLogitsProcessor(made["no_repeat_ngram_size"]))
-        if made.get("suppress_tokens"):
-            self._processors.append(SuppressTokensLogitsProcessor(made["suppress_tokens"], base.device))
-        self.greedy = options.temperature == 0.0
-        if not self.greedy:
-            self._warpers.append(TemperatureLogitsWarper(float(options.temperature)))
-            if options.top_k:
-                self._warpers.append(TopKLogitsWarper(options.top_k))
-            if options.top_p != 1.0:
-                self._warpers.append(TopPLogitsWarper(float(options.top_p or 1.0)))
-            if options.min_p:
-                self._warpers.append(MinPLogitsWarper(options.min_p))
-        self.plain = self.greedy and not self._processors
+    def __init__(self, base: Any, sampling: SamplingConfig, said: Sequence[int] = ()) -> None:
+        options = {name: getattr(settled(sampling, base), name) for name in PLAIN}
+        self.greedy = options["temperature"] == 0.0
+        self._process = processors(base, options.pop("repetition_penalty"))
+        self._warp = None if self.greedy else warpers(**options)
+        self.plain = self.greedy and self._process is None
         self._ids = list(said)
         self._generator = torch.Generator(base.device)
         if sampling.seed is None:
@@ -81,19 +52,27 @@ class Sampler:
         else:
             self._generator.manual_seed(sampling.seed)
 
+    def scores(self, logits: Tensor) -> Tensor:
+        """What the next token is chosen by: logits as processors leave them. (V,) → (V,)"""
+        scores = logits[None].float()
+        ids = torch.tensor([self._ids], device=logits.device)
+        if self._process is not None:
+            scores = self._process(ids, scores)
+        if self._warp is not None:  # the best is at 0, so that no temperature, however low, overflows
+            scores = self._warp(ids, scores - scores.max(-1, keepdim=True).values)
+        return scores[0]
+
     def __call__(self, logits: Tensor) -> int:
         """The next token. (V,) → its id; it counts as said.
 
         Raises:
             NumericalError: the logits are not finite.
         """
-        ids = torch.tensor([self._ids], device=logits.device)
         check_logits(logits)
-        scores = self._processors(ids, logits[None].float()) if self._processors else logits[None].float()
+        scores = self.scores(logits)
         if self.greedy:
-            token = int(scores.argmax(-1))
-        else:  # the best is at 0, so that no temperature, however low, overflows
-            scores = self._warpers(ids, scores - scores.max(-1, keepdim=True).values)
+            token = int(scores.argmax())
+        else:
             token = int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
         self._ids.append(token)
         return token

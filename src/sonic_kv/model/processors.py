@@ -1,0 +1,50 @@
+"""transformers' processors of logits, in the order in which `generate` applies them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+Process = Callable[[Tensor, Tensor], Tensor]  # token ids (B, T), scores (B, V) → scores (B, V)
+
+
+def made_with(base: PreTrainedModel) -> dict[str, Any]:
+    """What the makers of a model say about generation, without what they leave as it is."""
+    config = base.generation_config
+    found = {} if config is None else config.to_diff_dict()
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def processors(base: PreTrainedModel, repetition_penalty: float) -> Process | None:
+    """What changes logits whether tokens are sampled or not; None: nothing does."""
+    made, found = made_with(base), LogitsProcessorList()
+    if repetition_penalty != 1.0:
+        found.append(RepetitionPenaltyLogitsProcessor(float(repetition_penalty)))
+    if made.get("no_repeat_ngram_size"):
+        found.append(NoRepeatNGramLogitsProcessor(made["no_repeat_ngram_size"]))
+    if made.get("suppress_tokens"):
+        found.append(SuppressTokensLogitsProcessor(made["suppress_tokens"], base.device))
+    return found or None
+
+
+def warpers(temperature: float, top_k: int, top_p: float, min_p: float) -> Process:
+    """What shapes the distribution that is sampled from. Zero and one leave it as it is."""
+    found = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+    if top_k:
+        found.append(TopKLogitsWarper(top_k))
+    if top_p != 1.0:
+        found.append(TopPLogitsWarper(float(top_p)))
+    if min_p:
+        found.append(MinPLogitsWarper(float(min_p)))
+    return found

@@ -40,11 +40,12 @@ def processors(base: PreTrainedModel, repetition_penalty: float) -> Process | No
 
 def warpers(temperature: float, top_k: int, top_p: float, min_p: float) -> Process:
     """What shapes the distribution that is sampled from. Zero and one leave it as it is."""
-    found = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+    found: list[Process] = [TemperatureLogitsWarper(float(temperature))]
     if top_k:
         found.append(TopKLogitsWarper(top_k))
     if top_p != 1.0:
         found.append(TopPLogitsWarper(float(top_p)))
     if min_p:
         found.append(MinPLogitsWarper(float(min_p)))
-    return found
+    process: Process = LogitsProcessorList(found)
+    return process

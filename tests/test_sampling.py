@@ -87,7 +87,7 @@ def test_the_engine_samples_as_a_session_does() -> None:
 
     def prepared() -> Any:
         yield None
-        return session
+        return session.dialogue
 
     turn = Turn(prepared(), sampling)
     engine = Engine(model, 64)

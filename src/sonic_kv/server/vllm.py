@@ -34,6 +34,7 @@ from sonic_kv.session.dialogue import Dialogue
 from sonic_kv.session.engine import Engine, Turn, Turning
 from sonic_kv.session.generate import Writer
 from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.sampling import PLAIN, settled
 from sonic_kv.session.state import export_of
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ MARK = "OWNED-BY-SONIC-KV.txt"
 TEXT = b"sonic-kv serve writes sessions into this folder for vLLM to read, and deletes those that it wrote.\n"
 NOBODY = "0" * 64  # a session that does not exist
 # What a model's generation_config.json would change otherwise.
-DEFAULTS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": True}
+DEFAULTS = {"ignore_eos": True}
 
 
 class Exports:
@@ -359,8 +360,7 @@ class VllmEngine(Engine):
                 most = min(most, draft.config.max_segment_tokens - draft.cache.open_length)
             body = {
                 "max_tokens": most,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
+                **{name: getattr(settled(sampling, self.model.base), name) for name in PLAIN},
                 "stop_token_ids": sorted(self.model.stop_ids),
                 **DEFAULTS,
             }

@@ -22,8 +22,9 @@ from sonic_kv.model.chat_format import step
 from sonic_kv.model.messages import Message, check_messages
 from sonic_kv.model.model import SonicModel
 from sonic_kv.options import expect
-from sonic_kv.session.generate import NAN_LOGITS, Writer, new_generator, sample
+from sonic_kv.session.generate import Writer
 from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.sampling import NAN_LOGITS, Sampler
 from sonic_kv.session.stats import SessionStats, stats_of
 from sonic_kv.session.work import Decode, Feed, Next, Operation
 
@@ -34,6 +35,7 @@ class Written:
 
     Attributes:
         token_ids: as they were sampled.
+        reasoning: what the model wrote before the text.
         prompt_tokens: tokens that were fed for it, from the message that it answers on.
     """
 
@@ -41,6 +43,18 @@ class Written:
     token_ids: list[int]
     finish_reason: str
     prompt_tokens: int
+    reasoning: str = ""
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The reply as a message of the dialogue."""
+        return reply_message(self.text, self.reasoning)
+
+
+def reply_message(text: str, reasoning: str = "") -> dict[str, Any]:
+    """A message of the assistant."""
+    thought = {"reasoning_content": reasoning} if reasoning else {}
+    return {"role": "assistant", "content": text, **thought}
 
 
 @dataclass
@@ -144,7 +158,8 @@ class Dialogue:
             raise ContextLengthError(
                 f"the dialogue fills the model's {self.model.max_length} positions: there is no room for a reply"
             )
-        return Writer(self.model, sampling.stop, min(sampling.max_new_tokens, room))
+        reasoning = self.model.format.opens_reasoning(self.messages)
+        return Writer(self.model, sampling.stop, min(sampling.max_new_tokens, room), reasoning=reasoning)
 
     # --- operations ---------------------------------------------------------------------------
 
@@ -177,7 +192,7 @@ class Dialogue:
                 self.messages += check_messages([{"role": "user", "content": text}])
             prompt = form.prompt(self.messages)
             written = yield from self._decode((yield from self._change(asked, prompt)), sampling)
-            self.messages.append({"role": "assistant", "content": written.text})
+            self.messages.append(written.message)
             yield from self._settle(before, [*prompt, *written.token_ids[:-1]])
             return written
 
@@ -262,15 +277,16 @@ class Dialogue:
         sampling = sampling or self.sampling
         following = yield from self._last(prompt)
         writer = self.writer(sampling, self.model.room(self.cache))
-        generator = new_generator(self.model, sampling) if sampling.temperature else None
-        text, written = "", list[int]()
+        sampler = Sampler(self.model.base, sampling, self.token_ids)
+        text, reasoning, written = "", "", list[int]()
         while True:
-            written.append(choose(following, sampling, generator))
+            written.append(choose(following, sampler))
             piece = writer.add(written[-1])
             text += piece.text
+            reasoning += piece.reasoning
             yield piece
             if piece.finish_reason is not None:
-                return Written(text, written, piece.finish_reason, len(prompt))
+                return Written(text, written, piece.finish_reason, len(prompt), reasoning.strip("\n"))
             yield from self.close_if_full()
             following = yield from self._decode_one(written[-1])
 
@@ -410,7 +426,7 @@ def new_cache(model: SonicModel, config: SessionConfig) -> SessionCache:
     return SessionCache(model.num_layers, compact=config.positions == "compact", bits=config.bits)
 
 
-def choose(following: Next, sampling: SamplingConfig, generator: torch.Generator | None) -> int:
+def choose(following: Next, sampler: Sampler) -> int:
     """The next token of a reply.
 
     Raises:
@@ -418,6 +434,4 @@ def choose(following: Next, sampling: SamplingConfig, generator: torch.Generator
     """
     if not abs(following.largest) < torch.inf:
         raise NumericalError(NAN_LOGITS)
-    if generator is None:
-        return following.greedy
-    return int(sample(following.logits[None], sampling, generator))
+    return following.greedy if sampler.plain else sampler(following.logits)

@@ -15,7 +15,7 @@ from sonic_kv.errors import ContextLengthError
 from sonic_kv.model.batch import batch_step
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.reread import Reading
-from sonic_kv.session.dialogue import Dialogue
+from sonic_kv.session.dialogue import Dialogue, reply_message
 from sonic_kv.session.generate import Piece
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.work import Decode, Feed, Next, Work, perform
@@ -38,6 +38,7 @@ class Turn:
         prompt_tokens: tokens that the model has read for this reply, whenever that was.
         completion_tokens: tokens sampled.
         finish_reason: "stop" or "length".
+        reasoning: what stands before the answer, `text`.
     """
 
     prepare: Preparing
@@ -46,6 +47,7 @@ class Turn:
     on_end: Callable[["Turn"], None] = lambda turn: None
     session: Dialogue | None = None
     text: str = ""
+    reasoning: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finish_reason: str | None = None
@@ -55,6 +57,7 @@ class Turn:
     def add(self, piece: Piece) -> None:
         """Count one more token of the reply, and pass its text on."""
         self.text += piece.text
+        self.reasoning += piece.reasoning
         self.completion_tokens += 1
         self.finish_reason = piece.finish_reason
         if piece.text:
@@ -140,7 +143,7 @@ class Engine:
         if turn.sampling is not None:
             yield from self._reply(turn, turn.session.copy(), turn.sampling)
             try:
-                reply = {"role": "assistant", "content": turn.text}
+                reply = reply_message(turn.text, turn.reasoning.strip("\n"))
                 yield from turn.session.extend([reply], self._slice)
             except (
                 ContextLengthError

@@ -34,11 +34,12 @@ class Usage:
 
 @dataclass(frozen=True)
 class Reply:
-    """The assistant's text, why it ended ("stop" or "length"), and what it took."""
+    """The assistant's text, why it ended ("stop" or "length"), what it took, and the reasoning before the text."""
 
     text: str
     finish_reason: str
     usage: Usage
+    reasoning: str = ""
 
 
 class ChatSession:
@@ -107,7 +108,7 @@ class ChatSession:
                     if piece.text:
                         yield piece.text
         usage = Usage(written.prompt_tokens, len(written.token_ids), end - start)
-        self.last_reply = Reply(written.text, written.finish_reason, usage)
+        self.last_reply = Reply(written.text, written.finish_reason, usage, written.reasoning)
 
     def extend(self, messages: Sequence[Message]) -> None:
         """Append messages that are already written; nothing is generated.

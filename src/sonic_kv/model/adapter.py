@@ -19,10 +19,12 @@ from sonic_kv.errors import FileError, NumericalError, UnsupportedModelError
 from sonic_kv.files import read_sealed, write_sealed
 from sonic_kv.model.attention import twin
 from sonic_kv.model.fingerprint import SAMPLE, check_fingerprint, describe, head_dim, kv_heads
+from sonic_kv.model.likeness import check_likeness, packed, unpacked
 from sonic_kv.model.options import AdapterConfig
 
 FILE_NAME = "adapter.safetensors"
 LORA_NAME = "sonic"
+SHAPES = ("model_type", "hidden_size", "num_hidden_layers", "num_key_value_heads")  # of a fingerprint
 _nexus_rows: ContextVar[Tensor | None] = ContextVar("rows that LoRA layers act on", default=None)
 
 
@@ -32,6 +34,17 @@ def fingerprint(base: PreTrainedModel) -> dict[str, Any]:
         (name, weight.shape, weight.detach().flatten()[:SAMPLE]) for name, weight in base.named_parameters()
     )
     return describe(base.config.get_text_config(), weights)
+
+
+def _check_base(base: PreTrainedModel, made_for: Any, behaviour: dict[str, Tensor] | None, what: str) -> None:
+    """Refuse a base that an adapter does not fit: other shapes, or where weights differ, other predictions."""
+    here = fingerprint(base)
+    if behaviour is None:
+        check_fingerprint(made_for, here, what)
+        return
+    check_fingerprint(made_for, {name: here[name] for name in SHAPES}, what)
+    if made_for["weights"] != here["weights"]:
+        check_likeness(base, behaviour, what)
 
 
 @contextmanager
@@ -175,11 +188,23 @@ class Adapter(nn.Module):
         rows: Tensor = self.embedding + self.turn(turn)
         return rows.to(anchors.dtype)
 
-    def save(self, folder: str | Path, base: dict[str, Any], notes: dict[str, Any] | None = None) -> Path:
-        """Write `adapter.safetensors` for a base with fingerprint `base`; returns its path."""
+    def save(
+        self,
+        folder: str | Path,
+        base: dict[str, Any],
+        notes: dict[str, Any] | None = None,
+        behaviour: dict[str, Tensor] | None = None,
+    ) -> Path:
+        """Write `adapter.safetensors` for a base with fingerprint `base`; returns its path.
+
+        Args:
+            behaviour: what the base predicts (`likeness.behaviour`): with it the adapter loads on every base that does
+                the same; None: on this one only.
+        """
         path = Path(folder) / FILE_NAME
         header = {"config": asdict(self.config), "base": base, "notes": notes or {}}
-        write_sealed(path, "adapter", header, self.state_dict())
+        tensors = self.state_dict() | ({} if behaviour is None else packed(behaviour))
+        write_sealed(path, "adapter", header, tensors)
         return path
 
     def digest(self) -> str:
@@ -196,13 +221,13 @@ class Adapter(nn.Module):
 
         Raises:
             FileError: missing, damaged or changed.
-            AdapterError: made for another model.
+            AdapterError: made for another model, whose predictions are far from this one's.
             NumericalError: it holds NaN or infinite weights.
         """
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
         header, tensors = read_sealed(path, "adapter")
-        check_fingerprint(header.get("base", {}), fingerprint(base), f"adapter {path}")
+        _check_base(base, header.get("base"), unpacked(tensors), f"adapter {path}")
         bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
         if bad:
             raise NumericalError(f"adapter {path} holds NaN or infinite weights in {bad[0]}: train it again")

@@ -18,6 +18,7 @@ from sonic_kv.model.compiled import CompiledStep
 from sonic_kv.model.fingerprint import head_dim, kv_heads
 from sonic_kv.model.forward import forward
 from sonic_kv.model.layout import Layout
+from sonic_kv.model.likeness import behaviour
 from sonic_kv.model.options import Quantization
 from sonic_kv.model.probe import Probe
 from sonic_kv.model.reader import Held, OnePass, Repeating, Rereading
@@ -126,6 +127,10 @@ class SonicModel:
     def fingerprint(self) -> dict[str, Any]:
         """What saved sessions and adapters of this model depend on."""
         return fingerprint(self.base)
+
+    def behaviour(self) -> dict[str, Tensor]:
+        """What the base predicts on a short text: by this an adapter knows the bases that it fits."""
+        return behaviour(self.base, self.tokenizer)
 
     @property
     def stop_ids(self) -> frozenset[int]:

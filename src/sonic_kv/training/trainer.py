@@ -68,7 +68,7 @@ class Trainer:
         self.model, self.config = model, config
         self.processes = PartialState(cpu=model.device.type == "cpu")
         torch.manual_seed(config.seed)
-        base = model.fingerprint()
+        base, self._behaviour = model.fingerprint(), model.behaviour()
         model.adapter = self.adapter = Adapter(model.base, adapter)
         model.base.requires_grad_(False)
         self.adapter.requires_grad_(True)
@@ -288,7 +288,7 @@ class Trainer:
         self.adapter.eval()
         path = self.folder.path / "adapter.safetensors"
         if self.processes.is_main_process:
-            path = self.adapter.save(self.folder.path, self.folder.base, notes)
+            path = self.adapter.save(self.folder.path, self.folder.base, notes, self._behaviour)
         self.processes.wait_for_everyone()
         return path
 

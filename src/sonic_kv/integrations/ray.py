@@ -92,27 +92,7 @@ def serve(
         store.close()
     with listen(options.host, options.port) as listener:
         port = listener.getsockname()[1]
-    scaling: dict[str, Any] = {"num_replicas": ray_options.replicas}
-    if ray_options.max_replicas is not None:
-        scaling = {
-            "autoscaling_config": AutoscalingConfig(
-                min_replicas=ray_options.replicas,
-                max_replicas=ray_options.max_replicas,
-                target_ongoing_requests=ray_options.target_ongoing_requests,
-            )
-        }
-    deployment = ray_serve.deployment(
-        ray_serve.ingress()(Replica),
-        name="server",
-        ray_actor_options={"num_cpus": ray_options.replica_cpus, "num_gpus": ray_options.replica_gpus},
-        # what is more than a replica takes goes to the next one, then waits, then is refused
-        max_ongoing_requests=options.max_batch + options.max_waiting,
-        max_queued_requests=options.max_waiting,
-        request_router_config=RequestRouterConfig(request_router_class=ROUTER),
-        max_constructor_retry_count=ATTEMPTS,
-        graceful_shutdown_timeout_s=DRAIN_SECONDS,
-        **scaling,
-    )
+    deployment = _deployment(options, ray_options)
     alone = ray_options.ray_address == "local"
     own: dict[str, Any] = {}
     if alone:
@@ -140,6 +120,31 @@ def serve(
             ray.shutdown()
         elif ray.is_initialized():
             ray_serve.delete(APP)
+
+
+def _deployment(options: ServeOptions, ray_options: RayOptions) -> Any:
+    """How Ray Serve runs replicas, and passes requests on to them."""
+    scaling: dict[str, Any] = {"num_replicas": ray_options.replicas}
+    if ray_options.max_replicas is not None:
+        scaling = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=ray_options.replicas,
+                max_replicas=ray_options.max_replicas,
+                target_ongoing_requests=ray_options.target_ongoing_requests,
+            )
+        }
+    return ray_serve.deployment(
+        ray_serve.ingress()(Replica),
+        name="server",
+        ray_actor_options={"num_cpus": ray_options.replica_cpus, "num_gpus": ray_options.replica_gpus},
+        # what is more than a replica takes goes to the next one, then waits, then is refused
+        max_ongoing_requests=options.max_batch + options.max_waiting,
+        max_queued_requests=options.max_waiting,
+        request_router_config=RequestRouterConfig(request_router_class=ROUTER),
+        max_constructor_retry_count=ATTEMPTS,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        **scaling,
+    )
 
 
 def _check_room(options: RayOptions) -> None:

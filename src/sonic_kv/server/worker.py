@@ -83,9 +83,11 @@ class Worker:
         self.shelf = Shelf()
         self.counts = Counter[str]()
         self.default_ratio = max(budget.compression_ratio or 0.0, options.min_compression_ratio)
-        self._entry_bytes = Compressor(model, config).bytes_per_entry()
+        compressor = Compressor(model, config)
+        self._entry_bytes = compressor.bytes_per_entry()
         adapter = None if model.adapter is None else model.adapter.digest()
-        self._scope = digest(model.fingerprint(), adapter, asdict(config), options.slice_tokens)
+        kept = {**asdict(config), "policy": compressor.policy.name}  # whatever the default is
+        self._scope = digest(model.fingerprint(), adapter, kept, options.slice_tokens)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._archive = Archive(store, self._wake)
         self._memory = Memory(self.shelf, self._archive, options, self.counts, self._inbox.put)

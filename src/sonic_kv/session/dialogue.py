@@ -28,6 +28,8 @@ from sonic_kv.session.sampling import NAN_LOGITS, Sampler
 from sonic_kv.session.stats import SessionStats, stats_of
 from sonic_kv.session.work import Decode, Feed, Next, Operation
 
+UNLIMITED = (Budget(), Budget(compression_ratio=0.0))
+
 
 @dataclass(frozen=True)
 class Written:
@@ -102,8 +104,7 @@ class Dialogue:
     @property
     def limited(self) -> bool:
         """Whether segments are closed at all."""
-        unlimited = self.budget in (Budget(), Budget(compression_ratio=0.0))
-        return not unlimited or self.config.bits is not None
+        return self.budget not in UNLIMITED or self.config.bits is not None
 
     @property
     def full(self) -> bool:
@@ -187,11 +188,11 @@ class Dialogue:
             )
         form = self.model.format
         with self._transaction() as before:
-            asked = form.closed(self.messages)
+            settled = len(self.messages)
             if text is not None:
                 self.messages += check_messages([{"role": "user", "content": text}])
             prompt = form.prompt(self.messages)
-            written = yield from self._decode((yield from self._change(asked, prompt)), sampling)
+            written = yield from self._decode((yield from self._change(settled, prompt)), sampling)
             self.messages.append(written.message)
             yield from self._settle(before, [*prompt, *written.token_ids[:-1]])
             return written
@@ -230,28 +231,30 @@ class Dialogue:
     # --- their parts --------------------------------------------------------------------------
 
     def _append(self, messages: Sequence[dict[str, Any]], slice_tokens: int | None = None) -> Operation[None]:
-        form = self.model.format
-        before = form.closed(self.messages)
         for message in messages:
+            settled = len(self.messages)
             self.messages.append(message)
-            after = form.closed(self.messages)
-            yield from self.feed((yield from self._change(before, after)), slice_tokens)
-            before = after
+            after = self.model.format.closed(self.messages)
+            yield from self.feed((yield from self._change(settled, after)), slice_tokens)
             if message["role"] == "assistant":
                 yield from self._end_exchange()
 
     def _asked(self) -> Operation[list[int]]:
         """What is to be fed before a reply to the last message."""
-        form = self.model.format
-        return (yield from self._change(form.closed(self.messages), form.prompt(self.messages)))
+        return (yield from self._change(len(self.messages), self.model.format.prompt(self.messages)))
 
-    def _change(self, before: list[int], after: list[int]) -> Operation[list[int]]:
+    def _change(self, settled: int, after: list[int]) -> Operation[list[int]]:
         """Take back what the transcript `after` has no more, and return what is to be fed.
+
+        Args:
+            settled: how many messages have been fed.
 
         Raises:
             MessageError: it is compressed already.
         """
-        way = step(before, after)
+        way = step(self.token_ids, after)
+        if way.drop:  # or the transcript was fed as another version has it: then only the rest counts
+            way = step(self.model.format.closed(self.messages[:settled]), after)
         if way.drop <= self.cache.open_length:
             self._take_back(way.drop)
             return way.token_ids
@@ -291,10 +294,11 @@ class Dialogue:
             following = yield from self._decode_one(written[-1])
 
     def _last(self, prompt: list[int]) -> Operation[Next]:
-        """Feed a prompt; what may follow it. One model run, unless it fills the segment on its way."""
+        """Feed a prompt; what may follow it. One model run, which others share if it is of one token, unless the prompt
+        fills the segment on its way."""
         size = self.cache.open_length + len(prompt) - 1
         short = not self.limited or size < self.config.max_segment_tokens
-        if prompt and short and len(prompt) < self.model.room(self.cache):
+        if len(prompt) > 1 and short and len(prompt) < self.model.room(self.cache):
             return (yield from self._feed(prompt))
         return (yield from self._decode_one((yield from self._begin(prompt))))
 

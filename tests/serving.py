@@ -102,6 +102,9 @@ def fresh(messages: Sequence[dict[str, str]], budget: Budget = HALF, length: int
     system = messages[0]["content"] if messages[0]["role"] == "system" else None
     chat = ChatSession(model, budget, system, SMALL)
     history = list(messages[system is not None : -1])
+    if history and history[-1]["role"] == "user":
+        chat.extend([*history, messages[-1]])
+        return chat.send(None, SamplingConfig(max_new_tokens=length)).text
     if history:
         chat.extend(history)
     return chat.send(messages[-1]["content"], SamplingConfig(max_new_tokens=length)).text

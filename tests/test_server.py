@@ -328,6 +328,67 @@ def test_what_changes_nothing_is_accepted(model: SonicModel, server: Served, cha
         assert response.json()["choices"][0]["message"]["content"] == fresh([user("hi")])
 
 
+SYSTEM = {"role": "system", "content": "be brief"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [SYSTEM, {"role": "system", "content": "and kind"}, user("hi")],
+        [SYSTEM, {"role": "developer", "content": "and kind"}, user("hi")],
+        [user("hi"), assistant("yes"), {"role": "system", "content": "be kind"}, user("so?")],
+        [assistant("welcome"), user("hi")],
+        [user("hi"), user("there")],
+    ],
+)
+def test_roles_may_come_in_any_order_that_the_template_takes(server: Served, messages: list[Any]) -> None:
+    named = [{**message, "role": message["role"].replace("developer", "system")} for message in messages]
+    messages.append(assistant(server.reply(messages)))
+    assert messages[-1]["content"] == fresh(named)
+    messages.append(user("go on"))
+    hits = server.worker.counts["hits"]
+    assert server.reply(messages) == fresh([*named, *messages[-2:]])
+    assert server.worker.counts["hits"] == hits + 1
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [SYSTEM],
+        [
+            user("hi"),
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "c1", "content": "42"},
+        ],
+    ],
+)
+def test_system_alone_and_tools_are_answered(server: Served, messages: list[Any]) -> None:
+    first = server.chat(messages)
+    assert first.status_code == 200, first.text
+    reply = first.json()["choices"][0]["message"]
+    name = first.headers["x-session-id"]
+    assert server.http.get(f"/v1/sessions/{name}").json()["messages"][-1]["content"] == reply["content"]
+    cached = server.chat([*messages, reply, user("so?")]).json()["usage"]["prompt_tokens_details"]
+    assert cached["cached_tokens"] == first.json()["usage"]["sonic"]["logical_tokens"]
+
+
+def test_a_reply_that_was_begun_is_continued(server: Served) -> None:
+    for stream in (False, True):
+        asked = [user(f"tell me, {stream}"), assistant("Well, once upon")]
+        answer = server.chat(asked, stream=stream)
+        if stream:
+            deltas = [chunk["choices"][0]["delta"] for chunk in events(answer)]
+            rest = "".join(delta.get("content", "") for delta in deltas)
+        else:
+            rest = answer.json()["choices"][0]["message"]["content"]
+        assert not rest.startswith("Well")
+        whole = [asked[0], assistant("Well, once upon" + rest), user("and then?")]
+        hits = server.worker.counts["hits"]
+        assert server.reply(whole) == fresh(whole)
+        assert server.worker.counts["hits"] == hits + 1
+
+
 def test_several_choices_are_replies_of_their_own(server: Served) -> None:
     alone = [server.reply([user("tell me")], temperature=1.5, seed=seed) for seed in (5, 6, 7)]
     asked = {"temperature": 1.5, "seed": 5, "n": 3}

@@ -229,9 +229,15 @@ class ChatFormat:
         except MessageError:
             return other
 
-    def prompt(self, messages: Sequence[Message], now: datetime | None = None) -> list[int]:
-        """Token ids after which the reply to the last message begins."""
-        return self._tokens.ids(self.render(messages, generation=True, now=now))
+    def prompt(
+        self, messages: Sequence[Message], now: datetime | None = None, *, begun: str = ""
+    ) -> list[int]:
+        """Token ids after which the reply to the last message begins, or goes on if its beginning is given."""
+        text = self.render(messages, generation=True, now=now)
+        if begun:
+            said = self._tokens.marked({"role": "assistant", "content": begun})["content"]
+            text += f" {said}" if self.plain and not begun.startswith(" ") else said
+        return self._tokens.ids(text)
 
     def _stable(self, text: str, cut: int) -> list[int]:
         """Token ids of `text` that lie before `cut` and stay what they are, whatever stands behind it."""

@@ -16,7 +16,7 @@ from sonic_kv.model.messages import Message, check_messages
 from sonic_kv.model.model import SonicModel
 
 PIECE = 16384  # characters that are tokenised at once to count tokens
-Step = dict[str, str] | Budget
+Step = dict[str, Any] | Budget
 
 
 def digest(*parts: Any) -> str:
@@ -45,14 +45,17 @@ def chain(namespace: str, scope: str, steps: Sequence[Step]) -> list[str]:
 
 def as_json(step: Step) -> Any:
     """A step as it is written into files."""
-    return step.compression_ratio if isinstance(step, Budget) else [step["role"], step["content"]]
+    if isinstance(step, Budget):
+        return step.compression_ratio
+    more = {key: value for key, value in step.items() if key not in ("role", "content")}
+    return [step["role"], step["content"], *([more] if more else [])]
 
 
 def from_json(written: Any) -> Step:
     """The step that `as_json` wrote."""
     if isinstance(written, list):
-        role, content = written
-        return {"role": str(role), "content": str(content)}
+        role, content, *more = written
+        return {**(more[0] if more else {}), "role": str(role), "content": str(content)}
     return Budget(compression_ratio=float(written))
 
 
@@ -68,7 +71,7 @@ def check_steps(steps: list[Step]) -> list[Step]:
     return steps
 
 
-def messages_of(steps: Sequence[Step]) -> list[dict[str, str]]:
+def messages_of(steps: Sequence[Step]) -> list[dict[str, Any]]:
     """The messages among the steps."""
     return [step for step in steps if not isinstance(step, Budget)]
 
@@ -106,7 +109,7 @@ def continued(
         default: compression of a dialogue that has none.
     """
     steps: list[Step] = []
-    left = [{"role": message["role"], "content": message["content"]} for message in messages]
+    left = [dict(message) for message in messages]
     for step in known:
         if isinstance(step, Budget):
             steps.append(step)
@@ -138,8 +141,14 @@ def check_length(model: SonicModel, messages: Sequence[Message], most: int) -> N
                 )
 
 
-def check_request(messages: Sequence[Message]) -> None:
-    """Raise `MessageError` unless the messages are a dialogue that ends with the user's."""
-    check_messages(messages)
-    if messages[-1]["role"] != "user":
-        raise MessageError("the last message must be the user's: it is what the reply answers")
+def checked(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], str]:
+    """The messages to be answered, and how the reply begins: a last message of the assistant's is to be continued.
+
+    Raises:
+        MessageError: they are no dialogue.
+    """
+    found = check_messages(messages)
+    begun = found.pop()["content"] if found[-1]["role"] == "assistant" else ""
+    if not found:
+        raise MessageError("there is nothing to answer: give a message of the user's")
+    return found, begun

@@ -4,6 +4,7 @@ What is only bookkeeping, or says what would happen anyway, is accepted and igno
 is not supported, is refused by name.
 """
 
+import json
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -80,16 +81,51 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0, description="fraction of the history's entries removed")]
 
 
+class Function(Body):
+    """A function that the model has called."""
+
+    name: str
+    arguments: Any = ""
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates take it: arguments that are JSON as an object."""
+        try:
+            read = json.loads(self.arguments) if isinstance(self.arguments, str) else self.arguments
+        except (ValueError, RecursionError):
+            read = None
+        return {"name": self.name, "arguments": read if isinstance(read, dict) else str(self.arguments)}
+
+
+class ToolCall(Body):
+    """A call that the model has made."""
+
+    id: str = ""
+    function: Function
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        return {"id": self.id, "type": "function", "function": self.function.plain()}
+
+
 class ChatMessage(Body):
     """One message of the dialogue."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content = ""
+    name: Annotated[Any, Field(description="of a tool; of others it is ignored")] = None
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str | None = None
 
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> dict[str, Any]:
         """The message as the library knows it."""
         role = {"developer": "system", "function": "tool"}.get(self.role, self.role)
-        return {"role": role, "content": self.content}
+        found: dict[str, Any] = {"role": role, "content": self.content}
+        if role == "assistant" and self.tool_calls:
+            found["tool_calls"] = [call.plain() for call in self.tool_calls]
+        if role == "tool":
+            found |= {"tool_call_id": self.tool_call_id} if self.tool_call_id else {}
+            found |= {"name": self.name} if isinstance(self.name, str) else {}
+        return found
 
 
 class SonicOptions(Body):

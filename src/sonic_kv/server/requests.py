@@ -5,7 +5,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from sonic_kv.errors import BusyError
 from sonic_kv.server.dialogue import Step
@@ -18,7 +18,7 @@ class View:
     """A session as it stands."""
 
     name: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     compression_ratio: float
     stats: SessionStats
 
@@ -44,6 +44,7 @@ class Request:
         namespace: whose sessions it can reach.
         messages: the whole dialogue; none: the named session's own.
         name: the session's name, if the client gave one.
+        begun: how the reply begins, if the dialogue ends within it.
         ratio: compression from here on; None: as before.
         on_text, on_end: called in a thread of the worker's, `on_end` once.
         session: the name of the session that it turned out to be, once that is known.
@@ -52,10 +53,11 @@ class Request:
     """
 
     namespace: str
-    messages: Sequence[dict[str, str]] = ()
+    messages: Sequence[dict[str, Any]] = ()
     name: str | None = None
     ratio: float | None = None
     sampling: SamplingConfig | None = None
+    begun: str = ""
     on_text: Callable[[str], None] = lambda text: None
     on_end: Callable[[Outcome], None] = lambda outcome: None
     cancelled: bool = False

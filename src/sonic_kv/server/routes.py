@@ -13,7 +13,7 @@ from sonic_kv.errors import NotFoundError
 from sonic_kv.server import requests as work
 from sonic_kv.server.answers import session_body
 from sonic_kv.server.chat import SESSION_ID, Chat
-from sonic_kv.server.dialogue import check_length, check_request
+from sonic_kv.server.dialogue import check_length, checked
 from sonic_kv.server.protocol import ChatRequest, SessionChange, TextRequest
 from sonic_kv.server.service import Service
 from sonic_kv.server.stream import outcomes_of
@@ -118,14 +118,13 @@ async def chat(
     """The reply to a dialogue, given whole; whole or as a stream of events."""
     serving.check_model(body.model)
     body.check()
-    messages = [message.plain() for message in body.messages]
-    check_request(messages)
+    messages, begun = checked([message.plain() for message in body.messages])
     await asyncio.to_thread(check_length, serving.worker.model, messages, serving.most_tokens)
     asked = []
     for choice in range(body.n):  # each choice is a dialogue of its own; the first has the name
         sampling = body.sampling(serving.sampling, serving.options.max_reply_tokens, choice)
         name = session if choice == 0 else uuid.uuid4().hex
-        asked.append(work.Request(namespace, messages, name, body.sonic.compression_ratio, sampling))
+        asked.append(work.Request(namespace, messages, name, body.sonic.compression_ratio, sampling, begun))
     chat = Chat(serving, asked, body.stream_options.include_usage)
     return await (chat.stream(request.receive) if body.stream else chat.whole(request.receive))
 

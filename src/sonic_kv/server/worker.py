@@ -278,6 +278,7 @@ class Worker:
             request.on_end(Outcome(view=view_of(base)))
             return True
         entries = most_entries(self.model, self.config, steps, base, request.sampling)
+        entries += len(request.begun.encode())  # no token is less than a byte
         bytes_of = partial(turns_bytes, self.model, self._entry_bytes)
         alone = bytes_of([entries])
         if alone > self._memory.limit:
@@ -292,7 +293,7 @@ class Worker:
                 base.users -= 1
             return False
         job = Job(request, base, entries, steps, keys)
-        turn = Turn(self._prepare(job), request.sampling, request.on_text, self._turn_ended)
+        turn = Turn(self._prepare(job), request.sampling, request.begun, request.on_text, self._turn_ended)
         self._jobs[turn] = job
         self.engine.start(turn)
         return True
@@ -412,7 +413,7 @@ class Worker:
         assert turn.session is not None
         steps = list(job.steps)
         if turn.sampling is not None:
-            steps.append({"role": "assistant", "content": turn.text})
+            steps.append({"role": "assistant", "content": turn.begun + turn.text})
         key = chain(job.request.namespace, self._scope, steps)[-1]
         there = self.shelf.get(key)
         if there is not None and job.parent == key:

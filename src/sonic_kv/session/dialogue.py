@@ -197,13 +197,17 @@ class Dialogue:
             yield from self._settle(before, [*prompt, *written.token_ids[:-1]])
             return written
 
-    def draft(self, sampling: SamplingConfig | None = None) -> Operation[Written]:
-        """Decode a reply to the last message and leave it at that: what is written stays out of the messages."""
-        return (yield from self._decode((yield from self._asked()), sampling))
+    def draft(self, sampling: SamplingConfig | None = None, begun: str = "") -> Operation[Written]:
+        """Decode a reply to the last message and leave it at that: what is written stays out of the messages.
 
-    def begin_draft(self) -> Operation[int]:
+        Args:
+            begun: how the reply begins; what is written goes on from there.
+        """
+        return (yield from self._decode((yield from self._asked(begun)), sampling))
+
+    def begin_draft(self, begun: str = "") -> Operation[int]:
         """Feed all that stands before a reply but its last token, which is returned: the reply is decoded elsewhere."""
-        return (yield from self._begin((yield from self._asked())))
+        return (yield from self._begin((yield from self._asked(begun))))
 
     def feed(self, token_ids: Sequence[int], slice_tokens: int | None = None) -> Operation[None]:
         """Append tokens, closing the open segment whenever it is full and more comes."""
@@ -239,9 +243,10 @@ class Dialogue:
             if message["role"] == "assistant":
                 yield from self._end_exchange()
 
-    def _asked(self) -> Operation[list[int]]:
-        """What is to be fed before a reply to the last message."""
-        return (yield from self._change(len(self.messages), self.model.format.prompt(self.messages)))
+    def _asked(self, begun: str = "") -> Operation[list[int]]:
+        """What is to be fed before a reply to the last message, or before the rest of one."""
+        asked = self.model.format.prompt(self.messages, begun=begun)
+        return (yield from self._change(len(self.messages), asked))
 
     def _change(self, settled: int, after: list[int]) -> Operation[list[int]]:
         """Take back what the transcript `after` has no more, and return what is to be fed.

@@ -32,6 +32,7 @@ class Turn:
     Attributes:
         prepare: the operation that feeds the dialogue up to the user's message, and returns it.
         sampling: how the reply is generated.
+        begun: how the reply begins, if that is given; `text` goes on from there.
         on_text: called with every new piece of the reply.
         on_end: called once, when `session` holds the reply, or there is an `error`.
         session: the dialogue, once prepared; None at the end if it has no room for the reply's end.
@@ -43,6 +44,7 @@ class Turn:
 
     prepare: Preparing
     sampling: SamplingConfig | None = None
+    begun: str = ""
     on_text: Callable[[str], None] = lambda text: None
     on_end: Callable[["Turn"], None] = lambda turn: None
     session: Dialogue | None = None
@@ -143,7 +145,7 @@ class Engine:
         if turn.sampling is not None:
             yield from self._reply(turn, turn.session.copy(), turn.sampling)
             try:
-                reply = reply_message(turn.text, turn.reasoning.strip("\n"))
+                reply = reply_message(turn.begun + turn.text, turn.reasoning.strip("\n"))
                 yield from turn.session.extend([reply], self._slice)
             except (
                 ContextLengthError
@@ -153,7 +155,7 @@ class Engine:
 
     def _reply(self, turn: Turn, draft: Dialogue, sampling: SamplingConfig) -> Turning:
         """Have the reply decoded: here by a row of the batch, on a draft of the dialogue."""
-        with closing(draft.draft(sampling)) as operation:
+        with closing(draft.draft(sampling, turn.begun)) as operation:
             answer = None
             while True:
                 try:

@@ -17,6 +17,7 @@ from sonic_kv.eval.turns import Row, read, write
 from sonic_kv.model.chat_format import Encoded, segment_ends
 from sonic_kv.model.forward import forward
 from sonic_kv.model.model import SonicModel
+from sonic_kv.model.reread import portions
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,6 @@ class Opening:
 
     Attributes:
         full: log-probabilities in every scored token's place. (R, V)
-        chances: the probabilities. (R, V)
         best: the most probable token there. (R,)
         row: with the first segment open.
         first: the first segment's share of the outcome.
@@ -129,7 +129,6 @@ class Opening:
 
     script: Script
     full: Tensor
-    chances: Tensor
     best: Tensor
     row: Row
     first: "Outcome"
@@ -159,7 +158,7 @@ def open_dialogues(
         row.cache.mark_prefix()
         row.watches = watches
     openings = [
-        Opening(s, f, f.exp(), f.argmax(-1), row, Outcome(), donor, max_new_tokens)
+        Opening(s, f, f.argmax(-1), row, Outcome(), donor, max_new_tokens)
         for s, f, row, donor in zip(scripts, full, rows, donors, strict=True)
     ]
     _advance(model, [(o, o.row, o.first) for o in openings], 0)
@@ -173,9 +172,12 @@ def _advance(model: SonicModel, going: Sequence[tuple[Opening, Row, "Outcome"]],
         start, stop = opening.script.spans[number]
         tokens.append(opening.script.token_ids[start:stop])
         wanted.append([i - 1 - start for i in opening.script.scored if start <= i < stop])
-    logits = read(model, [row for _, row, _ in going], tokens, wanted)
-    for (opening, _, outcome), found in zip(going, logits, strict=True):
-        outcome.add(opening, found.log_softmax(-1))
+    # what is predicted of a portion is taken into account before the next one: logits are large
+    for some in portions(range(len(going)), lambda n: len(tokens[n])):
+        part = slice(some[0], some[-1] + 1)
+        logits = read(model, [row for _, row, _ in going[part]], tokens[part], wanted[part])
+        for (opening, _, outcome), found in zip(going[part], logits, strict=True):
+            outcome.add(opening, found.log_softmax(-1))
     asked = [
         (row, row.before(reply.header), reply, outcome)
         for opening, row, outcome in going
@@ -225,7 +227,8 @@ class Outcome:
         ids = [script.token_ids[i] for i in script.scored[here]]
         gold, best = torch.tensor(ids, device=log_p.device, dtype=torch.long), log_p.argmax(-1)
         self.nll += (-log_p.gather(-1, gold[:, None])[:, 0]).tolist()
-        self.kl += torch.linalg.vecdot(opening.chances[here], opening.full[here] - log_p).tolist()
+        full = opening.full[here]
+        self.kl += torch.linalg.vecdot(full.exp(), full - log_p).tolist()
         self.agree += (best == opening.best[here]).tolist()
         self.right += (best == gold).tolist()
 

@@ -142,6 +142,16 @@ def test_only_what_the_options_leave_is_drawn(options: dict[str, Any], allowed: 
     assert set(draws(temperature=1.0, **options)) == allowed
 
 
+def test_penalties_are_taken_off_what_the_reply_has_and_not_the_prompt() -> None:
+    sampling = SamplingConfig(temperature=0.0, presence_penalty=1.0, frequency_penalty=0.5)
+    logits = torch.tensor([2.0, 1.9, 0.0, 0.0])
+    sampler = Sampler(tiny_model().base, sampling, said=[0, 0, 0])
+    # each time by 0.5 or 1.5 less: 2.0 against 1.9, 0.5 against 1.9, 0.5 against 0.4, 0.0 against 0.4
+    assert [sampler(logits) for _ in range(4)] == [0, 1, 0, 1]
+    assert not sampler.plain
+    assert Sampler(tiny_model().base, SamplingConfig(temperature=0.0)).plain
+
+
 def test_a_temperature_near_zero_is_greedy() -> None:
     for temperature in (1e-3, 1e-30):
         assert set(draws(50, temperature=temperature)) == {0}

@@ -252,6 +252,7 @@ def test_other_names_for_this_machine_are_refused(server: Served) -> None:
         ({"logit_bias": {"5": 1}}, 400, "logit_bias"),
         ({"logprobs": True}, 400, "logprobs"),
         ({"logprobs": True, "top_logprobs": 2}, 400, "logprobs"),
+        ({"presence_penalty": 3}, 400, "presence_penalty: must be at most 2"),
         ({"n": 0}, 400, "n: must be at least 1"),
         ({"temperature": -1}, 400, "temperature: must be at least 0"),
         ({"max_tokens": 1.5}, 400, "max_tokens: must be a whole number"),
@@ -387,6 +388,11 @@ def test_a_reply_that_was_begun_is_continued(server: Served) -> None:
         hits = server.worker.counts["hits"]
         assert server.reply(whole) == fresh(whole)
         assert server.worker.counts["hits"] == hits + 1
+
+
+def test_penalties_change_what_repeats(server: Served) -> None:
+    plain = server.reply([user("tell me")], max_tokens=40)
+    assert server.reply([user("tell me")], max_tokens=40, presence_penalty=2, frequency_penalty=2) != plain
 
 
 def test_several_choices_are_replies_of_their_own(server: Served) -> None:

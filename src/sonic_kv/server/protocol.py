@@ -6,13 +6,14 @@ is not supported, is refused by name.
 
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from sonic_kv.session.options import SamplingConfig
 
+T = TypeVar("T")
 MOST_CHOICES = 16
 MOST_STOPS = 256
 COLDEST = 1e-5  # temperatures below it are greedy
@@ -78,6 +79,7 @@ TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "stri
 Content = Annotated[str, BeforeValidator(_text_of), WithJsonSchema(TEXT)]
 Stops = Annotated[tuple[str, ...], BeforeValidator(_stops), WithJsonSchema(TEXTS)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0, description="fraction of the history's entries removed")]
 
 
@@ -154,6 +156,8 @@ class Generation(Body):
     top_k: Annotated[int, Field(ge=-1, description="0 or -1: all")] | None = None
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     repetition_penalty: Annotated[Finite, Field(gt=0.0)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     stop: Stops | None = None
     seed: int | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
@@ -178,16 +182,20 @@ class Generation(Body):
         seed = default.seed if self.seed is None or self.seed == -1 else self.seed
         return SamplingConfig(
             max_new_tokens=min(asked, most),
+            presence_penalty=_or(self.presence_penalty, default.presence_penalty),
+            frequency_penalty=_or(self.frequency_penalty, default.frequency_penalty),
             temperature=0.0 if temperature is not None and temperature < COLDEST else temperature,
             top_k=default.top_k if self.top_k is None else max(self.top_k, 0),
-            min_p=default.min_p if self.min_p is None else self.min_p,
-            repetition_penalty=default.repetition_penalty
-            if self.repetition_penalty is None
-            else self.repetition_penalty,
+            min_p=_or(self.min_p, default.min_p),
+            repetition_penalty=_or(self.repetition_penalty, default.repetition_penalty),
             top_p=default.top_p if self.top_p is None else max(self.top_p, 1e-6),
             stop=self.stop or default.stop,
             seed=None if seed is None else (seed + choice) % (1 << 63),
         )
+
+
+def _or(given: T | None, otherwise: T) -> T:
+    return otherwise if given is None else given
 
 
 class ChatRequest(Generation):
@@ -233,8 +241,6 @@ UNSUPPORTED: dict[str, Callable[[Any], bool]] = {
     "logit_bias": _empty,
     "logprobs": _is(False),
     "top_logprobs": _is(0),
-    "presence_penalty": _is(0),
-    "frequency_penalty": _is(0),
     "repeat_penalty": _is(1),
     "typical_p": _is(0, 1),
     "best_of": _is(1),

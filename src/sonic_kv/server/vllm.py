@@ -361,6 +361,8 @@ class VllmEngine(Engine):
             body = {
                 "max_tokens": most,
                 **{name: getattr(settled(sampling, self.model.base), name) for name in PLAIN},
+                "presence_penalty": sampling.presence_penalty,
+                "frequency_penalty": sampling.frequency_penalty,
                 "stop_token_ids": sorted(self.model.stop_ids),
                 **DEFAULTS,
             }

@@ -27,6 +27,16 @@ class SamplingConfig(Options):
     repetition_penalty: float | None = option(
         None, "divides the logits of tokens that stand in the dialogue; none: as the makers say", above=0.0
     )
+    presence_penalty: float = option(
+        0.0, "taken off the logits of tokens that the reply has", least=-2.0, most=2.0, flag=False
+    )
+    frequency_penalty: float = option(
+        0.0,
+        "taken off the logits of tokens that the reply has, as often as it has them",
+        least=-2.0,
+        most=2.0,
+        flag=False,
+    )
     stop: tuple[str, ...] = option((), "texts that end the reply (they are not part of it)")
     seed: int | None = option(None, "seed of the sampling; none: a new one each time", least=0, below=1 << 63)
 

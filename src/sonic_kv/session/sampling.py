@@ -44,8 +44,9 @@ class Sampler:
         self.greedy = options["temperature"] == 0.0
         self._process = processors(base, options.pop("repetition_penalty"))
         self._warp = None if self.greedy else warpers(**options)
-        self.plain = self.greedy and self._process is None
-        self._ids = list(said)
+        self._presence, self._frequency = sampling.presence_penalty, sampling.frequency_penalty
+        self.plain = self.greedy and self._process is None and not (self._presence or self._frequency)
+        self._ids, self._start = list(said), len(said)
         self._generator = torch.Generator(base.device)
         if sampling.seed is None:
             self._generator.seed()
@@ -58,6 +59,9 @@ class Sampler:
         ids = torch.tensor([self._ids], device=logits.device)
         if self._process is not None:
             scores = self._process(ids, scores)
+        if (self._presence or self._frequency) and len(self._ids) > self._start:
+            counts = torch.bincount(ids[0, self._start :], minlength=scores.shape[-1])
+            scores = scores - self._frequency * counts - self._presence * (counts > 0)
         if self._warp is not None:  # the best is at 0, so that no temperature, however low, overflows
             scores = self._warp(ids, scores - scores.max(-1, keepdim=True).values)
         return scores[0]

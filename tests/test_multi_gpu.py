@@ -85,9 +85,12 @@ def test_two_launched_processes_train_what_one_does(folder: Path, name: str, val
 
 
 def memory_case(name: str) -> tuple[Any, Any]:
-    """A check of the script, in float32 on every processor: bf16 takes minutes where it is emulated."""
+    """A check of the script, in float32 on every processor, where bf16 takes minutes if it is emulated.
+
+    But for damage with checkpointing, whose peak in float32 is 22 % above the prediction.
+    """
     shape, step = MEMORY["CHECKS"][name]
-    return shape, replace(step, size=4)
+    return shape, step if name == "damage, checkpointing" else replace(step, size=4)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The benchmark times what it says; no test depends on how fast this machine is."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -10,7 +11,7 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 
 from sonic_kv.bench import batch, dialogue, timing
-from sonic_kv.bench.closing import as_json, measure, report
+from sonic_kv.bench.closing import measure, report
 from sonic_kv.bench.options import (
     BENCH_METHODS,
     BenchBatchOptions,
@@ -42,8 +43,8 @@ def test_bench_times_closing_and_decoding_on_a_compressed_cache() -> None:
     assert [result.name.split()[0] for result in results] == ["closing", "closing", "2"]
     assert all(result.ms > 0 and result.baseline_ms > 0 for result in results)
     assert "on 22 entries" in results[2].name  # prefix 4, a fifth of 92
-    assert len(report(results).splitlines()) == 5
-    assert as_json(results)[0]["ratio"] == results[0].ratio
+    assert len(report(results).text.splitlines()) == 5
+    assert report(results).data[0]["ratio"] == results[0].ratio
 
 
 def test_bench_options_are_checked() -> None:
@@ -123,15 +124,16 @@ def test_figures_are_written_to_a_folder(tmp_path: Path) -> None:
         SHORT, user_tokens=(8, 2), reply_tokens=(16, 4), methods=("full", "sonic"), repetitions=1
     )
     results = dialogue.measure(model, "tiny", options)
-    dialogue.write(results, tmp_path / "out")
+    written = dialogue.report(results)
+    written.write(tmp_path / "out")
     read = json.loads((tmp_path / "out" / "result.json").read_text())
     assert [dialogue_of["turn"] for dialogue_of in read] == [[8, 16], [2, 4]]
     assert read[0]["rows"][0]["method"] == "full"
     assert read[0]["turns"]["sonic 0.8"]["live_bytes"] == results[0].turns["sonic 0.8"].live_bytes
     assert [len(result.turns["full"].decode) for result in results] == [4, 16]
     page = (tmp_path / "out" / "report.md").read_text()
-    assert page == dialogue.report(results)
-    assert page.count("| sonic 0.5 |") == 4
+    assert page == written.text
+    assert len(re.findall(r"^\| sonic 0\.5 ", page, re.M)) == 4
     assert "## 96 tokens, turns of 2 user and 4 reply tokens" in page
     assert "re-prefilled" not in page.split("## 24")[1].replace("/ re-prefilled", "")
     assert b"<svg" in (tmp_path / "out" / "plot.svg").read_bytes()
@@ -194,5 +196,6 @@ def test_batches_grow_until_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(batch, "batch_step", full)
     result = batch.measure(model, "tiny", options)
     assert result.too_large == {0.0: 4, 0.8: 4}
-    assert "0.8 removed: 2 rows fit, 4 do not" in batch.report(result)
-    assert batch.as_json(result)["steps"][0]["batch"] == 1
+    report = batch.report(result)
+    assert "0.8 removed: 2 rows fit, 4 do not" in report.text
+    assert report.data["steps"][0]["batch"] == 1

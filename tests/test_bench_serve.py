@@ -1,16 +1,18 @@
 """The server's benchmark and its soak do what they say; no test depends on how fast this machine is."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from tiny import tiny_model
 
-from sonic_kv.bench import serve, soak
+from sonic_kv.bench import serve, soak, soak_record
 from sonic_kv.bench.options import BenchServeOptions, BenchSoakOptions
 from sonic_kv.errors import ConfigError, ServeError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.options import ModelOptions
+from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.session import ChatSession
 
 SHORT = BenchServeOptions(
@@ -33,11 +35,12 @@ def test_every_server_lives_through_the_same_dialogues(tmp_path: Path) -> None:
     assert full.live * full.bytes_each <= 200_000
     assert result.steps.value > 0
     assert 0 < result.pause.median <= result.pause.longest
-    serve.write(result, tmp_path / "out")
+    written = serve.report(result)
+    written.write(tmp_path / "out")
     read = json.loads((tmp_path / "out" / "result.json").read_text())
     assert read["ratios"][serve.FULL]["value"] == result.faster(serve.FULL).value
     page = (tmp_path / "out" / "report.md").read_text()
-    assert page == serve.report(result)
+    assert page == written.text
     assert f"({sonic.live} / {full.live};" in page
     assert b"<svg" in (tmp_path / "out" / "plot.svg").read_bytes()
 
@@ -63,29 +66,29 @@ def test_a_short_soak_finds_nothing_wrong(tmp_path: Path) -> None:
     assert 0 < result.kv_peak <= 4 << 20
     assert result.sessions.get("evicted", 0) > 0
     assert result.log == ""
-    soak.write(result, tmp_path)
+    soak_record.report(result).write(tmp_path)
     assert json.loads((tmp_path / "result.json").read_text())["answers"]["200"] >= result.replies
-    assert f"| replies | {result.replies} |" in (tmp_path / "report.md").read_text()
+    assert re.search(rf"^\| replies +\| +{result.replies} \|", (tmp_path / "report.md").read_text(), re.M)
 
 
 def test_a_soak_sees_a_reply_that_is_not_the_models() -> None:
     model = SonicModel.from_pretrained("tiny")
-    result = soak.Result("default model", BenchSoakOptions())
-    dialogue = soak.Dialogue("be brief", 0.8, None, iter(()))
+    result = soak_record.Result("default model", BenchSoakOptions())
+    dialogue = soak_record.Dialogue("be brief", 0.8, None, iter(()))
     for text in ("My sister Ada lives in Oslo.", "Where does Ada live?"):
         session = ChatSession(model, system="be brief")
         for said in dialogue.at.path():
             session.extend(
                 [{"role": "user", "content": said.user}, {"role": "assistant", "content": said.reply}]
             )
-        reply = session.send(text, soak.SamplingConfig(max_new_tokens=24))
-        said = soak.Said(dialogue.at, text, reply.text, reply.finish_reason)
+        reply = session.send(text, SamplingConfig(max_new_tokens=24))
+        said = soak_record.Said(dialogue.at, text, reply.text, reply.finish_reason)
         dialogue.at.after.append(said)
         dialogue.at = said
-    soak._compare(model, result, [dialogue])
+    soak_record.compare(model, result, [dialogue])
     assert (result.checked, result.wrong, result.failures()[0]) == (2, [], "no reply at all")
     dialogue.at.reply += " really"
-    soak._compare(model, result, [dialogue])
+    soak_record.compare(model, result, [dialogue])
     assert [wrong["reply"] for wrong in result.wrong] == [dialogue.at.reply]
     assert result.failures()[0] == "1 wrong replies"
 

@@ -363,7 +363,7 @@ def test_chat_commands(sonic: Any, model_folder: Path, tmp_path: Path) -> None:
     code, _, error = sonic("chat", "--model", model_folder, *CHAT, stdin=lines)
     assert code == 0
     for expected in (
-        "segment  tokens  entries",
+        "| segment | tokens | entries |",
         f"saved to {saved}",
         "2 messages loaded",
         "/budget 0.9   comp",
@@ -599,7 +599,7 @@ def test_demo_shows_every_method_and_writes_a_page(sonic: Any, model_folder: Pat
     assert code == 0, error
     assert f"wrote {page}" in error
     rows = [
-        line for line in out.splitlines() if re.match(r"(full context|history dropped|SONIC \d+ %) ", line)
+        line for line in out.splitlines() if re.match(r"\| (full context|history dropped|SONIC \d+ %) ", line)
     ]
     assert len(rows) == 4
     text = page.read_text(encoding="utf-8")

@@ -6,12 +6,12 @@ first, so that 32,000 tokens a row cost no more than the steps that are timed.
 
 import statistics
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
 from sonic_kv import __version__
 from sonic_kv.bench.options import BenchBatchOptions
+from sonic_kv.bench.report import Report, on
 from sonic_kv.bench.timing import Machine, decode_bound, measure_machine, seconds
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.model.batch import batch_step
@@ -93,9 +93,8 @@ def _time(
     )
 
 
-def report(result: Result) -> str:
+def report(result: Result) -> Report:
     """The figures as a table, and how many rows fit."""
-    options, machine = result.options, result.machine
     found = [
         [
             f"{step.ratio:g}", str(step.batch), str(step.entries), f"{step.ms:.2f}",
@@ -105,9 +104,7 @@ def report(result: Result) -> str:
     ]  # fmt: skip
     head = ["removed", "rows", "entries a row", "step, ms", "tokens/s", "of bound", "caches"]
     lines = [
-        f"{result.model}: {options.length} tokens a row; {machine.device}, {machine.threads} threads, "
-        f"{machine.dtype}, reads {bytes_text(machine.bytes_per_second)}/s, multiplies "
-        f"{machine.operations_per_second / 1e9:.0f} G operations/s",
+        f"{result.model}: {result.options.length} tokens a row; {on(result.machine)}",
         "",
         table(head, found),
         "",
@@ -116,9 +113,4 @@ def report(result: Result) -> str:
         fits = [step.batch for step in result.steps if step.ratio == ratio]
         limit = "as far as was tried" if batch is None else f"{batch} do not"
         lines.append(f"{ratio:g} removed: {max(fits, default=0)} rows fit, {limit}")
-    return "\n".join(lines)
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    """The result for `--json`."""
-    return asdict(result)
+    return Report("\n".join(lines), asdict(result))

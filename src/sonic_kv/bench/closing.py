@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from sonic_kv.bench.options import BenchClosingOptions
+from sonic_kv.bench.report import Report
 from sonic_kv.bench.timing import Paired, paired
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.compressor import Compressor
@@ -95,15 +96,11 @@ def measure(model: SonicModel, options: BenchClosingOptions) -> list[Paired]:
     ]
 
 
-def report(results: list[Paired]) -> str:
+def report(results: list[Paired]) -> Report:
     """The results as a table."""
     rows = [
         [r.name, f"{r.ms:.1f}", f"{r.baseline_ms:.1f}", f"{r.ratio:.2f} ({r.low:.2f}–{r.high:.2f})"]
         for r in results
     ]
-    return table(["A / B", "A ms", "B ms", "A/B (quartiles)"], rows)
-
-
-def as_json(results: list[Paired]) -> list[dict[str, object]]:
-    """The results for `--json`."""
-    return [asdict(result) for result in results]
+    text = table(["A / B", "A ms", "B ms", "A/B (quartiles)"], rows)
+    return Report(text, [asdict(result) for result in results])

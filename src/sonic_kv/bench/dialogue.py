@@ -5,39 +5,42 @@ message and writes a reply of fixed length, in an order that rotates. What the m
 slows all of them, and the ratios are taken from pairs. Tokens are random; time does not depend on them.
 """
 
-import importlib.util
-import io
-import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, islice
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
 from sonic_kv import __version__
 from sonic_kv.bench.options import BenchDialogueOptions, TurnTokens
-from sonic_kv.bench.timing import Machine, Ratio, decode_bound, measure_machine, ratio_of_sums, seconds
+from sonic_kv.bench.report import Line, Panel, Report, on
+from sonic_kv.bench.timing import (
+    Machine,
+    Ratio,
+    decode_bound,
+    in_turn,
+    measure_machine,
+    ratio_of_sums,
+    seconds,
+)
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Bits, Budget, SessionConfig
 from sonic_kv.compress.policies import H2OPolicy, Policy, StreamingPolicy
-from sonic_kv.errors import ConfigError
-from sonic_kv.files import write_atomic
 from sonic_kv.model.model import SonicModel
 from sonic_kv.session.generate import generate_step
 from sonic_kv.session.options import SamplingConfig
-from sonic_kv.text import Progress, bytes_text
+from sonic_kv.text import Progress, bytes_text, table
 
 PREFIX = 4  # tokens that are never compressed
 FULL, REPREFILLED = "full", "re-prefilled"
 
 
 @dataclass(frozen=True)
-class Method:
+class Way:
     """A way to keep history: its name, and what closes a segment (None: nothing is removed)."""
 
     name: str
@@ -49,9 +52,9 @@ class Method:
         return SessionCache(model.num_layers, bits=bits)
 
 
-def methods(model: SonicModel, options: BenchDialogueOptions) -> list[Method]:
+def ways(model: SonicModel, options: BenchDialogueOptions) -> list[Way]:
     """The methods to time: the two full contexts, then each kind of compression at each ratio."""
-    found = [Method(name) for name in (FULL, REPREFILLED) if name in options.methods]
+    found = [Way(name) for name in (FULL, REPREFILLED) if name in options.methods]
     policies: dict[str, Policy | None] = {"streaming": StreamingPolicy(), "h2o": H2OPolicy(), "sonic": None}
     for kind, policy in policies.items():
         if kind not in options.methods:
@@ -65,7 +68,7 @@ def methods(model: SonicModel, options: BenchDialogueOptions) -> list[Method]:
             )
             compressor = Compressor(model, config, policy)
             name = f"{kind} {bits} bits" if bits else kind
-            found += [Method(f"{name} {ratio:g}", ratio, compressor) for ratio in options.ratios]
+            found += [Way(f"{name} {ratio:g}", ratio, compressor) for ratio in options.ratios]
     return found
 
 
@@ -89,7 +92,7 @@ class Turns:
 class _Run:
     """One method's side of one dialogue, for every row of the batch."""
 
-    def __init__(self, model: SonicModel, method: Method, prefixes: list[list[int]]) -> None:
+    def __init__(self, model: SonicModel, method: Way, prefixes: list[list[int]]) -> None:
         self.model, self.method = model, method
         self.transcripts = [list(ids) for ids in prefixes]
         self.unfed: list[list[int]] = [[] for _ in prefixes]  # the reply's last token was sampled, not fed
@@ -181,7 +184,7 @@ def _measure(
     turn: TurnTokens,
     bar: Progress,
 ) -> Result:
-    chosen = methods(model, options)
+    chosen = ways(model, options)
     turns = {method.name: Turns() for method in chosen}
     count = _count(options, turn)
     for _ in _lockstep(model, chosen, options, turn, min(count, 2)):
@@ -219,7 +222,7 @@ Measured = dict[str, tuple[float, float, float, int, int, int]]
 
 def _lockstep(
     model: SonicModel,
-    chosen: list[Method],
+    chosen: list[Way],
     options: BenchDialogueOptions,
     turn: TurnTokens,
     count: int,
@@ -237,8 +240,7 @@ def _lockstep(
     for number in range(count):
         messages = tokens(turn.user)
         measured: Measured = {}
-        for offset in range(len(runs)):
-            run = runs[(offset + number + repetition) % len(runs)]
+        for run in in_turn(runs, number + repetition):
             first, decode, close, peak, entries = run.turn(messages, turn.reply)
             measured[run.method.name] = (first, decode, close, peak, run.bytes(), entries)
         yield measured
@@ -305,16 +307,13 @@ HEAD = (
 )  # fmt: skip
 
 
-def report(results: Sequence[Result]) -> str:
-    """The figures as a Markdown page."""
-    first = results[0]
-    options, machine = first.options, first.machine
+def report(results: Sequence[Result]) -> Report:
+    """The figures of every kind of dialogue at every length."""
+    options = results[0].options
     lines = [
-        f"# Whole dialogues: {first.model}",
+        f"# Whole dialogues: {results[0].model}",
         "",
-        f"sonic-kv {first.version}; {machine.device}, {machine.threads} threads, {machine.dtype}; reads "
-        f"{bytes_text(machine.bytes_per_second)}/s, multiplies {machine.operations_per_second / 1e9:.0f} G "
-        "operations/s.",
+        on(results[0].machine),
         f"Batch {options.batch}, {options.repetitions} repetitions, seed {options.seed}. Ratios: sums of paired "
         "times, 95 % bootstrap interval. First token and step: the last eighth of the turns. Bound: weights and "
         "cache read once a step at the rate above, or the arithmetic, whichever takes longer.",
@@ -322,10 +321,24 @@ def report(results: Sequence[Result]) -> str:
     for result in results:
         found = rows(result)
         for length in options.lengths:
-            lines += ["", f"## {length} tokens, turns of {result.turn}", ""]
-            lines += ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
-            lines += ["| " + " | ".join(_cells(row)) + " |" for row in found if row.length == length]
-    return "\n".join(lines) + "\n"
+            cells = [_cells(row) for row in found if row.length == length]
+            lines += ["", f"## {length} tokens, turns of {result.turn}", "", table(HEAD, cells)]
+    data = [{**asdict(result), "rows": [asdict(row) for row in rows(result)]} for result in results]
+    return Report("\n".join(lines) + "\n", data, [_panels(result) for result in results])
+
+
+def _panels(result: Result) -> list[Panel]:
+    """Time so far, decode step and bytes over the dialogue's length."""
+    steps, size = result.turn.reply - 1, sum(result.turn)
+    found: list[dict[str, Line]] = [{}, {}, {}]
+    for name, mine in result.turns.items():
+        length = [PREFIX + (n + 1) * size for n in range(len(mine.decode))]
+        found[0][name] = length, list(accumulate(map(statistics.mean, mine.total())))
+        found[1][name] = length, [1e3 * statistics.median(turn) / steps for turn in mine.decode]
+        found[2][name] = length, [b / 1e6 for b in mine.live_bytes]
+    titles = ("time so far, s", "decode step, ms", "live cache, MB")
+    across = f"logical tokens, turns of {result.turn}"
+    return [Panel(title, across, lines) for title, lines in zip(titles, found, strict=True)]
 
 
 def _cells(row: Row) -> list[str]:
@@ -339,50 +352,3 @@ def _cells(row: Row) -> list[str]:
         f"{100 * row.closing_share:.1f} %", bytes_text(row.live_bytes), f"{row.live_share:.3f}",
         bytes_text(row.peak_bytes),
     ]  # fmt: skip
-
-
-def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Of every kind of dialogue options, machine, the rows of the report, and every time behind them."""
-    return [{**asdict(result), "rows": [asdict(row) for row in rows(result)]} for result in results]
-
-
-def check_plot() -> None:
-    """Raise `ConfigError` unless a plot can be drawn."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("the plot needs matplotlib: pip install 'sonic-kv[bench]'; or leave --out away")
-
-
-def plot(results: Sequence[Result]) -> bytes:
-    """Time so far, decode step and bytes over the dialogue's length, as an SVG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4.5 * len(results)), layout="constrained")
-    for result, panels in zip(results, figure.subplots(len(results), 3, squeeze=False), strict=True):
-        steps = result.turn.reply - 1
-        for name, mine in result.turns.items():
-            length = [PREFIX + (n + 1) * sum(result.turn) for n in range(len(mine.decode))]
-            times = list(accumulate(map(statistics.mean, mine.total())))
-            decode = [1e3 * statistics.median(turn) / steps for turn in mine.decode]
-            for panel, values in zip(
-                panels, (times, decode, [b / 1e6 for b in mine.live_bytes]), strict=True
-            ):
-                panel.plot(length, values, label=name)
-        for panel, title in zip(panels, ("time so far, s", "decode step, ms", "live cache, MB"), strict=True):
-            panel.set(xlabel=f"logical tokens, turns of {result.turn}", title=title)
-            panel.set_ylim(bottom=0)
-            panel.grid(alpha=0.3)
-        panels[0].legend()
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="svg")
-    return drawn.getvalue()
-
-
-def write(results: Sequence[Result], folder: str | Path) -> None:
-    """`result.json`, `report.md` and `plot.svg`."""
-    files = {
-        "result.json": json.dumps(as_json(results), indent=1).encode(),
-        "report.md": report(results).encode(),
-        "plot.svg": plot(results),
-    }
-    for name, data in files.items():
-        write_atomic(Path(folder) / name, data)

@@ -5,8 +5,6 @@ at each turn every one of them gets the next message of every dialogue at once, 
 the machine does meanwhile slows all of them, and the ratios are taken from pairs. HTTP is left out.
 """
 
-import io
-import json
 import random
 import statistics
 import time
@@ -16,19 +14,17 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from sonic_kv import __version__
 from sonic_kv.bench.options import BenchServeOptions
-from sonic_kv.bench.timing import Machine, Ratio, measure_machine, ratio_of_sums, seconds
+from sonic_kv.bench.report import Line, Panel, Report, on
+from sonic_kv.bench.timing import Machine, Ratio, in_turn, measure_machine, ratio_of_sums, seconds
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
-from sonic_kv.files import write_atomic
 from sonic_kv.model.batch import batch_step
 from sonic_kv.model.model import SonicModel
 from sonic_kv.server.options import ServeOptions
@@ -36,7 +32,7 @@ from sonic_kv.server.requests import Outcome, Request
 from sonic_kv.server.worker import Worker
 from sonic_kv.session.generate import generate_step
 from sonic_kv.session.options import SamplingConfig
-from sonic_kv.text import Progress, bytes_text
+from sonic_kv.text import Progress, bytes_text, table
 
 SONIC, FULL, REPREFILLED = "sonic", "full, kept", "full, re-prefilled"
 STEPS = 16  # in one timing of decoding alone
@@ -65,9 +61,14 @@ class Turns:
     """Seconds per reply token of one kind of server, [turn][repetition], and how long its dialogues became."""
 
     seconds: list[list[float]] = field(default_factory=list)
-    logical_tokens: list[int] = field(
-        default_factory=list
-    )  # mean over the dialogues, at the end of each turn
+    logical_tokens: list[int] = field(default_factory=list)  # mean over the dialogues, after each turn
+
+    @property
+    def rates(self) -> list[float]:
+        """Tokens/s of whole dialogues, and of their last turn."""
+        return [
+            1 / statistics.mean(map(statistics.mean, times)) for times in (self.seconds, self.seconds[-1:])
+        ]
 
 
 @dataclass(frozen=True)
@@ -255,10 +256,9 @@ def _turns(model: SonicModel, options: BenchServeOptions, texts: _Texts) -> tupl
             with _running(*(server.worker for server in servers.values())):
                 for number in range(count):
                     said = [texts(options.user_tokens) for _ in range(options.dialogues)]
-                    for offset in range(len(servers)):
-                        name = list(servers)[(offset + number + repetition) % len(servers)]
+                    for name, server in in_turn([*servers.items()], number + repetition):
                         start = time.perf_counter()
-                        tokens, length = servers[name].turn(said)
+                        tokens, length = server.turn(said)
                         taken = (time.perf_counter() - start) / tokens
                         if repetition == 0:
                             turns[name].seconds.append([])
@@ -325,9 +325,9 @@ def _pause(model: SonicModel, options: BenchServeOptions, texts: _Texts) -> Paus
     return Pause(statistics.median(gaps), max(gaps), view.stats.logical_tokens)
 
 
-def report(result: Result) -> str:
+def report(result: Result) -> Report:
     """The figures as a Markdown page."""
-    options, machine = result.options, result.machine
+    options = result.options
     full, sonic = result.capacities
     claims = [
         (
@@ -349,66 +349,36 @@ def report(result: Result) -> str:
         ),
         (f"whole turns, {options.dialogues} together / one by one", str(result.tries), None),
     ]
+    rows = [
+        [name, *(f"{rate:.0f}" for rate in turns.rates), str(turns.logical_tokens[-1])]
+        for name, turns in result.turns.items()
+    ]
     lines = [
         f"# Serving: {result.model}",
         "",
-        f"sonic-kv {result.version}; {machine.device}, {machine.threads} threads, {machine.dtype}; reads "
-        f"{bytes_text(machine.bytes_per_second)}/s, multiplies {machine.operations_per_second / 1e9:.0f} G "
-        "operations/s.",
+        on(result.machine),
         f"{options.dialogues} dialogues at a time, turns of {options.user_tokens} user and {options.reply_tokens} "
         f"reply tokens, {options.repetitions} repetitions, seed {options.seed}. Ratios of tokens/s: sums of paired "
         "times, 95 % bootstrap interval.",
         "",
-        "| | measured | at least |",
-        "|---|---|---|",
-        *(f"| {name} | {value} | {'' if goal is None else f'{goal:g}'} |" for name, value, goal in claims),
+        table(
+            ["what", "measured", "at least"],
+            [[name, value, "" if goal is None else f"{goal:g}"] for name, value, goal in claims],
+        ),
         "",
         f"While another dialogue of {result.pause.tokens} tokens is read, in slices of {result.slice_tokens}, a "
         f"reply's pieces come every {result.pause.median:.0f} ms (median), the longest pause is "
         f"{result.pause.longest:.0f} ms.",
         "",
-        "| | tokens/s, whole dialogues | tokens/s, last turn | tokens of a dialogue at the end |",
-        "|---|---|---|---|",
+        table(
+            ["server", "tokens/s, whole dialogues", "tokens/s, last turn", "tokens of a dialogue at the end"],
+            rows,
+        ),
     ]
-    for name, turns in result.turns.items():
-        rates = [
-            1 / statistics.mean(map(statistics.mean, times)) for times in (turns.seconds, turns.seconds[-1:])
-        ]
-        lines.append(f"| {name} | {rates[0]:.0f} | {rates[1]:.0f} | {turns.logical_tokens[-1]} |")
-    return "\n".join(lines) + "\n"
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    """Every figure, and every time behind it."""
     ratios = {"live": result.live, **{name: asdict(result.faster(name)) for name in (FULL, REPREFILLED)}}
-    return {**asdict(result), "ratios": ratios}
-
-
-def plot(result: Result) -> bytes:
-    """Tokens/s over the dialogues' length, as an SVG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    panel = figure.subplots()
-    for name, turns in result.turns.items():
-        panel.plot(turns.logical_tokens, [1 / statistics.mean(times) for times in turns.seconds], label=name)
-    panel.set(
-        xlabel="logical tokens of each dialogue", title=f"tokens/s, {result.options.dialogues} dialogues"
-    )
-    panel.set_ylim(bottom=0)
-    panel.grid(alpha=0.3)
-    panel.legend()
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="svg")
-    return drawn.getvalue()
-
-
-def write(result: Result, folder: str | Path) -> None:
-    """`result.json`, `report.md` and `plot.svg`."""
-    files = {
-        "result.json": json.dumps(as_json(result), indent=1).encode(),
-        "report.md": report(result).encode(),
-        "plot.svg": plot(result),
+    rates: dict[str, Line] = {
+        name: (turns.logical_tokens, [1 / statistics.mean(times) for times in turns.seconds])
+        for name, turns in result.turns.items()
     }
-    for name, data in files.items():
-        write_atomic(Path(folder) / name, data)
+    panel = Panel(f"tokens/s, {options.dialogues} dialogues", "logical tokens of each dialogue", rates)
+    return Report("\n".join(lines) + "\n", {**asdict(result), "ratios": ratios}, [[panel]])

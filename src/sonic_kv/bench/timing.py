@@ -5,11 +5,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from sonic_kv.model.model import SonicModel
 
+Player = TypeVar("Player")
 DRAWS = 1000  # of a bootstrap
 
 
@@ -59,6 +61,12 @@ def ratio_of_sums(
     drawn.sort()
     value = sum(map(sum, measured)) / sum(map(sum, baseline))
     return Ratio(*(round(x, 4) for x in (value, drawn[DRAWS // 40], drawn[-DRAWS // 40])))
+
+
+def in_turn(players: Sequence[Player], round: int) -> list[Player]:
+    """The players of a round in an order that rotates from round to round: what slows one slows all in time."""
+    first = round % len(players)
+    return [*players[first:], *players[:first]]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """`sonic-kv bench …`: what compression costs and saves."""
 
 import json
-from importlib import import_module
-from types import ModuleType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from sonic_kv.bench.options import (
     BenchBatchOptions,
@@ -18,14 +19,17 @@ from sonic_kv.cli.options import DecodeOptions
 from sonic_kv.errors import ConfigError, ServeError
 from sonic_kv.model.options import ModelOptions
 
+if TYPE_CHECKING:
+    from sonic_kv.bench.report import Report
+
 
 def closing(call: Call) -> None:
     """Closing a segment and decoding, against prefilling and a plain cache."""
     model = load_for_decoding(call.options(ModelOptions))
 
-    from sonic_kv.bench import closing
+    from sonic_kv.bench.closing import measure, report
 
-    _show(call, closing, closing.measure(model, call.options(BenchClosingOptions)))
+    _show(call, report(measure(model, call.options(BenchClosingOptions))))
 
 
 def dialogue(call: Call) -> None:
@@ -36,11 +40,10 @@ def dialogue(call: Call) -> None:
     named = call.options(ModelOptions)
     model, name = model_or_shape(options.shape, options.seed, named, compiled=decoding.compile)
 
-    from sonic_kv.bench import dialogue
+    from sonic_kv.bench.dialogue import measure, report
 
-    if options.out is not None:
-        dialogue.check_plot()  # before the work, not after it
-    _show(call, dialogue, dialogue.measure(model, name, options), options.out)
+    _check_plot(options.out)
+    _show(call, report(measure(model, name, options)), options.out)
 
 
 def batch(call: Call) -> None:
@@ -48,9 +51,9 @@ def batch(call: Call) -> None:
     options = call.options(BenchBatchOptions)
     model, name = model_or_shape(options.shape, options.seed, call.options(ModelOptions))
 
-    from sonic_kv.bench import batch
+    from sonic_kv.bench.batch import measure, report
 
-    _show(call, batch, batch.measure(model, name, options))
+    _show(call, report(measure(model, name, options)))
 
 
 def training(call: Call) -> None:
@@ -58,46 +61,60 @@ def training(call: Call) -> None:
     options = call.options(BenchTrainingOptions)
     model, _ = model_or_shape(options.shape, options.seed, call.options(ModelOptions))
 
-    from sonic_kv.bench import closing, training
+    from sonic_kv.bench.closing import report
+    from sonic_kv.bench.training import measure
 
-    _show(call, closing, training.measure(model, options))
+    _show(call, report(measure(model, options)))
 
 
 def serve(call: Call) -> None:
     """A server's dialogues, compressed and with full context."""
-    serve = _with_extra("serve")
+    with _extra("serve"):
+        from sonic_kv.bench.serve import measure, report
+
     options = call.options(BenchServeOptions)
     model, name = model_or_shape(options.shape, options.seed, call.options(ModelOptions))
-    if options.out is not None:
-        import_module("sonic_kv.bench.dialogue").check_plot()  # before the work, not after it
-    _show(call, serve, serve.measure(model, name, options), options.out)
+    _check_plot(options.out)
+    _show(call, report(measure(model, name, options)), options.out)
 
 
 def soak(call: Call) -> None:
     """A server under load for a while; an error if it broke a promise."""
-    soak = _with_extra("soak")
+    with _extra("soak"):
+        from sonic_kv.bench.soak import measure
+        from sonic_kv.bench.soak_record import report
+
     options, named = call.options(BenchSoakOptions), call.options(ModelOptions)
-    result = soak.measure(load_for_decoding(named), named.model or "default model", named, options)
-    _show(call, soak, result, options.out)
+    result = measure(load_for_decoding(named), named.model or "default model", named, options)
+    _show(call, report(result), options.out)
     broken = result.failures()
     if broken:
         raise ServeError(f"the server broke its promises: {'; '.join(broken)}")
 
 
-def _with_extra(name: str) -> ModuleType:
-    """A module of `sonic_kv.bench` that needs an extra of the package."""
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """For imports that need an extra of the package."""
     try:
-        return import_module(f"sonic_kv.bench.{name}")
+        yield
     except ModuleNotFoundError as error:
         raise ConfigError(f"bench {name} needs {error.name}: pip install 'sonic-kv[bench]'") from error
 
 
-def _show(call: Call, module: ModuleType, result: object, out: str | None = None) -> None:
-    """Write the files of a result into the folder `out`, if there is one, and print its report."""
+def _check_plot(out: str | None) -> None:
+    """Before the work, not after it."""
+    from sonic_kv.bench.report import check_plot
+
     if out is not None:
-        module.write(result, out)
+        check_plot()
+
+
+def _show(call: Call, report: "Report", out: str | None = None) -> None:
+    """Write the report's files into the folder `out`, if there is one, and print it."""
+    if out is not None:
+        report.write(out)
         note(f"wrote {out}")
-    print(json.dumps(module.as_json(result)) if call.json else module.report(result))
+    print(json.dumps(report.data) if call.json else report.text)
 
 
 BENCH = (

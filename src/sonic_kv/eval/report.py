@@ -8,7 +8,7 @@ from sonic_kv.eval.figures import Figure, summarise
 from sonic_kv.eval.judge import Verdicts
 from sonic_kv.eval.plots import plot
 from sonic_kv.eval.results import Record, Results
-from sonic_kv.text import percent_text
+from sonic_kv.text import percent_text, table
 
 Summary = dict[str, Any]
 Row = Mapping[str, Any]
@@ -159,19 +159,13 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    """An aligned Markdown table, the first column to the left; columns without any cell fall away."""
+    """A table; columns without any cell fall away."""
     filled = [(title, [cell(row) for row in rows]) for title, cell in columns]
     filled = [(title, cells) for title, cells in filled if any(c is not None for c in cells)]
     if not rows or not filled:
         return ""
-    texts = [[title, *(cell or "–" for cell in cells)] for title, cells in filled]
-    widths = [max(map(len, column)) for column in texts]
-    lines = [
-        [text.ljust(width) if n == 0 else text.rjust(width) for n, (text, width) in enumerate(line)]
-        for line in (zip(line, widths, strict=True) for line in zip(*texts, strict=True))
-    ]
-    rule = ["-" * width if n == 0 else "-" * (width - 1) + ":" for n, width in enumerate(widths)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
+    body = list(zip(*([cell or "–" for cell in cells] for _, cells in filled), strict=True))
+    return table([title for title, _ in filled], body)
 
 
 def _head(summary: Summary) -> Iterator[str]:

@@ -598,10 +598,10 @@ def test_demo_shows_every_method_and_writes_a_page(sonic: Any, model_folder: Pat
     code, out, error = sonic("demo", *arguments, "--ratios", "0.5", "0.9", "--html", page)
     assert code == 0, error
     assert f"wrote {page}" in error
-    rows = [
-        line for line in out.splitlines() if re.match(r"\| (full context|history dropped|SONIC \d+ %) ", line)
-    ]
-    assert len(rows) == 4
+    names = "full context|history dropped|50 % removed|90 % removed|90 %, by recent queries"
+    rows = [line for line in out.splitlines() if re.match(rf"\| ({names}) ", line)]
+    assert len(rows) == 5
+    assert re.search(r"\n90 % removed: the cache takes .* instead of .*, and \d of \d answers are right", out)
     text = page.read_text(encoding="utf-8")
     assert text.count("<svg") == 3
     assert not re.search(r"(?:src|href)=|https?://|@import|url\(", text)  # self-contained
@@ -625,13 +625,14 @@ def test_demo_replays_a_file_and_escapes_it(sonic: Any, model_folder: Path, tmp_
         "--json",
     )
     assert code == 0, error
-    methods = json.loads(out)["methods"]
-    assert [method["recall"] for method in methods] == [None] * 6  # nobody said what is right
-    full, dropped, *compressed, eviction = (method["entries_after_exchange"][0][-1] for method in methods)
-    assert dropped < full
+    ways = json.loads(out)["ways"]
+    assert [way["recall"] for way in ways] == [None] * 6  # nobody said what is right
+    assert ways[0]["same"] == ways[0]["questions"] == 3
+    full, dropped, *compressed, recent = (way["entries_after_closing"][0][-1] for way in ways)
+    assert dropped == 0 < full
     assert sorted(compressed, reverse=True) == compressed
     assert compressed[0] < full
-    assert eviction == compressed[1]  # the same number of entries
+    assert recent == pytest.approx(compressed[1])  # the same number of entries
     assert "<script>" not in page.read_text(encoding="utf-8")
 
 

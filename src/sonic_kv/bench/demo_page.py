@@ -1,11 +1,11 @@
 """The page that `sonic-kv demo` writes: one self-contained HTML file with inline SVG, light and dark."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from math import ceil, log10
 
-from sonic_kv.bench.demo import Answer, Method, Result, Summary, exchanges, recall_text, summaries
+from sonic_kv.bench.demo import TIMES, Answer, Result, Summary, Way, cells, exchanges, gain, summaries
 from sonic_kv.model.messages import Message
 from sonic_kv.text import bytes_text
 
@@ -52,15 +52,16 @@ footer { color: var(--soft); font-size: 14px; }
 """
 
 
-def _palette(methods: Sequence[Method]) -> str:
-    """Slate for full context, ochre for no history, blues by compression, plum for eviction."""
+def _palette(ways: Sequence[Way]) -> str:
+    """Slate for full context, ochre for no history, blues by compression, plum for recent queries."""
     light, dark, sonic = ["#4a5568", "#a86a12"], ["#c3cad6", "#e0a94f"], 0
-    number = max(sum(method.adapted for method in methods) - 3, 1)  # steps between the blues
-    for method in methods[2:]:
+    number = max(len(ways) - 4, 1)  # steps between the blues
+    for way in ways[2:]:
+        ours = way.method != "recent"
         step = sonic / number
-        light.append(f"hsl(214 80% {58 - 32 * step:.0f}%)" if method.adapted else "#8a2f6b")
-        dark.append(f"hsl(214 85% {56 + 28 * step:.0f}%)" if method.adapted else "#e08ac4")
-        sonic += method.adapted
+        light.append(f"hsl(214 80% {58 - 32 * step:.0f}%)" if ours else "#8a2f6b")
+        dark.append(f"hsl(214 85% {56 + 28 * step:.0f}%)" if ours else "#e08ac4")
+        sonic += ours
     sides = ("".join(f"--m{i}: {c}; " for i, c in enumerate(side)) for side in (light, dark))
     return ":root {{ {}}} @media (prefers-color-scheme: dark) {{ :root {{ {}}} }}".format(*sides)
 
@@ -105,9 +106,9 @@ def _apart(places: Sequence[float], gap: float, bottom: float) -> list[float]:
     return found
 
 
-def lines(title: str, names: Sequence[str], series: Sequence[Sequence[int]]) -> str:
-    """One line per series over the exchanges, labelled at its end."""
-    count, peak = max(map(len, series)), max(map(max, series))
+def lines(title: str, names: Sequence[str], series: Sequence[Sequence[float]]) -> str:
+    """One line per series over the closed segments, labelled at its end."""
+    count, peak = max(map(len, series)), max(1.0, *map(max, series))
     step = _round_step(peak, 4)
     top = step * ceil(peak / step)
     right, floor = CHART_WIDTH - MARGIN_RIGHT, CHART_HEIGHT - MARGIN_BOTTOM
@@ -118,7 +119,7 @@ def lines(title: str, names: Sequence[str], series: Sequence[Sequence[int]]) -> 
     def y(entries: float) -> float:
         return floor - (floor - MARGIN_TOP) * entries / top
 
-    ends = ", ".join(f"{name} {values[-1]}" for name, values in zip(names, series, strict=True))
+    ends = ", ".join(f"{name} {values[-1]:.0f}" for name, values in zip(names, series, strict=True))
     described = escape(f"{title}; at the end: {ends}")
     parts = [f'<svg viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="{described}">']
     for tick in range(0, top + 1, step):
@@ -128,11 +129,11 @@ def lines(title: str, names: Sequence[str], series: Sequence[Sequence[int]]) -> 
         )
     for exchange in range(0, count, _round_step(count, 8)):
         parts.append(
-            f'<text class="soft" x="{x(exchange):.1f}" y="{floor + 20}" text-anchor="middle">{exchange + 1}</text>'
+            f'<text class="soft" x="{x(exchange):.1f}" y="{floor + 20}" text-anchor="middle">{exchange}</text>'
         )
     parts.append(
         f'<text class="soft" x="{(MARGIN_LEFT + right) / 2:.0f}" y="{CHART_HEIGHT - 4}" text-anchor="middle">'
-        "exchange</text>"
+        "closed segments</text>"
     )
     labels = _apart([y(values[-1]) + 5 for values in series], 19, floor + 5)
     for i, (name, values, label) in enumerate(zip(names, series, labels, strict=True)):
@@ -147,22 +148,15 @@ def lines(title: str, names: Sequence[str], series: Sequence[Sequence[int]]) -> 
 
 
 def _table(rows: Sequence[Summary]) -> str:
-    cells: list[tuple[str, Callable[[Summary], str]]] = [
-        ("recall", recall_text),
-        ("right", lambda s: f"{'–' if s.right is None else s.right} of {s.questions}"),
-        ("entries", lambda s: f"{s.entries:.0f}"),
-        ("cache", lambda s: bytes_text(s.bytes)),
-        ("time", lambda s: f"{s.seconds:.1f} s"),
-    ]
-    head = "".join(f'<th scope="col">{name}</th>' for name, _ in cells)
+    head = "".join(f'<th scope="col">{name}</th>' for name in cells(rows[0]))
     body = "".join(
-        f'<tr><td><span class="key" style="background: var(--m{i})"></span>{escape(row.method)}</td>'
-        + "".join(f"<td>{text(row)}</td>" for _, text in cells)
+        f'<tr><td><span class="key" style="background: var(--m{i})"></span>{escape(row.way)}</td>'
+        + "".join(f"<td>{cell}</td>" for cell in cells(row).values())
         + "</tr>"
         for i, row in enumerate(rows)
     )
     return (
-        f'<div class="scroll"><table><thead><tr><th scope="col">method</th>{head}</tr></thead>'
+        f'<div class="scroll"><table><thead><tr><th scope="col">way</th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -179,19 +173,18 @@ def _turn(message: Message, label: str | None = None) -> str:
 
 
 def _dialogue(result: Result) -> Iterator[str]:
-    """The first dialogue; at each question what every method answered."""
-    dialogue = result.dialogues[0]
-    messages = dialogue.messages
+    """The first dialogue; at each question what every way answered."""
+    messages, first = result.cases[0].messages, [replays[0] for replays in result.replays]
     if messages[0]["role"] == "system":
         yield _turn(messages[0])
     for start, end in exchanges(messages):
-        if start + 1 not in dialogue.questions:
+        if start + 1 not in first[0].answers:
             yield "".join(map(_turn, messages[start:end]))
             continue
         answers = "".join(
-            f'<li>{_mark(replays[0].answers[start + 1])}<span class="name">{escape(method.name)}</span>'
-            f"<span>{escape(replays[0].answers[start + 1].text.strip()) or '(nothing)'}</span></li>"
-            for method, replays in zip(result.methods, result.replays, strict=True)
+            f'<li>{_mark(one.answers[start + 1])}<span class="name">{escape(way.name)}</span>'
+            f"<span>{escape(one.answers[start + 1].text.strip()) or '(nothing)'}</span></li>"
+            for way, one in zip(result.ways, first, strict=True)
         )
         question, written = _turn(messages[start]), _turn(messages[start + 1], "as written")
         yield f'<div class="asked">{question}{written}<ul class="answers">{answers}</ul></div>'
@@ -201,38 +194,41 @@ def _dialogue(result: Result) -> Iterator[str]:
 def page(result: Result) -> str:
     """The whole page."""
     rows = summaries(result)
-    names = [row.method for row in rows]
+    names = [row.way for row in rows]
     first = [replays[0].entries for replays in result.replays]
-    count, asked = len(result.dialogues), rows[0].questions
+    count, asked, known = len(result.cases), rows[0].questions, rows[0].right is not None
     over = f"{asked} questions in {count} dialogue{'s' if count > 1 else ''}"
-    recall = [(row.method, row.recall or 0.0, recall_text(row)) for row in rows]
-    sizes = [(row.method, row.bytes, bytes_text(row.bytes)) for row in rows]
+    title = "Right answers" if known else "Answers that are full context's"
+    counts = [(row.way, row.right if row.right is not None else row.same) for row in rows]
+    answers = [(name, float(number), f"{number} of {asked}") for name, number in counts]
+    sizes = [(row.way, row.bytes, bytes_text(row.bytes)) for row in rows]
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>sonic-kv demo</title>
-<style>{STYLE}{_palette(result.methods)}</style>
+<style>{STYLE}{_palette(result.ways)}</style>
 </head>
 <body>
 <main>
 <h1>What a dialogue's cache must hold</h1>
 <p class="lead">The same dialogues, with their whole history in the KV cache, with none of it, and with past
-segments compressed by SONIC. Model: {escape(result.model)}, {result.parameters:,} parameters.</p>
+segments compressed. Model: {escape(result.model)}, {result.parameters:,} parameters. {escape(gain(rows))}</p>
 <div class="grid">
-<section><h2>Recall</h2><p class="note">facts recalled rightly; {over}</p>
-{bars("Recall", recall, 1.0)}</section>
+<section><h2>{title}</h2><p class="note">{over}</p>
+{bars(title, answers, asked)}</section>
 <section><h2>Cache</h2><p class="note">bytes of keys and values at a dialogue's end, mean</p>
 {bars("Cache", sizes, max(row.bytes for row in rows))}</section>
 </div>
-<section><h2>Entries in the cache</h2><p class="note">after each exchange of the first dialogue</p>
-<div class="scroll wide">{lines("Entries in the cache after each exchange", names, first)}</div></section>
+<section><h2>Entries in the cache</h2>
+<p class="note">of closed history, after each closed segment of the first dialogue</p>
+<div class="scroll wide">{lines("Entries after each closed segment", names, first)}</div></section>
 <section><h2>Figures</h2>
-<p class="note">entries and cache at a dialogue's end, mean; time to feed and answer all dialogues</p>
+<p class="note">entries and cache at a dialogue's end, on average. {escape(TIMES)}</p>
 {_table(rows)}</section>
 <section><h2>The first dialogue</h2>
-<p class="note">the history is the written one; below each question, what the model answers by method</p>
+<p class="note">the history is the written one; below each question, what the model answers in every way</p>
 {"".join(_dialogue(result))}</section>
 <footer>Written by sonic-kv demo.</footer>
 </main>

@@ -20,7 +20,8 @@ def run(call: Call) -> None:
         with replacing(options.html) as file:
             file.write(page(result).encode())
         note(f"wrote {options.html}")
-    print(json.dumps(demo.as_json(result), ensure_ascii=False) if call.json else demo.as_text(result))
+    report = demo.report(result)
+    print(json.dumps(report.data, ensure_ascii=False) if call.json else report.text)
 
 
 DEMO = Command(

@@ -32,9 +32,7 @@ def read_dialogues(path: str | Path, *, skip_malformed: bool = False) -> Iterato
     Raises:
         DataError: the file cannot be read, or a row is malformed (the message names file and line).
     """
-    path = Path(path)
-    rows = _parquet(path) if path.suffix == ".parquet" else read_rows(path)
-    yield from _checked(str(path), rows, skip_malformed)
+    yield from _checked(str(path), read_rows(Path(path)), skip_malformed)
 
 
 def _checked(source: str, rows: Iterable[tuple[str, Any]], skip_malformed: bool) -> Iterator[dict[str, Any]]:
@@ -59,11 +57,14 @@ def _checked(source: str, rows: Iterable[tuple[str, Any]], skip_malformed: bool)
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """The rows of a file of JSON lines or of a JSON array, each with its place; a malformed line is a `ValueError`.
+    """The rows of a file, each with its place; a malformed line is a `ValueError`.
 
     Raises:
         DataError: the file cannot be read.
     """
+    if path.suffix == ".parquet":
+        yield from _parquet(path)
+        return
     try:
         with _open(path) as file:
             start = next((line for line in file if line.strip(_BOM).strip()), b"").removeprefix(_BOM).strip()

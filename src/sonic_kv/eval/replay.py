@@ -201,6 +201,7 @@ class Outcome:
         right: it is the gold reply's.
         memory: entries kept after each closing, mean over layers and KV heads.
         texts: replies that the model wrote, by message.
+        bytes: of the cache at the end.
         seconds: wall time after the opening: closings, and its tokens' share of the forwards.
     """
 
@@ -210,6 +211,7 @@ class Outcome:
     right: list[bool] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
     texts: dict[int, str] = field(default_factory=dict)
+    bytes: int = 0
     seconds: float = 0.0
 
     def copy(self) -> "Outcome":
@@ -270,5 +272,5 @@ def replay(model: SonicModel, config: SessionConfig, tasks: Sequence[Task]) -> l
         if left:
             _advance(model, left, number)
     for row, outcome in zip(rows, outcomes, strict=True):
-        outcome.seconds = row.seconds
+        outcome.seconds, outcome.bytes = row.seconds, row.cache.nbytes
     return [failed.get(n, outcome) for n, outcome in enumerate(outcomes)]

@@ -19,7 +19,8 @@ from sonic_kv.eval.matching import exact_match
 from sonic_kv.eval.methods import METHODS
 from sonic_kv.eval.replay import Outcome, Script, Task, make_script, open_dialogues
 from sonic_kv.eval.replay import replay as replayed
-from sonic_kv.eval.suites import Case, dialogues, load
+from sonic_kv.eval.suites import Case, dialogue, load
+from sonic_kv.eval.suites import read as read_cases
 from sonic_kv.model.messages import Message
 from sonic_kv.model.model import SonicModel
 from sonic_kv.text import Progress, bytes_text, percent_text, table
@@ -106,7 +107,7 @@ def read(options: DemoOptions) -> list[Case]:
     if options.dialogue is None:
         found = load("synthetic", None, options.dialogues, options.seed, options.exchanges).cases
     else:
-        found = list(itertools.islice(dialogues(Path(options.dialogue)), options.dialogues))
+        found = list(itertools.islice(read_cases(Path(options.dialogue), dialogue), options.dialogues))
     cases = [case if case.questions else replace(case, judged=case.judged[1:]) for case in found]
     cases = [case for case in cases if case.questions or case.judged]
     if not cases:

@@ -183,7 +183,7 @@ def test_streaming_keeps_the_first_and_the_newest() -> None:
 
 
 def test_a_policy_that_is_unknown_or_cannot_be_is_refused() -> None:
-    with pytest.raises(ConfigError, match="did you mean streaming"):
+    with pytest.raises(ConfigError, match="learned, reread, recent, h2o or streaming"):
         ChatSession(tiny_model(), policy="streaming-llm")
     with pytest.raises(ConfigError, match="needs an adapter"):
         ChatSession(tiny_model(adapter=False), policy="learned")

@@ -186,38 +186,16 @@ class Engine:
             self._resume(task, Next(logits[number], best[number], greedy[number]))
 
     def _advance(self) -> None:
-        """One slice of the work that has waited longest: if it is a reading, with others that fit into the slice."""
+        """One slice: the work that has waited longest, by itself. What is kept must not depend on the others."""
         if not self._tasks:
             return
         task = self._tasks.popleft()
-        if task.work is None or isinstance(task.work, Feed):
-            answer = None
-            try:
-                answer = None if task.work is None else perform(self.model, task.work)
-            except Exception as error:
-                self._fail(task, error)
-                return
-            self._resume(task, answer)
-            return
-        readings = {task: task.work, **self._readings(self._slice - task.work.rows)}
         try:
-            self.model.reread(list(readings.values()))
+            answer = None if task.work is None else perform(self.model, task.work)
         except Exception as error:
-            for task in readings:
-                self._fail(task, error)
+            self._fail(task, error)
             return
-        for task in readings:
-            self._resume(task)
-
-    def _readings(self, rows: int) -> dict[_Task, Reading]:
-        """Tasks taken from the line that want so many rows read again, at most."""
-        found: dict[_Task, Reading] = {}
-        for task in list(self._tasks):
-            if task.work is not None and not isinstance(task.work, Feed) and task.work.rows <= rows:
-                rows -= task.work.rows
-                self._tasks.remove(task)
-                found[task] = task.work
-        return found
+        self._resume(task, answer)
 
     def _resume(self, task: _Task, answer: Next | None = None) -> None:
         """Let an operation go on with the answer to what it asked for, and take up what it asks for next."""

@@ -567,6 +567,17 @@ def test_a_key_with_many_long_replies_does_not_keep_another_waiting(model: Sonic
         assert {one.result().status_code for one in long} == {200}
 
 
+def test_a_short_reply_costs_no_more_than_full_context(server: Served) -> None:
+    messages: list[dict[str, str]] = []
+    for text in ("hi", "so?", "and then?"):
+        messages.append(user(text))
+        answer = server.chat(messages, max_tokens=4).json()
+        messages.append(assistant(answer["choices"][0]["message"]["content"]))
+        sonic = answer["usage"]["sonic"]
+        assert sonic["bytes"] <= sonic["full_bytes"]
+        assert messages[-1]["content"] == fresh(messages[:-1], length=4)
+
+
 def test_bytes_that_are_being_read_are_counted(model: SonicModel) -> None:
     with serving(model, slice_tokens=1) as server, ThreadPoolExecutor(1) as pool:
         reply = pool.submit(server.chat, [user("word " * 40)], max_tokens=1)

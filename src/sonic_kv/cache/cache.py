@@ -183,6 +183,11 @@ class SessionCache(Cache):
         for layer in self.layers:
             layer.unpack()
 
+    def fit(self) -> None:
+        """Let go of memory that is free for more entries: this cache rests for a while."""
+        for layer in self.layers:
+            layer.fit()
+
     def fork(self, **changes: Any) -> "SessionCache":
         """A cache that goes on by itself; tensors are shared until one of the two changes.
 

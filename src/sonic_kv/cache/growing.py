@@ -233,6 +233,13 @@ class GrowingLayer(DynamicLayer):
         self.sizes = tuple(n + count for n in self.sizes)
         return buffer
 
+    def fit(self) -> None:
+        """Go into a buffer without free rows if there are many: a layer that rests takes what it holds."""
+        held = sum(self.sizes)
+        if self.is_initialized and len(self._buffer.keys) - held > held // SPARE_SHARE:
+            keys, values = (torch.cat(of) for of in self._buffer.heads(self.sizes))
+            GrowingLayer.hold(self, keys, values, self.sizes)
+
     def _move(self, count: int) -> Buffer:
         """Into a buffer with room for `count` more entries of every head, and some."""
         mean = sum(self.sizes) // len(self.sizes) + count

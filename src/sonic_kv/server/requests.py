@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sonic_kv.errors import BusyError
-from sonic_kv.server.dialogue import Step
+from sonic_kv.server.dialogue import Step, label_of
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.stats import SessionStats
 
@@ -65,6 +65,11 @@ class Request:
     known: Sequence[Step] | None = None
     since: float = field(default_factory=time.monotonic)
     taken: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The key of the session's name."""
+        return label_of(self.namespace, self.name or "")
 
 
 class Running(Protocol):

@@ -227,12 +227,12 @@ class Worker:
         """
         if request.name is None or request.known is not None or not self._archive.exists:
             return False
-        return self.options.engine == "ray" or self.shelf.newest(self._label(request)) is None
+        return self.options.engine == "ray" or self.shelf.newest(request.label) is None
 
     def _read(self, request: Request) -> None:
         """Look a named session up; meanwhile others are taken up, and it still counts as waiting."""
         self._waiting.put_aside(request)
-        reading = self._archive.steps(self._label(request))
+        reading = self._archive.steps(request.label)
         reading.add_done_callback(lambda done: self._inbox.put(lambda: self._have_read(request, done)))
 
     def _have_read(self, request: Request, done: "Future[list[Step] | None]") -> None:
@@ -265,7 +265,7 @@ class Worker:
         Raises:
             ContextLengthError, MemoryLimitError, NotFoundError
         """
-        newest = None if request.name is None else self.shelf.newest(self._label(request))
+        newest = None if request.name is None else self.shelf.newest(request.label)
         known = request.known or (() if newest is None else newest.steps)
         if not known and not request.messages:
             raise NotFoundError(f"there is no session {request.name!r}")
@@ -297,10 +297,6 @@ class Worker:
         self._jobs[turn] = job
         self.engine.start(turn)
         return True
-
-    def _label(self, request: Request, name: str | None = None) -> str:
-        """The key of a session's name; none given: the request's."""
-        return label_of(request.namespace, name or request.name or "")
 
     def _steps(self, request: Request, known: Sequence[Step]) -> list[Step]:
         """The steps of the session that a request wants to see."""
@@ -420,7 +416,8 @@ class Worker:
             return there
         name = job.name or ""
         parent = job.grandparent if job.parent == key else job.parent
-        node = Node(key, name, self._label(job.request, name), steps, turn.session, parent)
+        turn.session.cache.fit()
+        node = Node(key, name, label_of(job.request.namespace, name), steps, turn.session, parent)
         node.stored = job.parent == key  # just read from the store
         self.shelf.put(node)
         if job.parent not in (None, key):

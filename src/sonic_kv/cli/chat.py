@@ -3,7 +3,7 @@
 import sys
 
 from sonic_kv.cli.command import Call, Command
-from sonic_kv.cli.loading import load_for_decoding
+from sonic_kv.cli.loading import load_for_decoding, say_adapter
 from sonic_kv.cli.options import ChatOptions, DecodeOptions
 from sonic_kv.compress.options import DEFAULT_BUDGET, Budget, SessionConfig
 from sonic_kv.errors import ConfigError
@@ -21,6 +21,7 @@ def run(call: Call) -> None:
     if options.load is not None and fixed:
         raise ConfigError(f"a saved session keeps its own {', '.join(fixed)}: leave it out with --load")
     model = load_for_decoding(call.options(ModelOptions), compiled=call.options(DecodeOptions).compile)
+    say_adapter(model)
 
     from sonic_kv.cli.repl import Repl
     from sonic_kv.session.session import ChatSession

@@ -58,6 +58,15 @@ def load_for_decoding(options: ModelOptions, *, compiled: bool = False) -> "Soni
     return model
 
 
+def say_adapter(model: "SonicModel") -> None:
+    """Say what a model without an adapter would gain by one."""
+    if model.adapter is None:
+        note(
+            "no adapter: every segment is read twice to find what to keep (reread), and half of the past is removed; "
+            "with an adapter (sonic-kv train) more can go, and nothing is read twice"
+        )
+
+
 def model_or_shape(
     shape: Shape | None, seed: int, named: ModelOptions, *, compiled: bool = False
 ) -> tuple["SonicModel", str]:

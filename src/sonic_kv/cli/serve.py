@@ -3,8 +3,8 @@
 from functools import partial
 
 from sonic_kv.cli.command import Call, Command
-from sonic_kv.cli.loading import load_for_decoding
-from sonic_kv.compress.options import DEFAULT_BUDGET, Budget, SessionConfig
+from sonic_kv.cli.loading import load_for_decoding, say_adapter
+from sonic_kv.compress.options import DEFAULT_BUDGET, Budget, SessionConfig, default_budget
 from sonic_kv.errors import ConfigError
 from sonic_kv.integrations.options import RayOptions
 from sonic_kv.model.options import ModelOptions
@@ -22,18 +22,20 @@ def run(call: Call) -> None:
     options, ray_options, given = call.options(ServeOptions), call.options(RayOptions), call.given(RayOptions)
     if given and options.engine != "ray":
         raise ConfigError(f"{min(given)} is an option of engine ray: give --engine ray too, or leave it out")
-    budget = call.options(Budget) if call.given(Budget) else DEFAULT_BUDGET
+    budget = call.options(Budget) if call.given(Budget) else None
     model_options = call.options(ModelOptions)
     load = partial(load_for_decoding, model_options)
     name = model_name(model_options.model)
     compact = SessionConfig(positions="compact") if options.engine == "vllm" else None
-    rest = call.options(SessionConfig, compact), budget, call.options(SamplingConfig), options
+    config, sampling = call.options(SessionConfig, compact), call.options(SamplingConfig)
     if options.engine == "ray":
         from sonic_kv.integrations.ray import serve as serve_on_ray
 
-        serve_on_ray(load, name, *rest, ray_options)
+        serve_on_ray(load, name, config, budget or DEFAULT_BUDGET, sampling, options, ray_options)
     else:
-        serve(load(), name, *rest)
+        model = load()
+        say_adapter(model)
+        serve(model, name, config, budget or default_budget(model.adapter), sampling, options)
 
 
 SERVE = Command(

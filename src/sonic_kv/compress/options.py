@@ -44,6 +44,12 @@ class Budget(Options):
 
 
 DEFAULT_BUDGET = Budget(compression_ratio=0.8)
+SAFE_BUDGET = Budget(compression_ratio=0.5)  # without an adapter
+
+
+def default_budget(adapter: object | None) -> Budget:
+    """What a session has of which nothing else is said: without an adapter less is removed."""
+    return SAFE_BUDGET if adapter is None else DEFAULT_BUDGET
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class SessionConfig(Options):
         None,
         "how entries are chosen: by the adapter's scorer (learned), by what is looked at when the segment is repeated "
         "(reread), by what recent queries (recent) or all of the segment's (h2o) look at, the first and newest ones "
-        "(streaming); none: learned, or without an adapter recent",
+        "(streaming); none: learned, or without an adapter reread",
     )
     bits: Bits | None = option(
         None, "bits of a number in kept entries between two calls: 8 or 4; none: as the model computes"

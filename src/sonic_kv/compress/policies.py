@@ -268,13 +268,13 @@ def _with_sinks(closing: Closing, scores: list[Tensor]) -> list[Tensor]:
 
 
 def policy_of(wanted: "Policy | str | None", model: SonicModel) -> Policy:
-    """A policy by name; None: the adapter's, or without one that of recent queries.
+    """A policy by name; None: the adapter's, or without one the best that needs no training.
 
     Raises:
         ConfigError: there is none of that name, or it needs an adapter.
     """
     if wanted is None:
-        wanted = "recent" if model.adapter is None else "learned"
+        wanted = "reread" if model.adapter is None else "learned"
     if not isinstance(wanted, str):
         return wanted
     if wanted not in POLICIES:

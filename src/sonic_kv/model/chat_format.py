@@ -8,7 +8,6 @@ message spells out is only text. What has been fed ends where no continuation ch
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sonic_kv.errors import MessageError
@@ -78,9 +77,7 @@ class ChatFormat:
 
     # --- text -----------------------------------------------------------------------------------
 
-    def render(
-        self, messages: Sequence[Message], *, generation: bool = False, now: datetime | None = None
-    ) -> str:
+    def render(self, messages: Sequence[Message], *, generation: bool = False) -> str:
         """The template's text of the messages; `generation`: up to where a reply begins.
 
         Raises:
@@ -89,14 +86,12 @@ class ChatFormat:
         messages = [self._tokens.marked(message) for message in messages]
         if self.plain:
             return self._render_plain(messages, generation)
-        now = now or datetime.now()
         try:
             return str(
                 self.tokenizer.apply_chat_template(
                     messages,
                     tokenize=False,
                     add_generation_prompt=generation,
-                    strftime_now=now.strftime,
                     **self.options,
                 )
             )
@@ -172,9 +167,7 @@ class ChatFormat:
 
     # --- token ids ------------------------------------------------------------------------------
 
-    def prefix(
-        self, system: str | None = None, first: str = "user", now: datetime | None = None
-    ) -> list[int]:
+    def prefix(self, system: str | None = None, first: str = "user") -> list[int]:
         """Token ids that stand before the first message, whatever it says.
 
         They are never empty: with neither BOS nor system prompt the first header, or what all headers have in common,
@@ -187,53 +180,57 @@ class ChatFormat:
             MessageError: the template takes no system prompt, or moves it.
         """
         start = [] if system is None else [{"role": "system", "content": system}]
-        now = now or datetime.now()
-        text = self.render([*start, _USER], now=now)
+        text = self.render([*start, _USER])
         head = text[: text.rfind(_USER["content"])]
         if head.endswith(self._user_open) and len(head) > len(self._user_open):
             return self._stable(text, len(head) - len(self._user_open))
         try:
-            other = self.render([*start, _ASSISTANT], now=now)
+            other = self.render([*start, _ASSISTANT])
         except MessageError:
             other, first = text, "user"
         head_of_other = other[: other.rfind(_ASSISTANT["content"])]
         ids = self._stable(text, len(_common(head, head_of_other)))
-        if ids and other != text and not start:
+        if ids and other != text and not start and self._begins(first, ids):
             return ids
-        text, head = (text, head) if first == "user" else (other, head_of_other)
-        return self._stable(text, len(head.rstrip()))
+        if first == "user":
+            return self._stable(text, len(head.rstrip()))
+        own = self.render([*start, {"role": first, "content": _USER["content"]}])
+        return self._stable(own, len(own[: own.rfind(_USER["content"])].rstrip()))
 
-    def closed(self, messages: Sequence[Message], now: datetime | None = None) -> list[int]:
+    def _begins(self, role: str, ids: list[int]) -> bool:
+        """Whether a dialogue that this role begins has these tokens first."""
+        if role in ("user", "assistant"):  # they are common to both
+            return True
+        return self._tokens.ids(self.render([{"role": role, "content": _USER["content"]}]))[: len(ids)] == ids
+
+    def closed(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a dialogue as far as it is settled: no message that may follow changes them.
 
         The reasoning of replies stands there as in the middle of a dialogue, where most templates drop it.
         """
-        now = now or datetime.now()
         if not messages or (len(messages) == 1 and messages[0]["role"] == "system"):
-            return self.prefix(messages[0]["content"] if messages else None, now=now)
-        own = self.render(messages, now=now)
+            return self.prefix(messages[0]["content"] if messages else None)
+        own = self.render(messages)
         if messages[-1]["role"] == "assistant":
-            longer = self._render_or([*messages, _USER], own, now)
+            longer = self._render_or([*messages, _USER], own)
             before = longer[: longer.rfind(_USER["content"])]
             if len(longer) > len(before) and before.endswith(self._user_open):
                 return self._stable(longer, len(before) - len(self._user_open))
         else:
-            longer = self.render(messages, generation=True, now=now)
+            longer = self.render(messages, generation=True)
             if longer == own:
-                longer = self._render_or([*messages, _ASSISTANT], own, now)
+                longer = self._render_or([*messages, _ASSISTANT], own)
         return self._stable(longer, len(_common(own, longer)))
 
-    def _render_or(self, messages: Sequence[Message], other: str, now: datetime) -> str:
+    def _render_or(self, messages: Sequence[Message], other: str) -> str:
         try:
-            return self.render(messages, now=now)
+            return self.render(messages)
         except MessageError:
             return other
 
-    def prompt(
-        self, messages: Sequence[Message], now: datetime | None = None, *, begun: str = ""
-    ) -> list[int]:
+    def prompt(self, messages: Sequence[Message], *, begun: str = "") -> list[int]:
         """Token ids after which the reply to the last message begins, or goes on if its beginning is given."""
-        text = self.render(messages, generation=True, now=now)
+        text = self.render(messages, generation=True)
         if begun:
             said = self._tokens.marked({"role": "assistant", "content": begun})["content"]
             text += f" {said}" if self.plain and not begun.startswith(" ") else said
@@ -246,25 +243,25 @@ class ChatFormat:
 
     def encode(self, messages: Sequence[Message]) -> Encoded:
         """Token ids of a whole dialogue, as a session would feed them."""
-        messages, now = check_messages(messages), datetime.now()
-        ids = self.closed(messages, now)
+        messages = check_messages(messages)
+        ids = self.closed(messages)
         system = messages[0]["content"] if messages[0]["role"] == "system" else None
         rest = messages[system is not None :]
-        prefix = self.prefix(system, rest[0]["role"] if rest else "user", now)
+        prefix = self.prefix(system, rest[0]["role"] if rest else "user")
         written, ends = [False] * len(ids), []
         for number, message in enumerate(messages):
             if message["role"] == "assistant":
-                end = _same(self.closed(messages[: number + 1], now), ids)
-                start = _same(self._before_reply(messages[:number], now), ids)
+                end = _same(self.closed(messages[: number + 1]), ids)
+                start = _same(self._before_reply(messages[:number]), ids)
                 written[start:end] = [True] * max(end - start, 0)
                 ends.append(end)
         return Encoded(ids, _same(prefix, ids), ends, written)
 
-    def _before_reply(self, messages: Sequence[Message], now: datetime) -> list[int]:
+    def _before_reply(self, messages: Sequence[Message]) -> list[int]:
         """Token ids up to a reply's text, header included."""
         if messages:
-            return self.prompt(messages, now)
-        text = self.render([_ASSISTANT], now=now)
+            return self.prompt(messages)
+        text = self.render([_ASSISTANT])
         return self._stable(text, text.rfind(_ASSISTANT["content"]))
 
     # --- pieces ---------------------------------------------------------------------------------
@@ -278,13 +275,11 @@ class ChatFormat:
         return self._piece([*_CONTEXT, _USER, {"role": "assistant", "content": text}], [*_CONTEXT, _USER])
 
     def _piece(self, after: Sequence[Message], before: Sequence[Message]) -> list[int]:
-        now = datetime.now()
-        return step(self.closed(before, now), self.closed(after, now)).token_ids
+        return step(self.closed(before), self.closed(after)).token_ids
 
     def generation_prompt(self) -> list[int]:
         """Token ids after which a reply's text begins, after a user message."""
-        now = datetime.now()
-        return step(self.closed([_USER], now), self.prompt([_USER], now)).token_ids
+        return step(self.closed([_USER]), self.prompt([_USER])).token_ids
 
     def assistant_close(self) -> list[int]:
         """Token ids that follow a reply's text."""

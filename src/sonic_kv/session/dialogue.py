@@ -15,7 +15,7 @@ import torch
 
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.compressor import Compressor
-from sonic_kv.compress.options import DEFAULT_BUDGET, Budget, SessionConfig
+from sonic_kv.compress.options import Budget, SessionConfig, default_budget
 from sonic_kv.compress.policies import Policy
 from sonic_kv.errors import ContextLengthError, MessageError, NumericalError
 from sonic_kv.model.chat_format import step
@@ -412,7 +412,7 @@ def begin(
         BudgetError: the budget cannot hold it.
         ConfigError: an option is of another type.
     """
-    budget = expect(DEFAULT_BUDGET if budget is None else budget, Budget, "budget")
+    budget = expect(default_budget(model.adapter) if budget is None else budget, Budget, "budget")
     config = expect(SessionConfig() if config is None else config, SessionConfig, "config")
     sampling = expect(SamplingConfig() if sampling is None else sampling, SamplingConfig, "sampling")
     compressor, cache = Compressor(model, config, policy), new_cache(model, config)

@@ -50,4 +50,5 @@ SERVE = Command(
         "session": SessionConfig,
         "sampling": SamplingConfig,
     },
+    file_only=("sampling",),  # requests bring their own
 )

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -169,8 +170,9 @@ def test_written_replies_equal_those_of_a_session(tmp_path: Path, data: Path) ->
         model = tiny_model(adapter=adapter)
         budget = Budget() if method == "full" else Budget(compression_ratio=0.6)
         sampling = SamplingConfig(max_new_tokens=6)
+        config = replace(CONFIG, policy="recent") if method == "recent" else CONFIG
         for message in (1, 3, 5, 7):
-            session = ChatSession(model, budget, config=CONFIG, sampling=sampling)
+            session = ChatSession(model, budget, config=config, sampling=sampling)
             if message > 1:
                 session.extend(DIALOGUE[: message - 1])
             written = session.send(DIALOGUE[message - 1]["content"]).text

@@ -94,7 +94,10 @@ def test_a_row_equals_a_session(family: str, name: str) -> None:
     model = tiny_model(family)
     found = outcomes(model, name, 0.6, scripts(model))
     plain = SonicModel(model.base, model.tokenizer, None if name == "recent" else model.adapter)
-    config = SessionConfig(min_segment_tokens=32, max_segment_tokens=64, reencode=name == "sonic")
+    policy: Any = "recent" if name == "recent" else SessionConfig().policy
+    config = SessionConfig(
+        min_segment_tokens=32, max_segment_tokens=64, reencode=name == "sonic", policy=policy
+    )
     for outcome, messages in zip(found, (DIALOGUE, OTHER), strict=True):
         torch.testing.assert_close(
             torch.tensor(outcome.nll),

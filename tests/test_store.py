@@ -560,7 +560,7 @@ def die():
     if trigger.exists():
         os.kill(os.getpid(), signal.SIGKILL)
 
-step, closing, replace = engine.batch_step, compressor.Compressor.closing, os.replace
+step, closing, replace = engine.batch_step, compressor.Compressor.steps, os.replace
 
 def deadly_step(base, caches, *arguments):
     if max(cache.stored for cache in caches) > 20:
@@ -568,10 +568,9 @@ def deadly_step(base, caches, *arguments):
     return step(base, caches, *arguments)
 
 def deadly_closing(self, *arguments):
-    for number, _ in enumerate(closing(self, *arguments)):
-        yield
-        if number == 1:
-            die()
+    for reading in closing(self, *arguments):
+        yield reading
+        die()
 
 def deadly_replace(*arguments):
     die()
@@ -580,7 +579,7 @@ def deadly_replace(*arguments):
 if moment == "decoding":
     engine.batch_step = deadly_step
 elif moment == "closing":
-    compressor.Compressor.closing = deadly_closing
+    compressor.Compressor.steps = deadly_closing
 else:
     os.replace = deadly_replace
 sys.exit(cli.main(sys.argv[3:]))
@@ -591,7 +590,8 @@ sys.exit(cli.main(sys.argv[3:]))
 def test_a_killed_server_has_lost_no_acknowledged_turn(tmp_path: Path) -> None:
     model = SonicModel.from_pretrained("tiny")
     messages: list[dict[str, str]] = []
-    trigger = tmp_path / "trigger"
+    trigger, config = tmp_path / "trigger", tmp_path / "serve.toml"
+    config.write_text("[session]\nmin_segment_tokens = 16\n", encoding="utf-8")
     arguments = [
         "serve",
         "--model",
@@ -600,8 +600,8 @@ def test_a_killed_server_has_lost_no_acknowledged_turn(tmp_path: Path) -> None:
         "0",
         "--store",
         str(tmp_path / "s"),
-        "--min-segment-tokens",
-        "16",
+        "--config",
+        str(config),
     ]
 
     def body(text: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 import sonic_kv
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
-from house import LEVELS, PACKAGE, edges, folder, imported, is_options, modules
+from house import LEVELS, PACKAGE, draw, edges, folder, imported, is_options, modules
 
 # Folders that may know about transformers and PEFT: `model` and `cache` touch their internals (subclass, patch,
 # register); the others call public entry points.
@@ -40,6 +40,26 @@ def test_folders_import_downwards_only() -> None:
         if LEVELS[folder(target)] >= LEVELS[folder(source)]
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_picture_of_the_house_is_of_this_code() -> None:
+    picture = PACKAGE.parent.parent / "docs" / "house.svg"
+    assert picture.read_text(encoding="utf-8") == draw(), "python docs/house.py draws it anew"
+
+
+def test_no_room_is_too_large_to_read() -> None:
+    long = {
+        name: path for name, path in modules().items() if path.read_text(encoding="utf-8").count("\n") > 450
+    }
+    functions = [
+        f"{name}.{node.name}"
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if (node.end_lineno or 0) - node.lineno > 60
+    ]
+    assert not long
+    assert not functions
 
 
 def test_options_import_options_only() -> None:

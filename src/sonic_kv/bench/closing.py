@@ -28,15 +28,8 @@ def measure(model: SonicModel, options: BenchClosingOptions) -> list[Paired]:
     ids = torch.randint(
         model.config.vocab_size, (options.history + options.segment,), generator=generator
     ).tolist()
-    budget, config = Budget(compression_ratio=options.ratio), SessionConfig()
-    compressor = Compressor(model, config)
-    cache = SessionCache(model.num_layers)
-    model.feed(cache, ids[:4])
-    cache.mark_prefix()
-    for start in range(4, options.history, options.segment):
-        piece = ids[start : min(start + options.segment, options.history)]
-        model.feed(cache, piece)
-        compressor.close(cache, ids[: start + len(piece)], budget)
+    budget, compressor = Budget(compression_ratio=options.ratio), Compressor(model, SessionConfig())
+    cache = _session(compressor, budget, ids[: options.history], options.segment)
     segment = ids[-options.segment :]
     open_cache = cache.fork()
     model.feed(open_cache, segment)
@@ -51,19 +44,6 @@ def measure(model: SonicModel, options: BenchClosingOptions) -> list[Paired]:
     nexus = round(
         sum(float((layer.positions >= start).sum(-1).float().mean()) for layer in newest) / len(newest)
     )
-
-    def decode(store: SessionCache | DynamicCache) -> None:
-        position = options.history
-        for token in ids[: options.steps]:
-            if isinstance(store, SessionCache):
-                model.feed(store, [token])
-                continue
-            model.base(
-                input_ids=torch.tensor([[token]], device=model.device),
-                position_ids=torch.tensor([[position]], device=model.device),
-                **with_cache(model.base, store),
-            )
-            position += 1
 
     filled, shape = DynamicCache(), (1, model.num_heads, cache.stored, model.head_dim)
     for number in range(model.num_layers):
@@ -89,11 +69,39 @@ def measure(model: SonicModel, options: BenchClosingOptions) -> list[Paired]:
         ),
         paired(
             f"{options.steps} decode steps on {cache.stored} entries / plain cache of as many",
-            lambda: decode(cache.fork()),
-            lambda: decode(plain()),
+            lambda: _decode(model, cache.fork(), ids[: options.steps], options.history),
+            lambda: _decode(model, plain(), ids[: options.steps], options.history),
             options.repetitions,
         ),
     ]
+
+
+def _decode(
+    model: SonicModel, store: SessionCache | DynamicCache, token_ids: list[int], position: int
+) -> None:
+    """Feed tokens one by one; a plain cache's stand at `position` and behind it."""
+    for number, token in enumerate(token_ids):
+        if isinstance(store, SessionCache):
+            model.feed(store, [token])
+            continue
+        model.base(
+            input_ids=torch.tensor([[token]], device=model.device),
+            position_ids=torch.tensor([[position + number]], device=model.device),
+            **with_cache(model.base, store),
+        )
+
+
+def _session(compressor: Compressor, budget: Budget, ids: list[int], segment: int) -> SessionCache:
+    """A cache of which all is closed, `segment` tokens at a time, but the prefix."""
+    model = compressor.model
+    cache = SessionCache(model.num_layers)
+    model.feed(cache, ids[:4])
+    cache.mark_prefix()
+    for start in range(4, len(ids), segment):
+        piece = ids[start : start + segment]
+        model.feed(cache, piece)
+        compressor.close(cache, ids[: start + len(piece)], budget)
+    return cache
 
 
 def report(results: list[Paired]) -> Report:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.layers import Memory
+from sonic_kv.compress.closing import allowed
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.compress.policies import Policy, RecentPolicy, RereadPolicy
@@ -316,8 +317,8 @@ class Retold(Closer):
 
     def close(self, row: Row) -> Steps:
         lengths = row.cache.lengths.closing(row.cache.open_length)
-        target = round((1.0 - (self.budget.compression_ratio or 0.0)) * lengths.history)
-        other, text = Row(SessionCache(self.model.num_layers, compact=True)), self.text(row, target)
+        text = self.text(row, allowed(lengths, self.budget))
+        other = Row(SessionCache(self.model.num_layers, compact=True))
         yield Aside(other, row.token_ids[: lengths.prefix] + text)
         other.cache.keep(_as_memory(other.cache, lengths.prefix, torch.arange(len(text))), lengths)
         row.cache = other.cache

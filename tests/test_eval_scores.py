@@ -45,14 +45,6 @@ def theirs(
     return found[0]
 
 
-def test_streaming_llm() -> None:
-    positions = torch.arange(LENGTH)
-    press = kvpress.StreamingLLMPress(compression_ratio=0.5, n_sink=scores.SINKS)
-    kept = theirs(press, (torch.zeros(GROUPS, LENGTH, WIDTH),) * 2)[0].topk(LENGTH // 2).indices.sort().values
-    mine = scores.streaming_llm(positions, LENGTH).topk(LENGTH // 2).indices.sort().values
-    assert mine.tolist() == kept.tolist()
-
-
 def test_keydiff(entries: tuple[Tensor, Tensor]) -> None:
     mine = torch.stack([scores.keydiff(keys) for keys in entries[0]])
     torch.testing.assert_close(mine, theirs(kvpress.KeyDiffPress(), entries))

@@ -47,7 +47,7 @@ class TurnTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class BenchDialogueOptions(Options):
-    """The dialogue that every method lives through."""
+    """The dialogue, and the ways to keep its history."""
 
     shape: Shape | None = option(
         None, "random weights of this shape instead of a model: the same speed, nothing to download"
@@ -57,27 +57,29 @@ class BenchDialogueOptions(Options):
     )
     user_tokens: tuple[int, ...] = option(
         (64,),
-        "tokens of each user message; several: a dialogue of each kind, with as many reply lengths",
+        "tokens of each user message; with several numbers, a dialogue of each kind (give as many reply lengths)",
         least=1,
     )
     reply_tokens: tuple[int, ...] = option((192,), "tokens of each reply", least=2)
     methods: tuple[BenchMethod, ...] = option(
         BENCH_METHODS,
-        "full: kept cache; re-prefilled: the whole transcript again at every turn; streaming: sink and newest "
-        "entries; h2o: largest attention so far; sonic",
+        "ways to keep history: full context (kept, or re-prefilled at every turn), the first and newest entries "
+        "(streaming), those with most attention so far (h2o), this project's (sonic)",
         filled=True,
     )
     ratios: tuple[float, ...] = option(
-        (0.5, 0.8, 0.9), "compression ratios of the last three", least=0.0, below=1.0
+        (0.5, 0.8, 0.9), "compression ratios of those that compress", least=0.0, below=1.0
     )
     bits: tuple[int, ...] = option(
         (0,), "bits of a number in sonic's memory between turns: 8 or 4; 0: as computed", filled=True
     )
     allocation: Allocation = option("shared", "how sonic shares its budget; shared reads heads one by one")
     batch: int = option(1, "dialogues at a time", least=1)
-    repetitions: int = option(3, "times that the dialogue is lived through", least=1)
+    repetitions: int = option(3, "how often each dialogue is run", least=1)
     seed: int = option(0, "seed of the random tokens and weights", flag=False)
-    out: str | None = option(None, "folder for result.json, report.md and plot.svg; none: the report alone")
+    out: str | None = option(
+        None, "folder for result.json, report.md and plot.svg; without it: the report alone"
+    )
 
     def check(self) -> None:
         for bits in self.bits:
@@ -124,9 +126,11 @@ class BenchServeOptions(Options):
     dialogues: int = option(16, "dialogues at a time", least=1)
     ratio: float = option(0.8, "compression ratio", least=0.0, below=1.0)
     kv_memory: str = option("256MiB", "memory in which live dialogues are counted", size=True)
-    repetitions: int = option(2, "times that the dialogues are lived through", least=1)
+    repetitions: int = option(2, "how often the dialogues are run", least=1)
     seed: int = option(0, "seed of the texts and of random weights", flag=False)
-    out: str | None = option(None, "folder for result.json, report.md and plot.svg; none: the report alone")
+    out: str | None = option(
+        None, "folder for result.json, report.md and plot.svg; without it: the report alone"
+    )
 
     def check(self) -> None:
         turn = self.user_tokens + self.reply_tokens
@@ -149,7 +153,7 @@ class BenchSoakOptions(Options):
         1.0, "share of the dialogues whose replies are compared with a fresh run's", flag=False
     )
     seed: int = option(0, "seed of what is said and done", flag=False)
-    out: str | None = option(None, "folder for result.json and report.md; none: the report alone")
+    out: str | None = option(None, "folder for result.json and report.md; without it: the report alone")
 
     def check(self) -> None:
         require(
@@ -163,7 +167,8 @@ class DemoOptions(Options):
     """What is replayed."""
 
     dialogue: str | None = option(
-        None, "file of dialogues: JSON lines of messages, ShareGPT, Parquet, …; none: synthetic dialogues"
+        None,
+        "file of dialogues: JSON lines of messages, ShareGPT, Parquet, …; without it: synthetic dialogues",
     )
     dialogues: int = option(6, "how many dialogues; the first is shown in full", least=1)
     exchanges: int = option(16, "exchanges of each synthetic dialogue", least=1)

@@ -27,14 +27,16 @@ class ChatOptions(Options):
 class OutputOptions(Options):
     """Where the result goes."""
 
-    out: str | None = option(None, "file to write, compressed if it ends in .gz; none: standard output")
+    out: str | None = option(None, "file to write, compressed if it ends in .gz; without it: standard output")
 
 
 @dataclass(frozen=True)
 class ConvertOptions(Options):
     """What is read."""
 
-    skip_malformed: bool = option(False, "leave malformed rows out, and count them; off: stop there")
+    skip_malformed: bool = option(
+        False, "leave malformed rows out, and count them, instead of stopping there"
+    )
 
 
 @dataclass(frozen=True)

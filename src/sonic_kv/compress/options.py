@@ -16,7 +16,7 @@ PolicyName = Literal["learned", "reread", "recent", "h2o", "streaming"]
 
 @dataclass(frozen=True)
 class Budget(Options):
-    """What limits the compressed cache: one of a ratio, a number of entries, a number of bytes.
+    """What limits the compressed cache: a ratio, a number of entries or a number of bytes.
 
     With none of them nothing is removed, and the cache is the base model's own.
     An entry is one key and one value in every layer and KV head.
@@ -26,15 +26,17 @@ class Budget(Options):
 
     compression_ratio: float | None = option(
         None,
-        "fraction of the compressible history's entries that is removed (0.8 keeps one fifth)",
+        "share of the history's entries that is removed (0.8 keeps one fifth)",
         least=0.0,
         below=1.0,
     )
     max_entries: int | None = option(
-        None, "entries (prefix and memory) the cache may hold once a segment is closed", least=1
+        None,
+        "most entries in the cache after a segment has been closed, the system prompt's included",
+        least=1,
     )
     max_bytes: int | None = option(
-        None, "bytes (prefix and memory) the cache may hold once a segment is closed", least=1
+        None, "most bytes in the cache after a segment has been closed, the system prompt's included", least=1
     )
 
     def check(self) -> None:
@@ -85,10 +87,10 @@ class SessionConfig(Options):
         None,
         "how entries are chosen: by the adapter's scorer (learned), by what is looked at when the segment is repeated "
         "(reread), by what recent queries (recent) or all of the segment's (h2o) look at, the first and newest ones "
-        "(streaming); none: learned, or without an adapter reread",
+        "(streaming); without it: learned, or without an adapter reread",
     )
     bits: Bits | None = option(
-        None, "bits of a number in kept entries between two calls: 8 or 4; none: as the model computes"
+        None, "bits of a number in kept entries between two calls: 8 or 4; without it: as the model computes"
     )
     closing: When = option(
         "turn",

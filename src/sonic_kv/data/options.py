@@ -11,7 +11,9 @@ class SynthConfig(Options):
     """Which synthetic dialogues are generated, and what is in them."""
 
     dialogues: int = option(10_000, "how many dialogues", least=0)
-    split: Literal["train", "validation", "test"] = option("train", "splits share no wording and no entity")
+    split: Literal["train", "validation", "test"] = option(
+        "train", "which split; the splits share no wording and no entity"
+    )
     seed: int = option(0, "seed of the dialogues")
     min_exchanges: int = option(4, "fewest exchanges of a dialogue", least=1)
     max_exchanges: int = option(12, "most exchanges of a dialogue", least=1)

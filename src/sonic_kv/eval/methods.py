@@ -21,7 +21,7 @@ from sonic_kv.cache.layers import Memory
 from sonic_kv.compress.closing import allowed
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
-from sonic_kv.compress.policies import Policy, RecentPolicy, RereadPolicy
+from sonic_kv.compress.policies import Policy, RecentPolicy, RereadPolicy, StreamingPolicy
 from sonic_kv.eval import rivals
 from sonic_kv.eval.rivals import Rival
 from sonic_kv.eval.turns import Row, read
@@ -364,7 +364,7 @@ METHODS: Mapping[str, Method] = {
     "reread": Method(_shipped(RereadPolicy)),
     "recent": Method(_shipped(RecentPolicy)),
     "kvzip": Method(KVzip),
-    "streaming-llm": rival(rivals.StreamingLLM, shared=False),
+    "streaming-llm": Method(_shipped(StreamingPolicy)),
     **_both("h2o", rivals.H2O),
     **_both("snapkv", rivals.SnapKV),
     **_both("critical-snapkv", rivals.CriticalSnapKV, default=False),

@@ -12,10 +12,12 @@ class EvalOptions(Options):
 
     out: str = option("runs/eval", "folder of the results; a run that was stopped goes on in it")
     suites: tuple[str, ...] = option(
-        (), "suites to run beside those that --data names; none: synthetic; an unknown name lists them"
+        (), "suites to run beside those that --data names; without it: synthetic; an unknown name lists them"
     )
     data: tuple[str, ...] = option((), "files: NAME=PATH of a suite, or any dialogues (mine.jsonl)")
-    methods: tuple[str, ...] = option((), "methods to compare; none: all that can run here but slow ones")
+    methods: tuple[str, ...] = option(
+        (), "methods to compare; without it: all that can run here but slow ones"
+    )
     ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios", least=0.0, below=1.0)
     limit: int = option(48, "dialogues of each suite, evenly over its file; 0: all", least=0)
     seed: int = option(77, "seed of the synthetic dialogues and of the bootstrap", flag=False)
@@ -34,13 +36,14 @@ class EvalOptions(Options):
         "replies that the model writes itself: to questions whose answer can be checked, or all that are scored",
     )
     max_new_tokens: int | None = option(
-        None, "longest of these replies, in tokens; none: what the suite's answers need", least=1
+        None, "longest of these replies, in tokens; without it: what the suite's answers need", least=1
     )
     judge_url: str | None = option(
-        None, "OpenAI-compatible endpoint (http://host:port/v1) that scores written replies; none: no judge"
+        None,
+        "OpenAI-compatible endpoint (http://host:port/v1) that scores written replies; without it: no judge",
     )
     judge_model: str | None = option(
-        None, "name of the judge's model; none: the first one the endpoint lists"
+        None, "name of the judge's model; without it: the first one the endpoint lists"
     )
     judge_key: str = option("OPENAI_API_KEY", "environment variable with the endpoint's key", flag=False)
     judge_timeout: float = option(120.0, "seconds to wait for a verdict", above=0.0, flag=False)

@@ -126,11 +126,6 @@ class Sliding(Rival):
         return head.positions
 
 
-class StreamingLLM(Rival):
-    def score(self, head: Head) -> Tensor:
-        return scores.streaming_llm(head.positions, head.end)
-
-
 class KeyDiff(Rival):
     """Over the whole cache at once, not block by block as in its paper."""
 

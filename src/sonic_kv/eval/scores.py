@@ -7,14 +7,8 @@ them. n: entries, Q: queries, R: query heads of the KV head, D: head width.
 import torch
 from torch import Tensor, nn
 
-SINKS = 4  # first tokens of the transcript that StreamingLLM keeps
 LAG = 128  # LagKV's own partition, made for prompts of thousands of tokens
 FUTURE = 512  # positions ahead of which ExpectedAttention takes the mean
-
-
-def streaming_llm(positions: Tensor, end: int) -> Tensor:
-    """The first tokens and the newest ones (arXiv:2309.17453); keys stay at their own positions. (n,) → (n,)"""
-    return torch.where(positions < SINKS, end, positions).float()
 
 
 def keydiff(keys: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ class RayOptions(Options):
     replicas: int = option(1, "replicas of the server; the fewest, if there may be more", least=1)
     max_replicas: int | None = option(
         None,
-        "add replicas under load, up to this many, and take them away later; none: always the same number",
+        "add replicas under load, up to this many, and take them away later; without it: always the same number",
     )
     target_ongoing_requests: float = option(
         8.0, "requests in hand per replica above which one is added", above=0.0, flag=False

@@ -42,16 +42,14 @@ class ModelOptions(Options):
 
     model: str | None = option(
         None,
-        "base model: folder, GGUF file or hub id, or tiny, which ships with this package; none: SmolLM2-135M-Instruct",
+        "base model: folder, GGUF file, hub id, or tiny (in this package); without it: SmolLM2-135M-Instruct",
     )
     adapter: str | None = option(
-        None, "adapter: path or hub id; none: the one in the model's local folder, if any"
+        None, "adapter: path or hub id; without it: the one in the model's local folder, if any"
     )
     gguf_file: str | None = option(None, "GGUF file in the model's folder or hub repository")
     device: str = option("cpu", "torch device")
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
-        None, "of the weights; none: as stored, on a CPU float32"
+        None, "number type of the weights; without it: as stored, and float32 on a CPU"
     )
-    quantization: Quantization | None = option(
-        None, "keep the base in four bits (nf4 or fp4; needs bitsandbytes); none: as it is"
-    )
+    quantization: Quantization | None = option(None, "load the base in four bits (needs bitsandbytes)")

@@ -18,7 +18,7 @@ class ServeOptions(Options):
     port: int = option(8000, "port to listen on; 0: any free one", least=0, below=1 << 16)
     api_keys: str | None = option(
         None,
-        "file of API keys, one a line; SONIC_KV_API_KEYS (separated by commas) adds to it; none: open to all",
+        "file of API keys, one a line; SONIC_KV_API_KEYS (separated by commas) adds to it; without it: open to all",
     )
     cors_origins: tuple[str, ...] = option((), "origins whose pages may call this server from a browser")
     served_model_name: tuple[str, ...] = option((), "names of the model for clients; the first is shown")
@@ -47,7 +47,7 @@ class ServeOptions(Options):
         256, "tokens fed at once between two decode steps of the other dialogues", least=1, flag=False
     )
     max_dialogue_tokens: int | None = option(
-        None, "tokens that a dialogue may have; none: eight times the model's positions", least=1
+        None, "tokens that a dialogue may have; without it: eight times the model's positions", least=1
     )
     max_body: str = option("4MiB", "largest request body", size=True, flag=False)
     max_reply_tokens: int = option(4096, "most tokens that a request may ask for", least=1, flag=False)
@@ -56,7 +56,7 @@ class ServeOptions(Options):
     )
     pressure_ratio: float | None = option(
         None,
-        "before idle dialogues leave memory, compress them to this ratio; none: they leave as they are",
+        "before idle dialogues leave memory, compress them to this ratio; without it: they leave as they are",
         least=0.0,
         below=1.0,
     )
@@ -71,7 +71,7 @@ class ServeOptions(Options):
         "10GiB", "size of the store; beyond it the oldest caches go, then the oldest dialogues", size=True
     )
     store_bytes_per_key: str | None = option(
-        None, "size of what the store keeps for one API key; none: as the whole", size=True, flag=False
+        None, "size of what the store keeps for one API key; without it: as the whole", size=True, flag=False
     )
     store_beside_others: bool = option(
         False, "the store's folder may hold other files too; they are left alone"

@@ -10,22 +10,28 @@ class SamplingConfig(Options):
     """How the next token is chosen and when a reply ends."""
 
     max_new_tokens: int = option(128, "longest reply, in tokens", least=1)
-    temperature: float | None = option(None, "0 is greedy; none: as the model's makers say", least=0.0)
-    top_k: int | None = option(None, "only this many best tokens; 0: all; none: as the makers say", least=0)
+    temperature: float | None = option(
+        None, "how random replies are; 0: not at all; without it: as the model's makers say", least=0.0
+    )
+    top_k: int | None = option(
+        None, "only this many best tokens; 0: all; without it: as the model's makers say", least=0
+    )
     top_p: float | None = option(
         None,
-        "nucleus sampling: smallest set of tokens with this probability; none: as the makers say",
+        "nucleus sampling: smallest set of tokens with this probability; without it: as the model's makers say",
         above=0.0,
         most=1.0,
     )
     min_p: float | None = option(
         None,
-        "only tokens with this share of the best one's probability; none: as the makers say",
+        "only tokens with this share of the best one's probability; without it: as the model's makers say",
         least=0.0,
         most=1.0,
     )
     repetition_penalty: float | None = option(
-        None, "divides the logits of tokens that stand in the dialogue; none: as the makers say", above=0.0
+        None,
+        "divides the logits of tokens that stand in the dialogue; without it: as the model's makers say",
+        above=0.0,
     )
     presence_penalty: float = option(
         0.0, "taken off the logits of tokens that the reply has", least=-2.0, most=2.0, flag=False
@@ -38,7 +44,9 @@ class SamplingConfig(Options):
         flag=False,
     )
     stop: tuple[str, ...] = option((), "texts that end the reply (they are not part of it)")
-    seed: int | None = option(None, "seed of the sampling; none: a new one each time", least=0, below=1 << 63)
+    seed: int | None = option(
+        None, "seed of the sampling; without it: a new one each time", least=0, below=1 << 63
+    )
 
     def check(self) -> None:
         require(all(self.stop), "a stop text must not be empty")

@@ -15,12 +15,14 @@ class TrainConfig(Options):
         "dialogues: files (JSON lines, ShareGPT, Parquet, …), folders of a saved dataset, hub ids of datasets",
     )
     data_weights: tuple[float, ...] = option(
-        (), "share of each of them, in any unit; none: by their sizes", least=0.0, flag=False
+        (), "share of each of them, in any unit; without it: by their sizes", least=0.0, flag=False
     )
     data_share: float = share(
         0.8, "share of the dialogues that come from them, if any are given; the others are synthetic"
     )
-    skip_malformed: bool = option(True, "leave malformed lines of files out, and count them; off: stop there")
+    skip_malformed: bool = option(
+        True, "leave malformed rows of files out, and count them, instead of stopping there"
+    )
     token_cache: str = option("runs/tokens", "folder that keeps tokenised files for the next run", flag=False)
     validation_data: tuple[str, ...] = option(
         (), "dialogues to measure recovery on, in place of synthetic ones"
@@ -40,7 +42,7 @@ class TrainConfig(Options):
     )
     importance_steps: int | None = option(
         None,
-        "first steps, on the scorer alone; none: three fifths of max_steps, all of them without a LoRA",
+        "first steps, on the scorer alone; without it: three fifths of max_steps, all of them without a LoRA",
         least=0,
     )
     lr: float = option(1e-3, "peak learning rate of LoRA and embeddings", above=0.0)
@@ -50,7 +52,7 @@ class TrainConfig(Options):
     )
     grad_clip: float = option(1.0, "largest gradient norm", above=0.0, flag=False)
     bf16: bool | None = option(
-        None, "bf16 autocast; none: where the device has instructions for bf16 products"
+        None, "bf16 autocast; without it: where the device has instructions for bf16 products"
     )
     gradient_checkpointing: bool = option(False, "run layers again in the backward pass: less memory, slower")
     shard_base: bool = option(

@@ -72,8 +72,6 @@ def test_replicas_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         "tiny",
         "--engine",
         "ray",
-        "--replicas",
-        "1000",
     ]
     result = subprocess.run(
         [*command, "--replicas", "1000", "--store", str(tmp_path), "--port", "0"],
@@ -107,6 +105,8 @@ class Dialogue:
             except (httpx.HTTPError, EOFError) as error:
                 self.failures.append(f"turn {turn}: {error!r}")
                 time.sleep(0.1 * 2**attempt)
+        else:
+            pytest.fail("; ".join(self.failures))
         self.seconds.append(time.monotonic() - start)
         self.cached.append(usage["prompt_tokens_details"]["cached_tokens"])
         self.messages = [*asked, assistant(reply)]
@@ -179,7 +179,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("ray")
-    arguments = ["--engine", "ray", "--replicas", "2", "--replica-cpus", "0.5"]
+    arguments = ["--model", "tiny", "--engine", "ray", "--replicas", "2", "--replica-cpus", "0.5"]
     arguments += ["--store", str(folder / "store"), "--store-after", "3600"]  # records only
     start = time.monotonic()
     with launched(arguments, folder / "log") as (process, url):

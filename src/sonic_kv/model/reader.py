@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sonic_kv.cache.attention import masked_attention
 from sonic_kv.cache.cache import SessionCache
+from sonic_kv.cache.layers import SessionLayer
 from sonic_kv.model.layout import PREFIX, Layout, blocks, columns_of, mask_mod, visible
 from sonic_kv.model.probe import Probe
 from sonic_kv.model.reread import Repeat, Reread
@@ -124,7 +125,9 @@ class Held:
     def __init__(
         self, caches: Sequence[SessionCache], count: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self._layers = list(zip(*(cache.layers for cache in caches), strict=True))
+        self._layers: list[tuple[SessionLayer, ...]] = list(
+            zip(*(cache.layers for cache in caches), strict=True)
+        )
         # as SDPA adds it, made once instead of in every layer
         self._masks = [
             None
@@ -138,13 +141,18 @@ class Held:
     def read(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
     ) -> Tensor:
+        options: Options = {"scale": scale, "softcap": softcap}
+        layers = self._layers[layer]
+        if len(layers) == 1:  # the step of one dialogue is mostly what it takes to call operations
+            layers[0].append(key, value)
+            return layers[0].read(query, self._masks[0], **options)
         found = []
         for held, mask, own, *new in zip(
-            self._layers[layer], self._masks, query.split(1), key.split(1), value.split(1), strict=True
+            layers, self._masks, query.split(1), key.split(1), value.split(1), strict=True
         ):
             held.append(*new)
-            found.append(held.read(own, mask, scale=scale, softcap=softcap))
-        return found[0] if len(found) == 1 else torch.cat(found)
+            found.append(held.read(own, mask, **options))
+        return torch.cat(found)
 
 
 class Rereading:

@@ -1,8 +1,8 @@
-"""Plots and sample dialogues of the model card, docs/default-model.md.
+"""Plots and sample dialogues of the model card, docs/tiny-model.md.
 
     python card.py --base BASE/log.jsonl --adapter ADAPTER/log.jsonl --eval FOLDER --out DIR
 
-The plots go to DIR (`docs/default-model`); the samples, as the model says them, to standard output.
+The plots go to DIR (`docs/tiny-model`); the samples, as the model says them, to standard output.
 """
 
 import argparse

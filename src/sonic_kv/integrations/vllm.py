@@ -1,6 +1,6 @@
 """vLLM decodes over an exported session: a connector that loads its entries as KV of its P placeholder tokens.
 
-`docs/vllm.md` says how both classes are given to vLLM. A request names its session by
+`docs/guides/vllm.md` says how both classes are given to vLLM. A request names its session by
 `kv_transfer_params={"sonic_session": digest}`. Written and tested against vLLM 0.32.0.
 """
 

@@ -205,7 +205,7 @@ class Vllm:
             async with self._exports.using(*self._probe) as probe:
                 if (await self._one_token(name, probe.token_ids, NOBODY)).is_success:
                     raise UpstreamError(
-                        "vLLM runs without sonic-kv's connector: docs/vllm.md says how to start it"
+                        "vLLM runs without sonic-kv's connector: docs/guides/vllm.md says how to start it"
                     )
                 response = await self._one_token(name, probe.token_ids, probe.digest)
             if not response.is_success:

@@ -1,4 +1,4 @@
-"""One function per loss, with its equation. What each is worth stands in docs/log.md."""
+"""One function per loss, with its equation. What each is worth stands in docs/log."""
 
 from collections.abc import Callable, Sequence
 

@@ -15,9 +15,19 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sonic_kv.errors import FileError
+from sonic_kv.options import expect
 
 HEADER = "sonic_kv"
 VERSION = 1
+
+
+def as_path(path: str | Path) -> Path:
+    """A path as it was given.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    return Path(path) if isinstance(path, str) else expect(path, Path, "a path", "a text will do")
 
 
 @contextmanager
@@ -32,7 +42,7 @@ def replacing(path: str | Path, *, make_folder: bool = False, private: bool = Fa
     Raises:
         FileError: it cannot be written.
     """
-    path = Path(path)
+    path = as_path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.tmp")
     try:
         if path.exists() and not path.is_file():
@@ -147,7 +157,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
     Raises:
         FileError: missing, truncated, not written by sonic-kv, or of a newer version.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise FileError(f"{path} does not exist or is not a file")
     try:

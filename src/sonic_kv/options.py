@@ -107,17 +107,21 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def expect(value: object, cls: type[T], name: str) -> T:
+def expect(value: object, cls: type[T], name: str, advice: str = "") -> T:
     """`value`, which must be a `cls`; `name` is what the error calls it.
 
+    Args:
+        advice: how one is had; without it: how one is written, if it is a dataclass.
+
     Raises:
-        ConfigError: it is something else; the message shows how one is written.
+        ConfigError: it is something else.
     """
     if isinstance(value, cls):
         return value
     plain = value is None or isinstance(value, (int, float, str))
     given = repr(value) if plain else _article(type(value).__name__)
-    raise ConfigError(f"{name} must be {_article(cls.__name__)}, not {given}{_example(cls, value)}")
+    advice = f": {advice}" if advice else _example(cls, value)
+    raise ConfigError(f"{name} must be {_article(cls.__name__)}, not {given}{advice}")
 
 
 def _article(noun: str) -> str:
@@ -126,7 +130,7 @@ def _article(noun: str) -> str:
 
 def _example(cls: type, value: object) -> str:
     """How a `cls` is written that says what `value` was meant to say; empty if that cannot be known."""
-    if not dataclasses.is_dataclass(cls):
+    if not issubclass(cls, Options):
         return ""
     hints = type_hints(cls)
     if isinstance(value, dict):

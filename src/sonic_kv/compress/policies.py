@@ -6,7 +6,7 @@ one of `POLICIES` by name, or an object of your own: a class with a method `scor
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -135,6 +135,7 @@ class Closing:
         return (self.positions(layer) - self.cache.lengths.rebased).clamp_min(self._prefix)
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Says which entries matter most. Derived classes write `scores`; what they hold does not change with a dialogue,
     since forks of a session share its policy."""
@@ -276,6 +277,10 @@ def policy_of(wanted: "Policy | str | None", model: SonicModel) -> Policy:
     if wanted is None:
         wanted = "reread" if model.adapter is None else "learned"
     if not isinstance(wanted, str):
+        if isinstance(wanted, type) or not isinstance(wanted, Policy):
+            raise ConfigError(
+                f"policy must be a name or an object of a class derived from Policy, not {wanted!r}"
+            )
         return wanted
     if wanted not in POLICIES:
         raise ConfigError(

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sonic_kv.errors import FileError, NumericalError, UnsupportedModelError
-from sonic_kv.files import read_sealed, write_sealed
+from sonic_kv.files import as_path, read_sealed, write_sealed
 from sonic_kv.model.attention import twin
 from sonic_kv.model.fingerprint import SAMPLE, check_fingerprint, describe, head_dim, kv_heads
 from sonic_kv.model.likeness import check_likeness, packed, unpacked
 from sonic_kv.model.options import AdapterConfig
+from sonic_kv.options import expect
 
 FILE_NAME = "adapter.safetensors"
 LORA_NAME = "sonic"
@@ -224,7 +225,8 @@ class Adapter(nn.Module):
             AdapterError: made for another model, whose predictions are far from this one's.
             NumericalError: it holds NaN or infinite weights.
         """
-        path = Path(path)
+        expect(base, PreTrainedModel, "base", "Adapter.load(base, path) takes one of transformers")
+        path = as_path(path)
         path = path / FILE_NAME if path.is_dir() else path
         header, tensors = read_sealed(path, "adapter")
         _check_base(base, header.get("base"), unpacked(tensors), f"adapter {path}")

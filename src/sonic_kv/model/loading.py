@@ -11,13 +11,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sonic_kv.errors import ConfigError, FileError, ModelError, SonicError, UnsupportedModelError
-from sonic_kv.files import from_hub
+from sonic_kv.files import as_path, from_hub
 from sonic_kv.model import gguf
 from sonic_kv.model.adapter import FILE_NAME
 from sonic_kv.model.options import Quantization
+from sonic_kv.options import expect
 
 ASSETS = Path(__file__).parent / "assets"
 TINY = ASSETS / "tiny"  # `--model tiny`: ships with the package
@@ -141,7 +149,10 @@ def load(
     """
     if device is not None and device_map is not None:
         raise ConfigError("device and device_map both say where the model goes: leave one out")
-    place = torch.device(device or "cpu")
+    try:
+        place = torch.device(device or "cpu")
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device={device!r} is none of torch's: write cpu, cuda or mps") from error
     if dtype is None and place.type == "cpu" and device_map is None:
         dtype = torch.float32
     options: dict[str, Any] = {"dtype": dtype or "auto", "local_files_only": source.local}
@@ -235,6 +246,12 @@ def tokenizer_of(base: PreTrainedModel) -> Any:
         ) from error
 
 
+def check_tokenizer(tokenizer: Any) -> Any:
+    """Refuse, as `ConfigError`, what is no tokenizer of transformers."""
+    advice = "AutoTokenizer.from_pretrained(…) loads one"
+    return expect(tokenizer, PreTrainedTokenizerBase, "tokenizer", advice)
+
+
 def check_base(base: Any) -> None:
     """Refuse what is no whole causal language model on one device.
 
@@ -271,5 +288,5 @@ def find_adapter(adapter: str | Path | None, source: Source) -> Path | None:
     """The adapter's path; a hub id is downloaded; None: the one that belongs to the model, if any."""
     if adapter is None:
         return source.adapter
-    path = Path(adapter)
+    path = as_path(adapter)
     return path if path.exists() else from_hub(str(adapter), FILE_NAME)

@@ -25,6 +25,7 @@ from sonic_kv.model.reader import Held, OnePass, Repeating, Rereading
 from sonic_kv.model.reread import Reading, Repeat, Reread, portions
 from sonic_kv.model.rotary import Rope
 from sonic_kv.model.verify import verify
+from sonic_kv.options import expect
 
 
 class SonicModel:
@@ -35,7 +36,7 @@ class SonicModel:
 
     Args:
         base: a decoder-only Hugging Face model with rotary positions.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; None: the one where transformers loaded the base from.
         adapter: trained for this base; None: importance comes from recent queries and kept entries
             are not re-encoded (eviction).
 
@@ -46,11 +47,15 @@ class SonicModel:
         twin: the base's, with the registered attention.
 
     Raises:
+        ConfigError: an argument is something else, or there is no tokenizer.
         UnsupportedModelError: the architecture cannot be compressed correctly.
     """
 
-    def __init__(self, base: PreTrainedModel, tokenizer: Any, adapter: Adapter | None = None) -> None:
+    def __init__(self, base: PreTrainedModel, tokenizer: Any = None, adapter: Adapter | None = None) -> None:
         loading.check_base(base)
+        tokenizer = loading.tokenizer_of(base) if tokenizer is None else loading.check_tokenizer(tokenizer)
+        if adapter is not None:
+            expect(adapter, Adapter, "adapter", "SonicModel.from_pretrained(model, adapter=…) loads one")
         self.config = base.config.get_text_config()
         self.rope = Rope(base)
         self.base = base.eval()
@@ -95,8 +100,7 @@ class SonicModel:
             ModelError: transformers cannot load the model.
         """
         if model is not None and not isinstance(model, (str, Path)):
-            loading.check_base(model)
-            self = cls(model, loading.tokenizer_of(model))
+            self = cls(model)
             found = None if adapter is None else loading.find_adapter(adapter, loading.Source("", ""))
         else:
             source = loading.find(model, gguf_file)
@@ -274,6 +278,13 @@ class SonicModel:
             return forward(self.twin, embeddings, layout.position, reader, logits=wanted)
         with nexus_rows(layout.nexus):
             return forward(self.adapter.twin, embeddings, layout.position, reader, logits=wanted)
+
+
+def check_model(model: object) -> SonicModel:
+    """Refuse, as `ConfigError`, what is no `SonicModel`."""
+    return expect(
+        model, SonicModel, "model", "SonicModel.from_pretrained(…) loads one or takes a loaded model"
+    )
 
 
 def _capped(base: PreTrainedModel) -> PreTrainedModel:

@@ -15,12 +15,12 @@ import torch
 
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.compressor import Compressor
-from sonic_kv.compress.options import Budget, SessionConfig, default_budget
+from sonic_kv.compress.options import Budget, PolicyName, SessionConfig, default_budget
 from sonic_kv.compress.policies import Policy
 from sonic_kv.errors import ContextLengthError, MessageError, NumericalError
 from sonic_kv.model.chat_format import step
 from sonic_kv.model.messages import Message, check_messages
-from sonic_kv.model.model import SonicModel
+from sonic_kv.model.model import SonicModel, check_model
 from sonic_kv.options import expect
 from sonic_kv.session.generate import Writer
 from sonic_kv.session.options import SamplingConfig
@@ -282,7 +282,7 @@ class Dialogue:
         Raises:
             ContextLengthError: there is no room for it.
         """
-        sampling = sampling or self.sampling
+        sampling = self.sampling if sampling is None else expect(sampling, SamplingConfig, "sampling")
         following = yield from self._last(prompt)
         writer = self.writer(sampling, self.model.room(self.cache))
         sampler = Sampler(self.model.base, sampling, self.token_ids)
@@ -403,7 +403,7 @@ def begin(
     system: str | None = None,
     config: SessionConfig | None = None,
     sampling: SamplingConfig | None = None,
-    policy: Policy | None = None,
+    policy: Policy | PolicyName | None = None,
     slice_tokens: int | None = None,
 ) -> Operation[Dialogue]:
     """Make a dialogue, and feed what stands before its first message.
@@ -412,9 +412,12 @@ def begin(
         BudgetError: the budget cannot hold it.
         ConfigError: an option is of another type.
     """
+    check_model(model)
     budget = expect(default_budget(model.adapter) if budget is None else budget, Budget, "budget")
     config = expect(SessionConfig() if config is None else config, SessionConfig, "config")
     sampling = expect(SamplingConfig() if sampling is None else sampling, SamplingConfig, "sampling")
+    if isinstance(policy, str):
+        config, policy = replace(config, policy=policy), None
     compressor, cache = Compressor(model, config, policy), new_cache(model, config)
     dialogue = Dialogue(compressor, budget, sampling, cache)
     if system is not None:

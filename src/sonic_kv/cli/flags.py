@@ -54,7 +54,8 @@ def _kind(hint: Any) -> dict[str, Any]:
     return {"type": hint, "metavar": _METAVARS[hint]}
 
 
-def _shown(default: Any) -> str:
+def shown(default: Any) -> str:
+    """A default as the help shows it."""
     if isinstance(default, tuple):
         return " ".join(map(str, default))
     return {True: "on", False: "off"}[default] if isinstance(default, bool) else str(default)
@@ -87,12 +88,12 @@ def add_flags(parser: argparse.ArgumentParser, section: str, cls: type, *, flags
     hints = type_hints(cls)
     for field in flagged:
         unset = field.default in (None, ())  # the help text says what happens then
-        shown = "" if unset else f" (default: {_shown(field.default)})"
+        default = "" if unset else f" (default: {shown(field.default)})"
         group.add_argument(
             "--" + field.name.replace("_", "-"),
             dest=f"{section}.{field.name}",
             default=argparse.SUPPRESS,
-            help=f"{field.metadata['help']}{shown}".replace("%", "%%"),
+            help=f"{field.metadata['help']}{default}".replace("%", "%%"),
             **_kind(strip_none(hints[field.name])),
         )
 

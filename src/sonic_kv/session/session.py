@@ -82,7 +82,10 @@ class ChatSession:
         """Say `text` and return the reply; None answers a user message that `extend` appended.
 
         Raises:
-            ContextLengthError, UnsupportedModelError, NumericalError, BudgetError
+            ContextLengthError: the dialogue does not fit the model's positions.
+            UnsupportedModelError: the dialogue would pass the model's sliding window.
+            NumericalError: the model's logits are not finite.
+            BudgetError: the budget cannot hold the prefix.
         """
         for _ in self.stream(text, sampling):
             pass
@@ -113,7 +116,10 @@ class ChatSession:
         """Append messages that are already written; nothing is generated.
 
         Raises:
-            MessageError, ContextLengthError, UnsupportedModelError, BudgetError
+            MessageError: a message has an unknown role, no text, or comes out of order.
+            ContextLengthError: the dialogue does not fit the model's positions.
+            UnsupportedModelError: the dialogue would pass the model's sliding window.
+            BudgetError: the budget cannot hold the prefix.
         """
         run(self.model, self.dialogue.extend(messages))
 

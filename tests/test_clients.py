@@ -48,8 +48,8 @@ def test_openai_client(server: Served) -> None:
         assert got[-1].usage.prompt_tokens_details.cached_tokens > 0
         asked = {"extra_body": {"sonic": {"compression_ratio": 0.9}}, "model": "tiny", "messages": messages}
         assert client.chat.completions.create(**asked).usage.sonic["compression_ratio"] == 0.9
-        with pytest.raises(openai.BadRequestError, match="logit_bias"):
-            client.chat.completions.create(model="tiny", messages=messages, logit_bias={"5": 1})
+        with pytest.raises(openai.BadRequestError, match="top_logprobs"):
+            client.chat.completions.create(model="tiny", messages=messages, top_logprobs=1)
         with pytest.raises(openai.NotFoundError):
             client.chat.completions.create(model="gpt-5", messages=messages)
     with (

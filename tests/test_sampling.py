@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tiny import tiny_base, tiny_model, tiny_tokenizer
 
 from sonic_kv import Budget, ChatSession, SonicModel
-from sonic_kv.errors import NumericalError
+from sonic_kv.errors import ConfigError, NumericalError
+from sonic_kv.model.tokens import spelled
 from sonic_kv.session.engine import Engine, Turn
 from sonic_kv.session.generate import generate
 from sonic_kv.session.options import SamplingConfig
@@ -150,6 +151,32 @@ def test_penalties_are_taken_off_what_the_reply_has_and_not_the_prompt() -> None
     assert [sampler(logits) for _ in range(4)] == [0, 1, 0, 1]
     assert not sampler.plain
     assert Sampler(tiny_model().base, SamplingConfig(temperature=0.0)).plain
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_bias_is_added_to_the_logits(temperature: float) -> None:
+    base, logits = tiny_base(), torch.zeros(262)
+    for bias in ([[7, 3.0]], [[7, 100.0], [8, -100.0]]):
+        sampling = SamplingConfig(temperature=temperature, logit_bias=tuple(map(tuple, bias)))
+        sampler = Sampler(base, sampling)
+        assert not sampler.plain
+        expected = torch.zeros(262).index_add(0, *map(torch.tensor, zip(*bias, strict=True)))
+        torch.testing.assert_close(sampler.scores(logits).softmax(-1), expected.softmax(-1))
+
+
+@pytest.mark.parametrize("bias", [((262, 1.0),), ((-1, 1.0),), ((0.5, 1.0),), ((1,),), ((1, torch.inf),)])
+def test_a_bias_of_no_token_is_refused(bias: Any) -> None:
+    with pytest.raises(ConfigError, match="logit_bias"):
+        Sampler(tiny_base(), SamplingConfig(logit_bias=bias))
+
+
+def test_tokens_are_spelled_in_bytes() -> None:
+    """Also those that hold a part of a character only."""
+    tokenizer = tiny_tokenizer()
+    found = [spelled(tokenizer, token) for token in range(256)]
+    assert sorted(raw for _, raw in found if raw is not None) == [(byte,) for byte in range(256)]
+    assert all(text == "\ufffd" or (ord(text),) == raw for text, raw in found)
+    assert spelled(tokenizer, 258)[0] == "<|system|>"
 
 
 def test_a_temperature_near_zero_is_greedy() -> None:

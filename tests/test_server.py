@@ -12,12 +12,13 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from serving import HALF, Served, assistant, fresh, serving, user
+from serving import HALF, Served, assistant, fresh, oracle, serving, user
 from tiny import DIALOGUE, talkative, tiny_base, tiny_model, tiny_tokenizer
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sonic_kv.compress.options import Budget
 from sonic_kv.model.model import SonicModel
+from sonic_kv.model.tokens import spelled
 
 TEXTS = [
     "my sister Ada lives in Oslo",
@@ -146,8 +147,32 @@ def test_stop_seed_and_length_are_respected(server: Served, model: SonicModel) -
     whole = fresh(messages)
     assert server.reply(messages, stop=whole[3:5]) == whole[: whole.index(whole[3:5])]
     assert server.reply(messages, max_tokens=2) == fresh(messages, length=2)
+    assert server.reply(messages, logit_bias={"65": 100, "261": -100}, max_tokens=5) == "b" * 5
     sampled = {server.reply(messages, temperature=1.5, seed=seed) for seed in (1, 1, 2, 3)}
     assert 1 < len(sampled) <= 3
+
+
+def test_logprobs_are_the_models_own(server: Served, model: SonicModel) -> None:
+    """Of the tokens of the reply, whatever chose them; streamed as in one piece."""
+    messages = [user("tell me more")]
+    asked = {"logprobs": True, "top_logprobs": 3, "temperature": 2.0, "seed": 5, "max_tokens": 8}
+    choice = server.chat(messages, **asked).json()["choices"][0]
+    told = choice["logprobs"]["content"]
+    written = bytes(byte for token in told for byte in token["bytes"])
+    assert written.decode(errors="replace") == choice["message"]["content"]
+    known = {spelled(oracle().tokenizer, number)[1]: number for number in range(262)}
+    ids = oracle().format.prompt(messages)
+    for token in told:
+        with torch.no_grad():
+            logprobs = oracle().base(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        for one in (token, *token["top_logprobs"]):
+            assert one["logprob"] == pytest.approx(float(logprobs[known[tuple(one["bytes"])]]), abs=1e-3)
+        best = [one["logprob"] for one in token["top_logprobs"]]
+        assert best == pytest.approx(logprobs.topk(3).values.tolist(), abs=1e-3)
+        ids.append(known[tuple(token["bytes"])])
+    streamed = events(server.chat(messages, stream=True, **asked))
+    found = [t for c in streamed for t in (c["choices"][0]["logprobs"] or {"content": []})["content"]]
+    assert found == told
 
 
 def test_content_in_parts_and_nulls_are_accepted(server: Served) -> None:
@@ -258,9 +283,11 @@ def test_other_names_for_this_machine_are_refused(server: Served) -> None:
         ({"messages": "hi"}, 400, "messages: must be a list"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format"),
-        ({"logit_bias": {"5": 1}}, 400, "logit_bias"),
-        ({"logprobs": True}, 400, "logprobs"),
-        ({"logprobs": True, "top_logprobs": 2}, 400, "logprobs"),
+        ({"logit_bias": {"5": 101}}, 400, "logit_bias.5: must be at most 100"),
+        ({"logit_bias": {"x": 1}}, 400, "logit_bias.x: must be a whole number"),
+        ({"logit_bias": {"300": 1}}, 400, "the model's tokens are 0 to 261"),
+        ({"top_logprobs": 2}, 400, "top_logprobs: give logprobs: true with it"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs: must be at most 20"),
         ({"presence_penalty": 3}, 400, "presence_penalty: must be at most 2"),
         ({"n": 0}, 400, "n: must be at least 1"),
         ({"temperature": -1}, 400, "temperature: must be at least 0"),

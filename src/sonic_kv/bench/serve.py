@@ -309,7 +309,7 @@ def _pause(model: SonicModel, options: BenchServeOptions, texts: _Texts) -> Paus
     )  # fmt: skip
     messages = [{"role": "user", "content": texts(options.user_tokens)}]
     replying = Request("replies", messages, sampling=SamplingConfig(max_new_tokens=4096, temperature=0.0))
-    replying.on_text = lambda text: times.append(time.perf_counter())
+    replying.on_piece = lambda piece: times.append(time.perf_counter())
     with _running(server.worker):
         done = ask(server.worker, replying)
         while not times:

@@ -1,6 +1,6 @@
 """transformers' processors of logits, in the order in which `generate` applies them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -10,11 +10,14 @@ from transformers import (
     NoRepeatNGramLogitsProcessor,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from sonic_kv.errors import ConfigError
 
 Process = Callable[[Tensor, Tensor], Tensor]  # token ids (B, T), scores (B, V) → scores (B, V)
 
@@ -26,9 +29,22 @@ def made_with(base: PreTrainedModel) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def processors(base: PreTrainedModel, repetition_penalty: float) -> Process | None:
-    """What changes logits whether tokens are sampled or not; None: nothing does."""
+def processors(
+    base: PreTrainedModel, repetition_penalty: float, logit_bias: Mapping[int, float] | None = None
+) -> Process | None:
+    """What changes logits whether tokens are sampled or not; None: nothing does.
+
+    Raises:
+        ConfigError: the model has no such token.
+    """
     made, found = made_with(base), LogitsProcessorList()
+    if logit_bias:
+        tokens: int = base.config.get_text_config().vocab_size
+        strange = [token for token in logit_bias if not 0 <= token < tokens]
+        if strange:
+            raise ConfigError(f"logit_bias: the model's tokens are 0 to {tokens - 1}, and not {strange[0]}")
+        biases = {(token,): float(bias) for token, bias in logit_bias.items()}
+        found.append(SequenceBiasLogitsProcessor(biases))
     if repetition_penalty != 1.0:
         found.append(RepetitionPenaltyLogitsProcessor(float(repetition_penalty)))
     if made.get("no_repeat_ngram_size"):

@@ -6,9 +6,13 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
 MARK = "\ufdd0"  # no character: cuts a spelled token behind its first character; twice, it stands for itself
 BLOCKS = 4096  # texts whose ids are remembered: about the messages of a few hundred dialogues
 
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte as SentencePiece writes it
+_BYTES = {char: byte for byte, char in bytes_to_unicode().items()}  # as byte-level tokenizers write them
 _SINGLE_MARK = re.compile(f"(?<!{MARK}){MARK}(?!{MARK})")
 
 
@@ -130,6 +134,22 @@ class Tokens:
                 before, inside = (len(self._mark(reply[lead:end], "assistant")) for end in (start, stop))
                 return at + before, at + inside
         return None
+
+
+def spelled(tokenizer: Any, token_id: int) -> tuple[str, tuple[int, ...] | None]:
+    """A token's text in the middle of others, and its bytes: None where they cannot be told.
+
+    A token that holds a part of a character only has U+FFFD in its text.
+    """
+    once, twice = (str(tokenizer.decode([token_id] * n, clean_up_tokenization_spaces=False)) for n in (1, 2))
+    if "\ufffd" not in once:  # a text alone may lack its first space
+        text = twice[len(once) :]
+        return text, tuple(text.encode())
+    token = str(tokenizer.convert_ids_to_tokens(token_id))
+    byte = _BYTE.fullmatch(token)
+    if byte:
+        return once, (int(byte[1], 16),)
+    return once, tuple(map(_BYTES.__getitem__, token)) if set(token) <= set(_BYTES) else None
 
 
 def _longest_first(names: Iterable[str]) -> list[str]:

@@ -22,7 +22,9 @@ from sonic_kv.errors import (
 )
 from sonic_kv.server.logs import request_id
 from sonic_kv.server.requests import Outcome, View
+from sonic_kv.session.logprobs import Logprob
 
+LEAST = -9999.0  # a logarithm that JSON can hold stands for that of zero
 RETRY_AFTER = "2"  # seconds
 
 
@@ -69,10 +71,25 @@ def chat_usage(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-class Completion:
-    """The answers to one chat request, whole or in chunks."""
+def logprobs_body(logprobs: Sequence[Logprob]) -> dict[str, Any]:
+    """How likely the tokens of an answer were."""
 
-    def __init__(self, model: str) -> None:
+    def body(one: Logprob) -> dict[str, Any]:
+        return {"token": one.text, "logprob": max(one.logprob, LEAST), "bytes": one.bytes}
+
+    content = [{**body(one), "top_logprobs": [body(other) for other in one.top]} for one in logprobs]
+    return {"content": content, "refusal": None}
+
+
+class Completion:
+    """The answers to one chat request, whole or in chunks.
+
+    Args:
+        logprobs: how likely tokens were is asked for.
+    """
+
+    def __init__(self, model: str, logprobs: bool = False) -> None:
+        self._logprobs = logprobs
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def whole(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -82,15 +99,22 @@ class Completion:
                 "index": index,
                 "message": {"role": "assistant", "content": outcome.text, "refusal": None},
                 "finish_reason": outcome.finish_reason,
-                "logprobs": None,
+                "logprobs": logprobs_body(outcome.logprobs) if self._logprobs else None,
             }
             for index, outcome in enumerate(outcomes)
         ]
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": chat_usage(outcomes)}
 
-    def chunk(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    def chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        logprobs: Sequence[Logprob] | None = None,
+    ) -> dict[str, Any]:
         """A piece of one choice."""
-        choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+        told = None if logprobs is None else logprobs_body(logprobs)
+        choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": told}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
 
     def last(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Chat:
 
     def __init__(self, serving: Service, asked: Sequence[Request], usage: bool) -> None:
         self._serving, self._asked, self._usage = serving, asked, usage
-        self._completion = Completion(serving.name)
+        self._completion = Completion(serving.name, asked[0].top_logprobs is not None)
         self._start = time.perf_counter()
         self._first: float | None = None  # seconds to the first text
 
@@ -87,7 +87,10 @@ class Chat:
         if isinstance(found, Outcome):
             ended[choice] = found
             return server_sent(self._completion.chunk(choice, {}, found.finish_reason))
-        return server_sent(self._completion.chunk(choice, {"content": found}))
+        delta = {"reasoning_content": found.reasoning} if found.reasoning else {}
+        delta |= {"content": found.text} if found.text or not delta else {}
+        logprobs = [found.logprob] if found.logprob else None
+        return server_sent(self._completion.chunk(choice, delta, logprobs=logprobs))
 
     def _count(self, outcomes: Sequence[Outcome]) -> None:
         seconds = time.perf_counter() - self._start

@@ -16,6 +16,7 @@ from sonic_kv.session.options import SamplingConfig
 T = TypeVar("T")
 MOST_CHOICES = 16
 MOST_STOPS = 256
+MOST_LOGPROBS = 20
 COLDEST = 1e-5  # temperatures below it are greedy
 PARTS = ("text", "input_text", "output_text")  # kinds of message parts that are text
 
@@ -80,6 +81,7 @@ Content = Annotated[str, BeforeValidator(_text_of), WithJsonSchema(TEXT)]
 Stops = Annotated[tuple[str, ...], BeforeValidator(_stops), WithJsonSchema(TEXTS)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
+Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0, description="fraction of the history's entries removed")]
 
 
@@ -159,6 +161,9 @@ class Generation(Body):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     stop: Stops | None = None
+    logit_bias: dict[int, Bias] = {}
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] = 0
     seed: int | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
     sonic: SonicOptions = SonicOptions()
@@ -172,6 +177,8 @@ class Generation(Body):
         for name, value in (self.model_extra or {}).items():
             if name in UNSUPPORTED and not UNSUPPORTED[name](value):
                 raise RefusedError(name, f"{name}: this server does not support it")
+        if self.top_logprobs and not self.logprobs:
+            raise RefusedError("top_logprobs", "top_logprobs: give logprobs: true with it")
 
     def sampling(self, default: SamplingConfig, most: int, choice: int = 0) -> SamplingConfig:
         """How a choice's reply is generated, of `most` tokens."""
@@ -189,6 +196,7 @@ class Generation(Body):
             min_p=_or(self.min_p, default.min_p),
             repetition_penalty=_or(self.repetition_penalty, default.repetition_penalty),
             top_p=default.top_p if self.top_p is None else max(self.top_p, 1e-6),
+            logit_bias=tuple(self.logit_bias.items()) or default.logit_bias,
             stop=self.stop or default.stop,
             seed=None if seed is None else (seed + choice) % (1 << 63),
         )
@@ -238,9 +246,6 @@ UNSUPPORTED: dict[str, Callable[[Any], bool]] = {
     "functions": _empty,
     "function_call": _is("none", "auto"),
     "response_format": _is({}, {"type": "text"}),
-    "logit_bias": _empty,
-    "logprobs": _is(False),
-    "top_logprobs": _is(0),
     "repeat_penalty": _is(1),
     "typical_p": _is(0, 1),
     "best_of": _is(1),
@@ -289,7 +294,7 @@ WORDS = {
 
 def in_words(error: dict[str, Any]) -> tuple[str, str | None]:
     """What pydantic found wrong with a request: a sentence, and the field that it is about."""
-    kind, place = error["type"], [str(part) for part in error["loc"][1:]]
+    kind, place = error["type"], [str(part) for part in error["loc"][1:] if part != "[key]"]
     if kind == "json_invalid":
         return f"the body is no JSON: {error.get('ctx', {}).get('error', 'it cannot be read')}", None
     param = ".".join(place)

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from sonic_kv.errors import BusyError
 from sonic_kv.server.dialogue import Step, label_of
+from sonic_kv.session.generate import Piece
+from sonic_kv.session.logprobs import Logprob
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.stats import SessionStats
 
@@ -32,6 +34,7 @@ class Outcome:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    logprobs: Sequence[Logprob] = ()
     view: View | None = None
     error: Exception | None = None
 
@@ -46,7 +49,8 @@ class Request:
         name: the session's name, if the client gave one.
         begun: how the reply begins, if the dialogue ends within it.
         ratio: compression from here on; None: as before.
-        on_text, on_end: called in a thread of the worker's, `on_end` once.
+        top_logprobs: the reply's pieces tell how likely their tokens were, and so many others in their place.
+        on_piece, on_end: called in a thread of the worker's, `on_end` once.
         session: the name of the session that it turned out to be, once that is known.
         since, taken: when it came, and when its turn had come.
         known: steps of the named session as they were read from the store; None: not read.
@@ -58,7 +62,8 @@ class Request:
     ratio: float | None = None
     sampling: SamplingConfig | None = None
     begun: str = ""
-    on_text: Callable[[str], None] = lambda text: None
+    top_logprobs: int | None = None
+    on_piece: Callable[[Piece], None] = lambda piece: None
     on_end: Callable[[Outcome], None] = lambda outcome: None
     cancelled: bool = False
     session: str | None = None

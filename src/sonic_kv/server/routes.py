@@ -116,15 +116,24 @@ async def chat(
     request: Request, body: ChatRequest, serving: Serving, namespace: Namespace, session: Session = None
 ) -> Response:
     """The reply to a dialogue, given whole; whole or as a stream of events."""
-    serving.check_model(body.model)
-    body.check()
+    serving.check(body)
     messages, begun = checked([message.plain() for message in body.messages])
     await asyncio.to_thread(check_length, serving.worker.model, messages, serving.most_tokens)
     asked = []
     for choice in range(body.n):  # each choice is a dialogue of its own; the first has the name
         sampling = body.sampling(serving.sampling, serving.options.max_reply_tokens, choice)
         name = session if choice == 0 else uuid.uuid4().hex
-        asked.append(work.Request(namespace, messages, name, body.sonic.compression_ratio, sampling, begun))
+        asked.append(
+            work.Request(
+                namespace,
+                messages,
+                name,
+                body.sonic.compression_ratio,
+                sampling,
+                begun,
+                body.top_logprobs if body.logprobs else None,
+            )
+        )
     chat = Chat(serving, asked, body.stream_options.include_usage)
     return await (chat.stream(request.receive) if body.stream else chat.whole(request.receive))
 

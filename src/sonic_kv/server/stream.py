@@ -12,8 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from sonic_kv.server.requests import Outcome, Request
 from sonic_kv.server.worker import Worker
+from sonic_kv.session.generate import Piece
 
-Event = str | Outcome
+Event = Piece | Outcome
 DONE = "data: [DONE]\n\n"
 
 
@@ -29,7 +30,7 @@ async def _watch(receive: Receive) -> None:
 async def events(
     worker: Worker, requests: Sequence[Request], receive: Receive
 ) -> AsyncIterator[tuple[int, Event]]:
-    """Pieces of text and outcomes of requests, with their numbers, until each has its outcome.
+    """Pieces of replies and outcomes of requests, with their numbers, until each has its outcome.
 
     Closed early, or left by their client, the requests are cancelled; if one fails, so are the others.
 
@@ -46,7 +47,7 @@ async def events(
     gone, left = asyncio.create_task(_watch(receive)), len(requests)
     try:
         for number, request in enumerate(requests):
-            request.on_text = request.on_end = partial(tell, number)
+            request.on_piece = request.on_end = partial(tell, number)
             worker.submit(request)
         while left:
             coming = asyncio.create_task(queue.get())

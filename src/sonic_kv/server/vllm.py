@@ -363,6 +363,7 @@ class VllmEngine(Engine):
                 **{name: getattr(settled(sampling, self.model.base), name) for name in PLAIN},
                 "presence_penalty": sampling.presence_penalty,
                 "frequency_penalty": sampling.frequency_penalty,
+                "logit_bias": {str(int(token)): bias for token, bias in sampling.logit_bias} or None,
                 "stop_token_ids": sorted(self.model.stop_ids),
                 **DEFAULTS,
             }

@@ -4,7 +4,6 @@ import logging
 import queue
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -21,7 +20,7 @@ from sonic_kv.errors import (
     StoreError,
 )
 from sonic_kv.model.model import SonicModel
-from sonic_kv.server.archive import Archive, Found
+from sonic_kv.server.archive import Archive
 from sonic_kv.server.dialogue import (
     Step,
     Summary,
@@ -36,14 +35,12 @@ from sonic_kv.server.dialogue import (
 from sonic_kv.server.jobs import Job, pass_on, view_of
 from sonic_kv.server.memory import Memory, most_entries, turns_bytes
 from sonic_kv.server.options import ServeOptions
+from sonic_kv.server.preparing import Preparer
 from sonic_kv.server.requests import Outcome, Request, Waiting
 from sonic_kv.server.shelf import Node, Shelf
 from sonic_kv.server.store import Store
 from sonic_kv.server.vllm import VllmEngine
-from sonic_kv.session.dialogue import Dialogue, begin
-from sonic_kv.session.engine import Engine, Preparing, Turn
-from sonic_kv.session.state import dialogue_of
-from sonic_kv.session.work import Operation
+from sonic_kv.session.engine import Engine, Turn
 from sonic_kv.text import bytes_text
 
 log = logging.getLogger(__name__)
@@ -91,6 +88,7 @@ class Worker:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._archive = Archive(store, self._wake)
         self._memory = Memory(self.shelf, self._archive, options, self.counts, self._inbox.put)
+        self._preparer = Preparer(model, config, self._archive, self.counts, options.slice_tokens)
         self._waiting = Waiting(options.max_waiting, options.max_waiting_per_key)
         self._jobs: dict[Turn, Job] = {}
         self.engine = self._new_engine()
@@ -293,7 +291,14 @@ class Worker:
                 base.users -= 1
             return False
         job = Job(request, base, entries, steps, keys)
-        turn = Turn(self._prepare(job), request.sampling, request.begun, request.on_text, self._turn_ended)
+        turn = Turn(
+            self._preparer.prepare(job),
+            request.sampling,
+            request.begun,
+            request.top_logprobs,
+            request.on_piece,
+            self._turn_ended,
+        )
         self._jobs[turn] = job
         self.engine.start(turn)
         return True
@@ -305,59 +310,6 @@ class Worker:
         return continued(known, messages, ratio, self.default_ratio)
 
     # --- a turn -------------------------------------------------------------------------------
-
-    def _prepare(self, job: Job) -> Preparing:
-        """Find or make the session that a request goes on from, and feed it what is new."""
-        request, node, keys = job.request, job.base, job.keys
-        done = 0 if node is None else keys.index(node.key) + 1
-        session = None
-        if self._archive.exists and done < len(keys):  # the store may know more of it than memory does
-            finding = self._archive.find(keys[done:][::-1])
-            yield finding
-            found = finding.result()
-            session = None if found is None else self._restored(found)
-            if found is not None and session is not None:
-                done = keys.index(found.key) + 1
-                job.name, job.parent, job.grandparent = request.name or found.name, found.key, found.parent
-                self.counts["restored"] += 1
-        if session is None and node is not None:
-            session = node.session.copy()
-            job.name = request.name or (None if node.superseded else node.name)
-            job.parent, job.grandparent = node.key, node.parent
-            self.counts["hits"] += 1
-        if session is None:
-            session, done = yield from self._new_session(job.steps)
-            job.name = request.name
-            self.counts["made"] += 1
-        else:
-            job.cached_tokens = session.cache.logical_length
-        job.session = session
-        for step in job.steps[done:]:
-            if isinstance(step, Budget):
-                session.set_budget(step)
-            else:
-                yield from session.extend([step], self.options.slice_tokens)
-        job.name = request.session = job.name or uuid.uuid4().hex
-        return session
-
-    def _restored(self, found: Found) -> Dialogue | None:
-        """The session of a cache that was found; None if it is of no use."""
-        try:
-            return dialogue_of(self.model, found.header, found.tensors, found.key)
-        except Exception as error:  # whatever it holds
-            log.warning("a cache is made again: %s", error)
-            return None
-
-    def _new_session(self, steps: Sequence[Step]) -> Operation[tuple[Dialogue, int]]:
-        """A session of the first steps, and how many those are: a budget, and a system prompt."""
-        budget, first = steps[0], steps[1]
-        assert isinstance(budget, Budget)
-        assert not isinstance(first, Budget)
-        system = first["content"] if first["role"] == "system" else None
-        session = yield from begin(
-            self.model, budget, system, self.config, slice_tokens=self.options.slice_tokens
-        )
-        return session, 1 if system is None else 2
 
     def _turn_ended(self, turn: Turn) -> None:
         job = self._jobs.pop(turn)
@@ -378,6 +330,7 @@ class Worker:
             turn.prompt_tokens,
             job.cached_tokens,
             turn.completion_tokens,
+            turn.logprobs,
             view=None if node is None else view_of(node),
         )
         if node is None or not self._archive.exists or (not replied and job.parent == node.key):

@@ -23,40 +23,14 @@ from sonic_kv.model.messages import Message, check_messages
 from sonic_kv.model.model import SonicModel, check_model
 from sonic_kv.options import expect
 from sonic_kv.session.generate import Writer
+from sonic_kv.session.logprobs import logprob_of
 from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.reply import Written
 from sonic_kv.session.sampling import NAN_LOGITS, Sampler
 from sonic_kv.session.stats import SessionStats, stats_of
 from sonic_kv.session.work import Decode, Feed, Next, Operation
 
 UNLIMITED = (Budget(), Budget(compression_ratio=0.0))
-
-
-@dataclass(frozen=True)
-class Written:
-    """A reply as it was decoded.
-
-    Attributes:
-        token_ids: as they were sampled.
-        reasoning: what the model wrote before the text.
-        prompt_tokens: tokens that were fed for it, from the message that it answers on.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-    prompt_tokens: int
-    reasoning: str = ""
-
-    @property
-    def message(self) -> dict[str, Any]:
-        """The reply as a message of the dialogue."""
-        return reply_message(self.text, self.reasoning)
-
-
-def reply_message(text: str, reasoning: str = "") -> dict[str, Any]:
-    """A message of the assistant."""
-    thought = {"reasoning_content": reasoning} if reasoning else {}
-    return {"role": "assistant", "content": text, **thought}
 
 
 @dataclass
@@ -197,13 +171,16 @@ class Dialogue:
             yield from self._settle(before, [*prompt, *written.token_ids[:-1]])
             return written
 
-    def draft(self, sampling: SamplingConfig | None = None, begun: str = "") -> Operation[Written]:
+    def draft(
+        self, sampling: SamplingConfig | None = None, begun: str = "", top_logprobs: int | None = None
+    ) -> Operation[Written]:
         """Decode a reply to the last message and leave it at that: what is written stays out of the messages.
 
         Args:
             begun: how the reply begins; what is written goes on from there.
+            top_logprobs: pieces tell how likely their tokens were, and so many others in their place.
         """
-        return (yield from self._decode((yield from self._asked(begun)), sampling))
+        return (yield from self._decode((yield from self._asked(begun)), sampling, top_logprobs))
 
     def begin_draft(self, begun: str = "") -> Operation[int]:
         """Feed all that stands before a reply but its last token, which is returned: the reply is decoded elsewhere."""
@@ -276,7 +253,9 @@ class Dialogue:
         self.cache.mark_prefix()
         return after[len(prefix) :]
 
-    def _decode(self, prompt: list[int], sampling: SamplingConfig | None) -> Operation[Written]:
+    def _decode(
+        self, prompt: list[int], sampling: SamplingConfig | None, top_logprobs: int | None = None
+    ) -> Operation[Written]:
         """Feed what is still to be fed of a prompt, and decode a reply behind it, whose last token is not fed.
 
         Raises:
@@ -289,7 +268,11 @@ class Dialogue:
         text, reasoning, written = "", "", list[int]()
         while True:
             written.append(choose(following, sampler))
+            told = top_logprobs is not None and writer.answers(written[-1])
             piece = writer.add(written[-1])
+            if told:
+                chances = logprob_of(self.model.tokenizer, following.logits, written[-1], top_logprobs or 0)
+                piece = replace(piece, logprob=chances)
             text += piece.text
             reasoning += piece.reasoning
             yield piece

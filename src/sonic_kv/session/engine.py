@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, wait
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sonic_kv.errors import ContextLengthError
@@ -16,9 +16,11 @@ from sonic_kv.model.batch import batch_step
 from sonic_kv.model.model import SonicModel, check_model
 from sonic_kv.model.reread import Reading
 from sonic_kv.options import expect, fits, require
-from sonic_kv.session.dialogue import Dialogue, reply_message
+from sonic_kv.session.dialogue import Dialogue
 from sonic_kv.session.generate import Piece
+from sonic_kv.session.logprobs import Logprob
 from sonic_kv.session.options import SamplingConfig
+from sonic_kv.session.reply import reply_message
 from sonic_kv.session.work import Decode, Feed, Next, Work, perform
 
 # As an operation of a dialogue, and may wait for a future.
@@ -34,23 +36,27 @@ class Turn:
         prepare: the operation that feeds the dialogue up to the user's message, and returns it.
         sampling: how the reply is generated.
         begun: how the reply begins, if that is given; `text` goes on from there.
-        on_text: called with every new piece of the reply.
+        top_logprobs: pieces tell how likely their tokens were, and so many others in their place.
+        on_piece: called with every new piece of the reply that says something.
         on_end: called once, when `session` holds the reply, or there is an `error`.
         session: the dialogue, once prepared; None at the end if it has no room for the reply's end.
         prompt_tokens: tokens that the model has read for this reply, whenever that was.
         completion_tokens: tokens sampled.
         finish_reason: "stop" or "length".
         reasoning: what stands before the answer, `text`.
+        logprobs: of the answer's tokens, if they are asked for.
     """
 
     prepare: Preparing
     sampling: SamplingConfig | None = None
     begun: str = ""
-    on_text: Callable[[str], None] = lambda text: None
+    top_logprobs: int | None = None
+    on_piece: Callable[[Piece], None] = lambda piece: None
     on_end: Callable[["Turn"], None] = lambda turn: None
     session: Dialogue | None = None
     text: str = ""
     reasoning: str = ""
+    logprobs: list[Logprob] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finish_reason: str | None = None
@@ -61,10 +67,11 @@ class Turn:
         """Count one more token of the reply, and pass its text on."""
         self.text += piece.text
         self.reasoning += piece.reasoning
+        self.logprobs += [piece.logprob] if piece.logprob else []
         self.completion_tokens += 1
         self.finish_reason = piece.finish_reason
-        if piece.text:
-            self.on_text(piece.text)
+        if piece.text or piece.reasoning or piece.logprob:
+            self.on_piece(piece)
 
 
 @dataclass(eq=False)
@@ -160,7 +167,7 @@ class Engine:
 
     def _reply(self, turn: Turn, draft: Dialogue, sampling: SamplingConfig) -> Turning:
         """Have the reply decoded: here by a row of the batch, on a draft of the dialogue."""
-        with closing(draft.draft(sampling, turn.begun)) as operation:
+        with closing(draft.draft(sampling, turn.begun, turn.top_logprobs)) as operation:
             answer = None
             while True:
                 try:

@@ -12,6 +12,7 @@ from sonic_kv.errors import ConfigError
 from sonic_kv.model.batch import batch_step
 from sonic_kv.model.model import SonicModel, check_model
 from sonic_kv.options import expect
+from sonic_kv.session.logprobs import Logprob
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.reasoning import Division
 from sonic_kv.session.sampling import Sampler, sample
@@ -28,12 +29,17 @@ class Generation:
 
 @dataclass(frozen=True)
 class Piece:
-    """One step of one row: new text (may be empty), the token, why the reply ended, if it did, and new reasoning."""
+    """One step of one row: new text (may be empty), the token, why the reply ended, if it did, and new reasoning.
+
+    Attributes:
+        logprob: of the token, if it is asked for and the token is of the answer.
+    """
 
     text: str
     token_id: int
     finish_reason: str | None = None
     reasoning: str = ""
+    logprob: Logprob | None = None
 
 
 @torch.no_grad()
@@ -166,6 +172,10 @@ class Writer:
     def left(self) -> int:
         """Tokens that it may still have."""
         return self._room - self.count
+
+    def answers(self, token_id: int) -> bool:
+        """Whether this token, if it comes next, is of the answer: it ends no reply, and is no reasoning."""
+        return token_id not in self._stop_ids and not self._division.inside
 
     def add(self, token_id: int) -> Piece:
         """What this token adds to the text, and whether it ends the reply."""

@@ -1,6 +1,7 @@
 """Options of sampling."""
 
 from dataclasses import dataclass
+from math import isfinite
 
 from sonic_kv.options import Options, option, require
 
@@ -43,6 +44,9 @@ class SamplingConfig(Options):
         most=2.0,
         flag=False,
     )
+    logit_bias: tuple[tuple[float, ...], ...] = option(
+        (), "pairs of a token's id and what is added to its logit", flag=False
+    )
     stop: tuple[str, ...] = option((), "texts that end the reply (they are not part of it)")
     seed: int | None = option(
         None, "seed of the sampling; without it: a new one each time", least=0, below=1 << 63
@@ -50,3 +54,7 @@ class SamplingConfig(Options):
 
     def check(self) -> None:
         require(all(self.stop), "a stop text must not be empty")
+        pairs = [
+            len(pair) == 2 and float(pair[0]).is_integer() and isfinite(pair[1]) for pair in self.logit_bias
+        ]
+        require(all(pairs), "logit_bias is a list of pairs: a token's id, and what is added to its logit")

@@ -14,6 +14,11 @@ class Division:
         self._state = "answer" if tags is None else "reasoning" if inside else "start"
         self._held = ""
 
+    @property
+    def inside(self) -> bool:
+        """Whether what comes next is reasoning, as far as is known."""
+        return self._state == "reasoning"
+
     def add(self, text: str, *, final: bool = False) -> tuple[str, str]:
         """Reasoning and answer that have become certain; all that is left if this is the `final` text."""
         self._held += text

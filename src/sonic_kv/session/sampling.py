@@ -42,7 +42,8 @@ class Sampler:
     def __init__(self, base: Any, sampling: SamplingConfig, said: Sequence[int] = ()) -> None:
         options = {name: getattr(settled(sampling, base), name) for name in PLAIN}
         self.greedy = options["temperature"] == 0.0
-        self._process = processors(base, options.pop("repetition_penalty"))
+        bias = {int(token): added for token, added in sampling.logit_bias}
+        self._process = processors(base, options.pop("repetition_penalty"), bias)
         self._warp = None if self.greedy else warpers(**options)
         self._presence, self._frequency = sampling.presence_penalty, sampling.frequency_penalty
         self.plain = self.greedy and self._process is None and not (self._presence or self._frequency)

@@ -1,5 +1,6 @@
 """The template is the truth: token ids of sessions are those of `apply_chat_template`."""
 
+from os.path import commonprefix
 from typing import Any
 
 import pytest
@@ -152,6 +153,22 @@ def test_any_template_and_any_messages(fragments: tuple[str, ...], said: list[tu
         return
     for count in range(1, len(messages) + 1):
         assert_the_templates(form, messages[:count])
+    assert_exchanges_end_where_they_do_alone(form, messages)
+
+
+def assert_exchanges_end_where_they_do_alone(form: ChatFormat, messages: list[dict[str, Any]]) -> None:
+    encoded, replies = form.encode(messages), [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    alone = [form.closed(messages[: reply + 1]) for reply in replies]
+    assert encoded.exchange_ends == [len(commonprefix([ids, encoded.token_ids])) for ids in alone]
+
+
+def test_a_template_that_numbers_its_turns_ends_exchanges_where_it_says() -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+        "{% if m['role'] == 'assistant' and loop.index > 4 %} ({{ loop.index }}){% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert_exchanges_end_where_they_do_alone(ChatFormat(merging_tokenizer(template)), DIALOGUE * 3)
 
 
 ORDERS: dict[str, list[dict[str, Any]]] = {

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from sonic_kv.data.dialogues import read_source
 from sonic_kv.files import read_header, write_sealed
 from sonic_kv.model.chat_format import ChatFormat, Encoded
+from sonic_kv.text import Progress
 
 log = logging.getLogger(__name__)
 LAYOUT = 1  # of the file: raised when it changes
@@ -85,17 +86,19 @@ def _tokenise(source: str, format: ChatFormat, path: Path, max_tokens: int, skip
     assistant: list[torch.Tensor] = []
     ends: list[int] = []
     starts, exchanges, prefixes, skipped = [0], [0], [], 0
-    for dialogue in read_source(source, skip_malformed=skip_malformed):
-        encoded = truncate(format.encode(dialogue["messages"]), max_tokens)
-        if not trainable(encoded):
-            skipped += 1
-            continue
-        ids.append(torch.tensor(encoded.token_ids, dtype=torch.int32))
-        assistant.append(torch.tensor(encoded.assistant))
-        ends += encoded.exchange_ends
-        starts.append(starts[-1] + len(encoded.token_ids))
-        exchanges.append(len(ends))
-        prefixes.append(encoded.prefix_length)
+    with Progress("dialogue", None) as bar:
+        for dialogue in read_source(source, skip_malformed=skip_malformed):
+            encoded = truncate(format.encode(dialogue["messages"]), max_tokens)
+            bar.add(note=f"making tokens of {source}")
+            if not trainable(encoded):
+                skipped += 1
+                continue
+            ids.append(torch.tensor(encoded.token_ids, dtype=torch.int32))
+            assistant.append(torch.tensor(encoded.assistant))
+            ends += encoded.exchange_ends
+            starts.append(starts[-1] + len(encoded.token_ids))
+            exchanges.append(len(ends))
+            prefixes.append(encoded.prefix_length)
     empty = torch.empty(0, dtype=torch.int32)
     tensors = {
         "ids": torch.cat([empty, *ids]),

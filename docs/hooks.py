@@ -44,7 +44,11 @@ def recipe_pages() -> list[Path]:
 
 def examples() -> str:
     """A page with every example in full."""
-    parts = ["# Examples", "", "They stand in the folder `examples/` of the repository; a test runs each."]
+    head = (
+        "They stand in the folder `examples/` of the repository, beside a notebook that shows what is kept of a chat "
+        "(`compress_your_chat.ipynb`)."
+    )
+    parts = ["# Examples", "", head]
     for path in sorted((ROOT / "examples").glob("*.py")):
         summary = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         parts += [

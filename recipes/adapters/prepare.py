@@ -1,6 +1,6 @@
 """Training dialogues for a chat model's adapter: several sources, many of which look back.
 
-    python prepare.py --data ../../../shared/data/train --out ../../runs/dialogues.jsonl.gz
+    python prepare.py --data FOLDER --out ../../runs/dialogues.jsonl.gz
 
 A scorer learns what later turns need of earlier ones, so later turns must need something. Long dialogues are entered
 anywhere, GSM8K's problems are solved line by line, and a part of the dialogues ends with a request to repeat an

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ else:
     import tomli as tomllib
 
 HERE = Path(__file__).parent
-DATA = HERE.parent.parent.parent / "shared" / "data" / "train"
+DATA = Path(os.environ.get("DATA", "data"))  # a file for each source
 BOS, END = "<|bos|>", "<|end|>"
 SCALES = ("toy", "cpu", "gpu")
 

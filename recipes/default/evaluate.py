@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import DATA, HERE, collate, encode, load_config, loss_and_recall, real_dialogues
+from common import HERE, collate, encode, load_config, loss_and_recall, real_dialogues
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sonic_kv.data.options import SynthConfig
@@ -105,7 +105,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--data", type=Path, help=f"for bits per byte, for example {DATA.name}/")
+    parser.add_argument("--data", type=Path, help="folder of real dialogues, for bits per byte")
     parser.add_argument("--config", type=Path, default=HERE / "config.toml")
     parser.add_argument("--split", default="test")
     parser.add_argument("--distances", type=int, nargs="+", default=[1, 2, 4, 8])

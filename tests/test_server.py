@@ -19,6 +19,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from sonic_kv.compress.options import Budget
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.tokens import spelled
+from sonic_kv.session.generate import generate
+from sonic_kv.session.options import SamplingConfig
 
 TEXTS = [
     "my sister Ada lives in Oslo",
@@ -173,6 +175,62 @@ def test_logprobs_are_the_models_own(server: Served, model: SonicModel) -> None:
     streamed = events(server.chat(messages, stream=True, **asked))
     found = [t for c in streamed for t in (c["choices"][0]["logprobs"] or {"content": []})["content"]]
     assert found == told
+
+
+def completed(server: Served, prompt: Any, **more: Any) -> httpx.Response:
+    return server.http.post("/v1/completions", json={"model": "tiny", "prompt": prompt, **more})
+
+
+@pytest.mark.parametrize("text", ["Ada lives in", "A", "<|bos|><|user|>hi<|end|>" + "so " * 60])
+def test_a_text_that_is_no_dialogue_is_gone_on_with(server: Served, text: str) -> None:
+    """As the base itself goes on, of tokens as of text; more than fits into a slice or a segment, too."""
+    ids, before = oracle().tokenizer(text)["input_ids"], server.http.get("/v1/sessions").json()
+    expected = generate(oracle(), [ids], None, SamplingConfig(max_new_tokens=60))[0]
+    answer = completed(server, text, max_tokens=60).json()
+    assert answer["object"] == "text_completion"
+    assert answer["choices"][0]["text"] == expected.text
+    assert answer["choices"][0]["finish_reason"] == expected.finish_reason
+    assert answer["usage"]["prompt_tokens"] == len(ids)
+    assert completed(server, ids, max_tokens=60).json()["choices"] == answer["choices"]
+    streamed = completed(server, text, max_tokens=60, stream=True, stream_options={"include_usage": True})
+    chunks = events(streamed)
+    assert "".join(c["choices"][0]["text"] for c in chunks if c["choices"]) == expected.text
+    assert chunks[-2]["choices"][0]["finish_reason"] == expected.finish_reason
+    assert chunks[-1]["usage"] == answer["usage"]
+    assert server.http.get("/v1/sessions").json() == before  # nothing is kept of it
+
+
+def test_several_prompts_and_choices_are_each_as_if_alone(server: Served) -> None:
+    asked = {"temperature": 1.5, "seed": 3, "max_tokens": 6}
+    both = completed(server, ["one", "two"], n=2, **asked).json()["choices"]
+    assert [choice["index"] for choice in both] == [0, 1, 2, 3]
+    alone = [completed(server, text, n=2, **asked).json()["choices"] for text in ("one", "two")]
+    assert [one["text"] for one in both] == [one["text"] for choices in alone for one in choices]
+    assert both[0]["text"] != both[1]["text"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"prompt": ""}, "prompt: is empty"),
+        ({"prompt": []}, "prompt: must be a text"),
+        ({"prompt": None}, "prompt: is missing"),
+        ({"prompt": [262]}, "the model's tokens are 0 to 261"),
+        ({"prompt": "word " * 500}, "2500 tokens, and the model 2048 positions"),
+        ({"prompt": ["a"] * 9, "n": 2}, "n: must be at most 16"),
+        ({"suffix": "b"}, "suffix"),
+        ({"echo": True}, "echo"),
+        ({"best_of": 2}, "best_of"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"model": "gpt-5"}, "gpt-5"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_refused_by_name(
+    server: Served, change: dict[str, Any], says: str
+) -> None:
+    answer = completed(server, **{"prompt": "hi", **change})
+    assert answer.status_code in (400, 404)
+    assert says in answer.json()["error"]["message"]
 
 
 def test_content_in_parts_and_nulls_are_accepted(server: Served) -> None:

@@ -22,6 +22,7 @@ from sonic_kv.errors import (
 )
 from sonic_kv.server.logs import request_id
 from sonic_kv.server.requests import Outcome, View
+from sonic_kv.session.generate import Piece
 from sonic_kv.session.logprobs import Logprob
 
 LEAST = -9999.0  # a logarithm that JSON can hold stands for that of zero
@@ -82,7 +83,7 @@ def logprobs_body(logprobs: Sequence[Logprob]) -> dict[str, Any]:
 
 
 class Completion:
-    """The answers to one chat request, whole or in chunks.
+    """The answers to one chat request, whole or in chunks, as server-sent events have them.
 
     Args:
         logprobs: how likely tokens were is asked for.
@@ -91,6 +92,20 @@ class Completion:
     def __init__(self, model: str, logprobs: bool = False) -> None:
         self._logprobs = logprobs
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        """What begins a choice's stream."""
+        return [self.chunk(index, {"role": "assistant", "content": ""})]
+
+    def piece(self, index: int, piece: Piece) -> list[dict[str, Any]]:
+        """What tells a piece of a choice."""
+        delta = {"reasoning_content": piece.reasoning} if piece.reasoning else {}
+        delta |= {"content": piece.text} if piece.text or not delta else {}
+        return [self.chunk(index, delta, logprobs=[piece.logprob] if piece.logprob else None)]
+
+    def closing(self, index: int, outcome: Outcome) -> list[dict[str, Any]]:
+        """What ends a choice's stream."""
+        return [self.chunk(index, {}, outcome.finish_reason)]
 
     def whole(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """The answer in one piece: a choice for every reply."""

@@ -1,4 +1,4 @@
-"""Replies to one chat request: its choices, told whole or as a stream."""
+"""Replies to one request: its choices, told whole or as a stream."""
 
 import logging
 import time
@@ -20,17 +20,19 @@ SESSION_ID = "x-session-id"
 Numbered = tuple[int, Event]
 
 
-class Chat:
-    """A chat request.
+class Answering:
+    """A request that is being answered.
 
     Args:
         asked: its choices, each a request to the worker.
+        completion: the bodies of its answers.
         usage: tell the usage at the end of a stream.
     """
 
-    def __init__(self, serving: Service, asked: Sequence[Request], usage: bool) -> None:
-        self._serving, self._asked, self._usage = serving, asked, usage
-        self._completion = Completion(serving.name, asked[0].top_logprobs is not None)
+    def __init__(
+        self, serving: Service, asked: Sequence[Request], completion: Completion, usage: bool
+    ) -> None:
+        self._serving, self._asked, self._completion, self._usage = serving, asked, completion, usage
         self._start = time.perf_counter()
         self._first: float | None = None  # seconds to the first text
 
@@ -56,7 +58,8 @@ class Chat:
         found = events(self._serving.worker, self._asked, receive)
         first = await anext(found)
         self._first = time.perf_counter() - self._start
-        return EventStream(self._told(first, found), {SESSION_ID: self._asked[0].session or ""})
+        name = self._asked[0].session
+        return EventStream(self._told(first, found), {SESSION_ID: name} if name else {})
 
     async def _told(self, first: Numbered, rest: AsyncIterator[Numbered]) -> AsyncIterator[str]:
         """The choices as server-sent events."""
@@ -64,7 +67,7 @@ class Chat:
         try:
             async with aclosing(rest):  # type: ignore[type-var]
                 for choice in range(len(self._asked)):
-                    yield server_sent(self._completion.chunk(choice, {"role": "assistant", "content": ""}))
+                    yield server_sent(*self._completion.opening(choice))
                 yield self._piece(first, ended)
                 async for event in rest:
                     yield self._piece(event, ended)
@@ -86,11 +89,8 @@ class Chat:
         choice, found = event
         if isinstance(found, Outcome):
             ended[choice] = found
-            return server_sent(self._completion.chunk(choice, {}, found.finish_reason))
-        delta = {"reasoning_content": found.reasoning} if found.reasoning else {}
-        delta |= {"content": found.text} if found.text or not delta else {}
-        logprobs = [found.logprob] if found.logprob else None
-        return server_sent(self._completion.chunk(choice, delta, logprobs=logprobs))
+            return server_sent(*self._completion.closing(choice, found))
+        return server_sent(*self._completion.piece(choice, found))
 
     def _count(self, outcomes: Sequence[Outcome]) -> None:
         seconds = time.perf_counter() - self._start

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from sonic_kv.server.options import Engine
 from sonic_kv.session.options import SamplingConfig
 
 T = TypeVar("T")
@@ -40,7 +41,8 @@ class Body(BaseModel):
         return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
 
 
-def _wrong(message: str) -> PydanticCustomError:
+def wrong(message: str) -> PydanticCustomError:
+    """What a validator raises to say so in our words."""
     return PydanticCustomError("invalid_value", "{text}", {"text": message})
 
 
@@ -49,18 +51,18 @@ def _text_of(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
-        raise _wrong("must be a text, or a list of parts that are texts")
+        raise wrong("must be a text, or a list of parts that are texts")
     texts = []
     for number, part in enumerate(content):
         if isinstance(part, str):
             texts.append(part)
             continue
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            raise _wrong(f"part {number} must be an object with a type")
+            raise wrong(f"part {number} must be an object with a type")
         if part["type"] not in PARTS:
-            raise _wrong(f"part {number} is of type {part['type'][:40]!r}: this server reads text only")
+            raise wrong(f"part {number} is of type {part['type'][:40]!r}: this server reads text only")
         if not isinstance(part.get("text"), str):
-            raise _wrong(f"part {number} has no text")
+            raise wrong(f"part {number} has no text")
         texts.append(part["text"])
     return "".join(texts)
 
@@ -69,9 +71,9 @@ def _stops(value: Any) -> tuple[str, ...]:
     """Texts that end a reply; empty ones end nothing."""
     given = [value] if isinstance(value, str) else value
     if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
-        raise _wrong("must be a text, or a list of texts")
+        raise wrong("must be a text, or a list of texts")
     if len(given) > MOST_STOPS:
-        raise _wrong(f"must be at most {MOST_STOPS} texts")
+        raise wrong(f"must be at most {MOST_STOPS} texts")
     return tuple(filter(None, given))
 
 
@@ -162,14 +164,15 @@ class Generation(Body):
     frequency_penalty: Penalty | None = None
     stop: Stops | None = None
     logit_bias: dict[int, Bias] = {}
-    logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] = 0
     seed: int | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
     sonic: SonicOptions = SonicOptions()
 
-    def check(self) -> None:
+    def check(self, engine: Engine) -> None:
         """Refuse what would change the reply and is not supported.
+
+        Args:
+            engine: what decodes.
 
         Raises:
             RefusedError
@@ -177,8 +180,6 @@ class Generation(Body):
         for name, value in (self.model_extra or {}).items():
             if name in UNSUPPORTED and not UNSUPPORTED[name](value):
                 raise RefusedError(name, f"{name}: this server does not support it")
-        if self.top_logprobs and not self.logprobs:
-            raise RefusedError("top_logprobs", "top_logprobs: give logprobs: true with it")
 
     def sampling(self, default: SamplingConfig, most: int, choice: int = 0) -> SamplingConfig:
         """How a choice's reply is generated, of `most` tokens."""
@@ -210,6 +211,15 @@ class ChatRequest(Generation):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] = 0
+
+    def check(self, engine: Engine) -> None:
+        super().check(engine)
+        if self.top_logprobs and not self.logprobs:
+            raise RefusedError("top_logprobs", "top_logprobs: give logprobs: true with it")
+        if self.logprobs and engine == "vllm":
+            raise RefusedError("logprobs", "logprobs: replies that vLLM decodes come without them")
 
 
 class TextRequest(Body):
@@ -246,6 +256,7 @@ UNSUPPORTED: dict[str, Callable[[Any], bool]] = {
     "functions": _empty,
     "function_call": _is("none", "auto"),
     "response_format": _is({}, {"type": "text"}),
+    "logprobs": _is(False),
     "repeat_penalty": _is(1),
     "typical_p": _is(0, 1),
     "best_of": _is(1),

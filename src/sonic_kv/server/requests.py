@@ -47,6 +47,7 @@ class Request:
         namespace: whose sessions it can reach.
         messages: the whole dialogue; none: the named session's own.
         name: the session's name, if the client gave one.
+        prompt: token ids of a text that is no dialogue, and is to be gone on with; then there are no messages.
         begun: how the reply begins, if the dialogue ends within it.
         ratio: compression from here on; None: as before.
         top_logprobs: the reply's pieces tell how likely their tokens were, and so many others in their place.
@@ -62,6 +63,7 @@ class Request:
     ratio: float | None = None
     sampling: SamplingConfig | None = None
     begun: str = ""
+    prompt: Sequence[int] = ()
     top_logprobs: int | None = None
     on_piece: Callable[[Piece], None] = lambda piece: None
     on_end: Callable[[Outcome], None] = lambda outcome: None

@@ -11,10 +11,11 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from sonic_kv import __version__
 from sonic_kv.errors import NotFoundError
 from sonic_kv.server import requests as work
-from sonic_kv.server.answers import session_body
-from sonic_kv.server.chat import SESSION_ID, Chat
+from sonic_kv.server.answers import Completion, session_body
+from sonic_kv.server.chat import SESSION_ID, Answering
+from sonic_kv.server.completions import CompletionRequest, TextCompletion
 from sonic_kv.server.dialogue import check_length, checked
-from sonic_kv.server.protocol import ChatRequest, SessionChange, TextRequest
+from sonic_kv.server.protocol import ChatRequest, Generation, SessionChange, TextRequest
 from sonic_kv.server.service import Service
 from sonic_kv.server.stream import outcomes_of
 
@@ -116,26 +117,41 @@ async def chat(
     request: Request, body: ChatRequest, serving: Serving, namespace: Namespace, session: Session = None
 ) -> Response:
     """The reply to a dialogue, given whole; whole or as a stream of events."""
-    serving.check(body)
+    serving.check_model(body.model)
+    body.check(serving.options.engine)
     messages, begun = checked([message.plain() for message in body.messages])
     await asyncio.to_thread(check_length, serving.worker.model, messages, serving.most_tokens)
     asked = []
     for choice in range(body.n):  # each choice is a dialogue of its own; the first has the name
-        sampling = body.sampling(serving.sampling, serving.options.max_reply_tokens, choice)
-        name = session if choice == 0 else uuid.uuid4().hex
-        asked.append(
-            work.Request(
-                namespace,
-                messages,
-                name,
-                body.sonic.compression_ratio,
-                sampling,
-                begun,
-                body.top_logprobs if body.logprobs else None,
-            )
-        )
-    chat = Chat(serving, asked, body.stream_options.include_usage)
-    return await (chat.stream(request.receive) if body.stream else chat.whole(request.receive))
+        one = work.Request(namespace, messages, begun=begun, ratio=body.sonic.compression_ratio)
+        one.sampling = body.sampling(serving.sampling, serving.options.max_reply_tokens, choice)
+        one.name = session if choice == 0 else uuid.uuid4().hex
+        one.top_logprobs = body.top_logprobs if body.logprobs else None
+        asked.append(one)
+    return await _answered(serving, request, body, asked, Completion(serving.name, body.logprobs))
+
+
+@router.post("/v1/completions")
+async def complete(
+    request: Request, body: CompletionRequest, serving: Serving, namespace: Namespace
+) -> Response:
+    """What follows a text that is no dialogue."""
+    serving.check_model(body.model)
+    body.check(serving.options.engine)
+    prompts = await asyncio.to_thread(body.token_ids, serving.worker.model, serving.most_tokens)
+    asked = []
+    for prompt in prompts:
+        for choice in range(body.n):
+            sampling = body.sampling(serving.sampling, serving.options.max_reply_tokens, choice)
+            asked.append(work.Request(namespace, prompt=prompt, sampling=sampling))
+    return await _answered(serving, request, body, asked, TextCompletion(serving.name))
+
+
+async def _answered(
+    serving: Service, request: Request, body: Generation, asked: list[work.Request], completion: Completion
+) -> Response:
+    answering = Answering(serving, asked, completion, body.stream_options.include_usage)
+    return await (answering.stream(request.receive) if body.stream else answering.whole(request.receive))
 
 
 async def _see(serving: Service, request: Request, asked: work.Request) -> JSONResponse:

@@ -8,7 +8,6 @@ from starlette.exceptions import HTTPException
 
 from sonic_kv.server.metrics import Metrics
 from sonic_kv.server.options import ServeOptions
-from sonic_kv.server.protocol import Generation, RefusedError
 from sonic_kv.server.worker import Worker
 from sonic_kv.session.options import SamplingConfig
 
@@ -40,17 +39,6 @@ class Service:
         """Raise a 404 unless this model is asked for, or none."""
         if asked and asked not in (self.name, *self.options.served_model_name):
             raise HTTPException(404, f"the model {asked!r} does not exist: this server has {self.name!r}")
-
-    def check(self, body: Generation) -> None:
-        """Raise unless a request can be answered here.
-
-        Raises:
-            HTTPException, RefusedError
-        """
-        self.check_model(body.model)
-        body.check()
-        if self.options.engine == "vllm" and body.logprobs:
-            raise RefusedError("logprobs", "logprobs: replies that vLLM decodes come without them")
 
     def model_body(self) -> dict[str, Any]:
         """The model, as `GET /v1/models` shows it."""

@@ -100,6 +100,6 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def server_sent(body: dict[str, Any]) -> str:
-    """One server-sent event."""
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+def server_sent(*bodies: dict[str, Any]) -> str:
+    """Server-sent events."""
+    return "".join(f"data: {json.dumps(body, ensure_ascii=False)}\n\n" for body in bodies)

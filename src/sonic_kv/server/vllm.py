@@ -351,7 +351,7 @@ class VllmEngine(Engine):
         return future
 
     def _reply(self, turn: Turn, draft: Dialogue, sampling: SamplingConfig) -> Turning:
-        token = yield from draft.begin_draft(turn.begun)
+        token = turn.last if turn.last is not None else (yield from draft.begin_draft(turn.begun))
         turn.prompt_tokens = draft.cache.logical_length + 1
         writer = draft.writer(sampling, self.model.room(draft.cache) - 1)
         while turn.finish_reason is None:

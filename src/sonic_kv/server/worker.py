@@ -15,6 +15,7 @@ from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import (
     BusyError,
     ConfigError,
+    ContextLengthError,
     MemoryLimitError,
     NotFoundError,
     StoreError,
@@ -263,6 +264,8 @@ class Worker:
         Raises:
             ContextLengthError, MemoryLimitError, NotFoundError
         """
+        if request.prompt:
+            return self._start(self._prompting(request))
         newest = None if request.name is None else self.shelf.newest(request.label)
         known = request.known or (() if newest is None else newest.steps)
         if not known and not request.messages:
@@ -277,6 +280,30 @@ class Worker:
             return True
         entries = most_entries(self.model, self.config, steps, base, request.sampling)
         entries += len(request.begun.encode())  # no token is less than a byte
+        return self._start(Job(request, base, entries, steps, keys))
+
+    def _prompting(self, request: Request) -> Job:
+        """A text that is to be gone on with.
+
+        Raises:
+            ContextLengthError
+        """
+        room = self.model.max_length - len(request.prompt)
+        if room < 1:
+            raise ContextLengthError(
+                f"the prompt has {len(request.prompt)} tokens, and the model {self.model.max_length} positions"
+            )
+        assert request.sampling is not None
+        entries = len(request.prompt) + min(room, request.sampling.max_new_tokens)
+        return Job(request, None, entries, [], [])
+
+    def _start(self, job: Job) -> bool:
+        """Start what has been asked for if its memory can be had; else False is returned.
+
+        Raises:
+            MemoryLimitError: it never can.
+        """
+        request, base, entries = job.request, job.base, job.entries
         bytes_of = partial(turns_bytes, self.model, self._entry_bytes)
         alone = bytes_of([entries])
         if alone > self._memory.limit:
@@ -290,11 +317,12 @@ class Worker:
             if base is not None:
                 base.users -= 1
             return False
-        job = Job(request, base, entries, steps, keys)
+        prepare = self._preparer.prompt if request.prompt else self._preparer.prepare
         turn = Turn(
-            self._preparer.prepare(job),
+            prepare(job),
             request.sampling,
             request.begun,
+            request.prompt[-1] if request.prompt else None,
             request.top_logprobs,
             request.on_piece,
             self._turn_ended,

@@ -133,8 +133,9 @@ class Dialogue:
             raise ContextLengthError(
                 f"the dialogue fills the model's {self.model.max_length} positions: there is no room for a reply"
             )
-        reasoning = self.model.format.opens_reasoning(self.messages)
-        return Writer(self.model, sampling.stop, min(sampling.max_new_tokens, room), reasoning=reasoning)
+        room = min(room, sampling.max_new_tokens)
+        reasoning = self.model.format.opens_reasoning(self.messages) if self.messages else None
+        return Writer(self.model, sampling.stop, room, reasoning=reasoning)
 
     # --- operations ---------------------------------------------------------------------------
 
@@ -181,6 +182,12 @@ class Dialogue:
             top_logprobs: pieces tell how likely their tokens were, and so many others in their place.
         """
         return (yield from self._decode((yield from self._asked(begun)), sampling, top_logprobs))
+
+    def go_on(
+        self, token_id: int, sampling: SamplingConfig | None = None, top_logprobs: int | None = None
+    ) -> Operation[Written]:
+        """Decode what follows a text that was fed as tokens, with no messages; its last token is still to be fed."""
+        return (yield from self._decode([token_id], sampling, top_logprobs))
 
     def begin_draft(self, begun: str = "") -> Operation[int]:
         """Feed all that stands before a reply but its last token, which is returned: the reply is decoded elsewhere."""

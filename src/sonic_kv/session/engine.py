@@ -36,6 +36,7 @@ class Turn:
         prepare: the operation that feeds the dialogue up to the user's message, and returns it.
         sampling: how the reply is generated.
         begun: how the reply begins, if that is given; `text` goes on from there.
+        last: the last token of a text that is no dialogue, and is to be gone on with; then nothing is kept.
         top_logprobs: pieces tell how likely their tokens were, and so many others in their place.
         on_piece: called with every new piece of the reply that says something.
         on_end: called once, when `session` holds the reply, or there is an `error`.
@@ -50,6 +51,7 @@ class Turn:
     prepare: Preparing
     sampling: SamplingConfig | None = None
     begun: str = ""
+    last: int | None = None
     top_logprobs: int | None = None
     on_piece: Callable[[Piece], None] = lambda piece: None
     on_end: Callable[["Turn"], None] = lambda turn: None
@@ -156,18 +158,27 @@ class Engine:
         turn.session = yield from turn.prepare
         if turn.sampling is not None:
             yield from self._reply(turn, turn.session.copy(), turn.sampling)
-            try:
-                reply = reply_message(turn.begun + turn.text, turn.reasoning.strip("\n"))
-                yield from turn.session.extend([reply], self._slice)
-            except (
-                ContextLengthError
-            ):  # its text takes more tokens than were sampled: the dialogue is at its end
+            if turn.last is not None:
                 turn.session = None
+            else:
+                yield from self._keep(turn, turn.session)
         turn.on_end(turn)
+
+    def _keep(self, turn: Turn, session: Dialogue) -> Turning:
+        """Make the reply a part of its dialogue."""
+        reply = reply_message(turn.begun + turn.text, turn.reasoning.strip("\n"))
+        try:
+            yield from session.extend([reply], self._slice)
+        except ContextLengthError:  # its text takes more tokens than were sampled: the dialogue is at its end
+            turn.session = None
 
     def _reply(self, turn: Turn, draft: Dialogue, sampling: SamplingConfig) -> Turning:
         """Have the reply decoded: here by a row of the batch, on a draft of the dialogue."""
-        with closing(draft.draft(sampling, turn.begun, turn.top_logprobs)) as operation:
+        if turn.last is None:
+            operation = draft.draft(sampling, turn.begun, turn.top_logprobs)
+        else:
+            operation = draft.go_on(turn.last, sampling, turn.top_logprobs)
+        with closing(operation):
             answer = None
             while True:
                 try:

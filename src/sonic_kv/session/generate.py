@@ -154,17 +154,20 @@ class Writer:
 
     Args:
         room: most tokens that it may have.
-        reasoning: the prompt has opened the reply's reasoning.
+        reasoning: the prompt has opened the reply's reasoning; None: it is no reply, but any text, without reasoning.
     """
 
-    def __init__(self, model: SonicModel, stop: Sequence[str], room: int, *, reasoning: bool = False) -> None:
-        tags = model.format.reasoning
-        self._division = Division(tags, reasoning)
+    def __init__(
+        self, model: SonicModel, stop: Sequence[str], room: int, *, reasoning: bool | None = False
+    ) -> None:
+        tags = None if reasoning is None else model.format.reasoning
+        self._division = Division(tags, bool(reasoning))
         # tags that are special tokens have no text when they are decoded
         self._tags = {model.tokenizer.convert_tokens_to_ids(tag): tag for tag in tags or ()}
         self._tags = {i: tag for i, tag in self._tags.items() if i in model.tokenizer.all_special_ids}
         self._stop_ids = model.stop_ids
-        self._text = Detokenizer(model, (*model.format.stop, *stop))
+        ends = () if reasoning is None else model.format.stop
+        self._text = Detokenizer(model, (*ends, *stop))
         self._room = room
         self.count = 0
 

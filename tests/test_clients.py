@@ -1,12 +1,10 @@
-"""The server with the clients that people have: OpenAI's, LangChain's, a browser, and a fuzzer."""
+"""The server with the clients that people have: OpenAI's, LangChain's, and a fuzzer."""
 
 import json
 import os
 import random
-import shutil
 import string
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,8 +13,6 @@ from serving import Served, fresh, serving, user
 from tiny import tiny_model
 
 from sonic_kv.model.model import SonicModel
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -70,69 +66,6 @@ def test_langchain_client(server: Served) -> None:
     expected = fresh([{"role": "system", "content": "be brief"}, user("my sister Ada lives in Oslo")])
     assert chat.invoke(messages).content == expected
     assert "".join(chunk.content for chunk in chat.stream(messages)) == expected
-
-
-def talk(page: Any, text: str) -> None:
-    """Say something, and wait for the reply."""
-    page.locator("#text").fill(text)
-    page.keyboard.press("Enter")
-    page.locator(f"#log .user:has(p:text('{text}')) + .assistant:not(.waiting)").wait_for()
-    page.locator("#send:text-is('Send')").wait_for()
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_page_in_a_browser(model: SonicModel, tmp_path: Path) -> None:
-    """Type, stream, slide, reload, go on, ask again; with the keyboard, and with an API key."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    with serving(model, tmp_path, keys=("secret-key",)) as server, playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tabs = browser.new_context()
-        page = tabs.new_page()
-        failures: list[str] = []
-        page.on("pageerror", lambda error: failures.append(str(error)))
-        page.goto(server.url)
-        page.get_by_label("API key").fill("wrong")
-        page.keyboard.press("Enter")
-        page.locator("#say:has-text('not valid here')").wait_for()
-        page.get_by_label("API key").fill("secret-key")
-        page.keyboard.press("Enter")
-        page.locator("#model:text('tiny')").wait_for()
-        talk(page, "my sister Ada lives in Oslo")
-        assert page.locator("#chart circle.sonic").count() == 1  # one turn is drawn too
-        first = page.locator("#log .assistant p").first.text_content()
-        assert first == fresh([user("my sister Ada lives in Oslo")], length=256)
-        assert page.locator("#log h3").all_text_contents() == ["You", "Model"]
-        for text in ("the door code is 4711, keep it", "hi, how is it?"):
-            talk(page, text)
-        full = page.locator("#full").text_content()
-        assert page.locator("#most").text_content() == f"{full} with full context"
-        assert page.locator("#now").text_content() == f"{page.locator('#bytes').text_content()} kept"
-        before = int(page.locator("#entries").text_content() or 0)
-        assert page.locator("#segments .bar").count() >= 3
-        page.locator("#ratio").focus()
-        page.keyboard.press("End")
-        page.locator("#effect:text('without running the model')").wait_for()
-        assert page.locator("#ratio").get_attribute("aria-valuetext") == "95 % removed"
-        shrunk = int(page.locator("#entries").text_content() or 0)
-        assert shrunk < before
-        shown = page.locator("#log").inner_text()
-        page.reload()
-        page.locator("#log .assistant").first.wait_for()
-        assert page.locator("#log").inner_text() == shown
-        assert int(page.locator("#entries").text_content() or 0) == shrunk
-        talk(page, "go on")
-        page.get_by_text("Another reply").click()
-        page.locator("#send:text-is('Send')").wait_for()
-        page.get_by_text("Another reply").wait_for()
-        assert page.locator("#log .user").count() == 4
-        assert page.locator("#say").text_content() == ""
-        other = tabs.new_page()  # another tab has a dialogue of its own, and the same key
-        other.goto(server.url)
-        other.locator("#model:text('tiny')").wait_for()
-        other.locator("#log .hint").wait_for()
-        assert other.locator("#log .user").count() == 0
-        assert failures == []
-        browser.close()
 
 
 MUTABLE = {

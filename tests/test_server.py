@@ -623,6 +623,32 @@ def test_sessions_are_listed_and_erased_by_their_owner_alone(model: SonicModel, 
         assert not [path for path in left if b"I am a" in path.read_bytes()]
 
 
+def test_what_is_kept_of_every_token_is_told_to_its_owner(model: SonicModel) -> None:
+    with serving(model, keys=("one", "two")) as server:
+        messages: list[dict[str, str]] = []
+        for text in TEXTS:
+            messages.append(user(text))
+            messages.append(assistant(server.reply(messages, headers={"x-session-id": "mine"})))
+
+        def shares() -> torch.Tensor:
+            told = server.http.get("/v1/sessions/mine/kept").json()["messages"]
+            said = [{"role": m["role"], "content": "".join(t["text"] for t in m["tokens"])} for m in told]
+            assert said == messages
+            return torch.tensor([token["share"] for message in told for token in message["tokens"]])
+
+        before = shares()
+        assert before.min() >= 0
+        assert before.max() == 1  # the open segment is whole
+        node = max(server.worker.shelf, key=lambda node: len(node.steps))
+        assert float(node.session.cache.shares().sum()) == pytest.approx(node.session.cache.stored, abs=0.5)
+        server.http.patch("/v1/sessions/mine", json={"compression_ratio": 0.9})
+        after = shares()
+        assert (after <= before).all()
+        assert after.sum() < before.sum()
+        other = {"authorization": "Bearer two"}
+        assert server.http.get("/v1/sessions/mine/kept", headers=other).status_code == 404
+
+
 def test_sessions_are_listed_without_a_store_too(model: SonicModel) -> None:
     with serving(model) as server:
         server.reply([user("hello")], headers={"x-session-id": "mine"})

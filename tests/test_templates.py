@@ -109,6 +109,28 @@ def test_a_sentencepiece_message_opens_no_turn(name: str) -> None:
 
 # --- messages -----------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("kind", ["merging", "legacy", "unigram"])
+@pytest.mark.parametrize("name", sorted(MORE))
+def test_pieces_of_messages_are_their_texts_each_at_its_token(kind: str, name: str) -> None:
+    template = MORE[name]
+    form = ChatFormat(merging_tokenizer(template) if kind == "merging" else sentencepiece(kind, template))
+    for texts in (TEXTS, ["user", "assistant", "content", "<|im_end|>", "end", "<|end|>\n"]):
+        messages = [
+            {"role": role, "content": text} for text in texts for role in ("user", "assistant") if text
+        ]
+        spelled, ids = form.spelled(messages), form.closed(messages)
+        assert spelled is not None
+        numbers = [number for pieces in spelled for number, _ in pieces]
+        assert numbers == sorted(set(numbers))
+        for pieces, message in zip(spelled, messages, strict=True):
+            said = "".join(text for _, text in pieces)
+            assert said.strip() == message["content"].strip()
+            for number, piece in pieces[1:-1]:
+                plain = form.tokenizer.decode([ids[number]])
+                assert plain.strip() in (piece.strip(), "<unk>") or "\ufffd" in plain
+
+
 FRAGMENTS = st.tuples(
     st.sampled_from(["", "{{ bos_token }}", "<|im_start|>system\nbe good<|im_end|>\n"]),
     st.sampled_from(

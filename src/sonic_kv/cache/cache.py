@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
@@ -121,6 +122,16 @@ class SessionCache(Cache):
     def memory_tensor(self) -> Tensor:
         """A tensor of the memory: the same one as long as the memory is the same, in forks too."""
         return self.layers[0].memory_positions
+
+    def shares(self) -> Tensor:
+        """Which share of all layers' KV heads still holds each token of the transcript. (T,) float32, on the CPU"""
+        shares = torch.ones(self.logical_length)
+        if self.lengths.history:
+            held = torch.cat([layer.memory_positions.cpu().long() for layer in self.layers])
+            heads = sum(len(layer.counts) for layer in self.layers)
+            past = slice(self.lengths.prefix, self.lengths.closed)
+            shares[past] = torch.bincount(held, minlength=self.lengths.closed)[past] / heads
+        return shares
 
     def mark_prefix(self) -> None:
         """Everything stored so far is the prefix."""

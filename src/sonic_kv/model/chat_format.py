@@ -6,8 +6,10 @@ message spells out is only text. What has been fed ends where no continuation ch
 """
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from sonic_kv.errors import MessageError
@@ -210,17 +212,21 @@ class ChatFormat:
         """
         if not messages or (len(messages) == 1 and messages[0]["role"] == "system"):
             return self.prefix(messages[0]["content"] if messages else None)
+        return self._stable(*self._settled(messages))
+
+    def _settled(self, messages: Sequence[Message]) -> tuple[str, int]:
+        """A text of the messages and a little more, and where what may follow can begin to change it."""
         own = self.render(messages)
         if messages[-1]["role"] == "assistant":
             longer = self._render_or([*messages, _USER], own)
             before = longer[: longer.rfind(_USER["content"])]
             if len(longer) > len(before) and before.endswith(self._user_open):
-                return self._stable(longer, len(before) - len(self._user_open))
+                return longer, len(before) - len(self._user_open)
         else:
             longer = self.render(messages, generation=True)
             if longer == own:
                 longer = self._render_or([*messages, _ASSISTANT], own)
-        return self._stable(longer, len(_common(own, longer)))
+        return longer, len(_common(own, longer))
 
     def _render_or(self, messages: Sequence[Message], other: str) -> str:
         try:
@@ -337,6 +343,47 @@ class ChatFormat:
         before = len(self.closed([*_CONTEXT, _USER]))
         inside = [i for i, (a, b) in enumerate(spans) if place[0] < b and a < place[1] and i >= before]
         return range(inside[0] - before, inside[-1] + 1 - before) if inside else range(0)
+
+    def spelled(self, messages: Sequence[Message]) -> list[list[tuple[int, str]]] | None:
+        """Each message's text in pieces, and which token of `closed(messages)` spells each; None: it cannot be said.
+
+        A character that takes several tokens counts as its first.
+        """
+        text, _ = self._settled(messages)
+        spans = self._tokens.spans(text)
+        around = self._around(messages)
+        if spans is None or around is None:
+            return None
+        ends, found, at = [end for _, end in spans], [], 0
+        for message, (before, after) in zip(messages, pairwise(around), strict=True):
+            start = at + len(before)
+            said = self._tokens.marked(message)["content"]
+            whole = text.startswith(
+                said + after, start
+            )  # else the template trims it, or leaves reasoning out
+            at = start + len(said) if whole else text.find(after, start)
+            if at < 0:
+                return None
+            pieces, reached = [], start
+            for number in range(bisect_right(ends, start), min(bisect_left(ends, at) + 1, len(ends))):
+                piece = text[reached : min(ends[number], at)]
+                if piece:
+                    pieces.append((number, self._tokens.unmarked(piece)))
+                reached += len(piece)
+            found.append(pieces)
+        return found
+
+    def _around(self, messages: Sequence[Message]) -> list[str] | None:
+        """What the template writes before, between and behind the messages' texts; None: it leaves some out."""
+        texts = [f"probe{number}probe" for number in range(len(messages))]
+        probes = [{**message, "content": text} for message, text in zip(messages, texts, strict=True)]
+        rest, around = self._settled(probes)[0], []
+        for text in texts:
+            before, found, rest = rest.partition(text)
+            if not found:
+                return None
+            around.append(before)
+        return [*around, rest]
 
 
 def _source(template: Any) -> str:

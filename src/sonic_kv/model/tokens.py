@@ -73,6 +73,10 @@ class Tokens:
             return [self._mark(part, role) for part in value]
         return value
 
+    def unmarked(self, text: str) -> str:
+        """A piece of a rendered text as it was said."""
+        return _SINGLE_MARK.sub("", text).replace(MARK + MARK, MARK)
+
     def ids(self, text: str) -> list[int]:
         """Token ids of a rendered text."""
         return [i for block in self._blocks(text) for i in self._block(block)]

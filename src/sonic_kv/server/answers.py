@@ -23,6 +23,7 @@ from sonic_kv.errors import (
 from sonic_kv.server.logs import request_id
 from sonic_kv.server.requests import Outcome, View
 from sonic_kv.session.generate import Piece
+from sonic_kv.session.kept import kept_of
 from sonic_kv.session.logprobs import Logprob
 
 LEAST = -9999.0  # a logarithm that JSON can hold stands for that of zero
@@ -58,6 +59,22 @@ def session_body(view: View) -> dict[str, Any]:
         "open": stats.open,
         "segments": [{"tokens": s.tokens, "entries": round(s.entries, 2)} for s in stats.segments],
     }
+
+
+def kept_body(view: View) -> dict[str, Any]:
+    """`GET /v1/sessions/{id}/kept`: of each message its tokens, and which share of all heads still holds each.
+
+    Raises:
+        UnsupportedModelError: the tokenizer does not tell.
+    """
+    messages = [
+        {
+            "role": kept.role,
+            "tokens": [{"text": text, "share": round(share, 3)} for text, share in kept.pieces],
+        }
+        for kept in kept_of(view.dialogue)
+    ]
+    return {"object": "session.kept", "id": view.name, "messages": messages}
 
 
 def chat_usage(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from sonic_kv.server.access import Access
 from sonic_kv.server.answers import error_body, error_response
 from sonic_kv.server.logs import request_id
 from sonic_kv.server.metrics import Metrics
+from sonic_kv.server.page import PATHS
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("sonic_kv.access")
 REQUEST_ID = "x-request-id"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-OPEN = frozenset({"/", "/health", "/healthz", "/readyz", "/version", "/openapi.json"})  # without a key
+OPEN = PATHS | frozenset({"/health", "/healthz", "/readyz", "/version", "/openapi.json"})  # without a key
 PATIENCE = 8  # times the limit: so much of a body that is too large is read, and dropped
 COURTESY = 64 << 10, 2.0  # bytes and seconds of a stranger's body that are read, and dropped
 

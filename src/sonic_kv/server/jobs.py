@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 def view_of(node: Node) -> View:
     """A session as clients see it."""
-    return View(node.name, messages_of(node.steps), ratio_of(node.steps) or 0.0, node.session.stats)
+    ratio = ratio_of(node.steps) or 0.0
+    return View(node.name, messages_of(node.steps), ratio, node.session.stats, node.session)
 
 
 def pass_on(to: "Future[T]", done: "Future[T]") -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from sonic_kv.errors import BusyError
 from sonic_kv.server.dialogue import Step, label_of
+from sonic_kv.session.dialogue import Dialogue
 from sonic_kv.session.generate import Piece
 from sonic_kv.session.logprobs import Logprob
 from sonic_kv.session.options import SamplingConfig
@@ -23,6 +24,7 @@ class View:
     messages: list[dict[str, Any]]
     compression_ratio: float
     stats: SessionStats
+    dialogue: Dialogue  # never changed
 
 
 @dataclass(frozen=True)

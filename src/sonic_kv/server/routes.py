@@ -2,29 +2,25 @@
 
 import asyncio
 import uuid
-from importlib.resources import files
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from sonic_kv import __version__
 from sonic_kv.errors import NotFoundError
 from sonic_kv.server import requests as work
-from sonic_kv.server.answers import Completion, session_body
+from sonic_kv.server.answers import Completion, kept_body, session_body
 from sonic_kv.server.chat import SESSION_ID, Answering
 from sonic_kv.server.completions import CompletionRequest, TextCompletion
 from sonic_kv.server.dialogue import check_length, checked
+from sonic_kv.server.page import PARTS, part_of_page
 from sonic_kv.server.protocol import ChatRequest, Generation, SessionChange, TextRequest
 from sonic_kv.server.service import Service
 from sonic_kv.server.stream import outcomes_of
 
 NAME = r"[A-Za-z0-9._:-]{1,128}"
-PAGE = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 def service_of(request: Request) -> Service:
@@ -154,10 +150,10 @@ async def _answered(
     return await (answering.stream(request.receive) if body.stream else answering.whole(request.receive))
 
 
-async def _see(serving: Service, request: Request, asked: work.Request) -> JSONResponse:
+async def _see(serving: Service, request: Request, asked: work.Request) -> work.View:
     (outcome,) = await outcomes_of(serving.worker, [asked], request.receive)
     assert outcome.view is not None, "a session that is asked for is shown"
-    return JSONResponse(session_body(outcome.view))
+    return outcome.view
 
 
 @router.get("/v1/sessions")
@@ -182,7 +178,14 @@ async def erase(session: Name, serving: Serving, namespace: Namespace) -> JSONRe
 @router.get("/v1/sessions/{session}")
 async def session(request: Request, session: Name, serving: Serving, namespace: Namespace) -> JSONResponse:
     """A session: its messages, and what is kept of every segment."""
-    return await _see(serving, request, work.Request(namespace, name=session))
+    return JSONResponse(session_body(await _see(serving, request, work.Request(namespace, name=session))))
+
+
+@router.get("/v1/sessions/{session}/kept")
+async def kept(request: Request, session: Name, serving: Serving, namespace: Namespace) -> JSONResponse:
+    """Which tokens of a session's messages its cache still holds, in how many of its heads."""
+    view = await _see(serving, request, work.Request(namespace, name=session))
+    return JSONResponse(await asyncio.to_thread(kept_body, view))
 
 
 @router.patch("/v1/sessions/{session}")
@@ -190,11 +193,19 @@ async def change(
     request: Request, session: Name, body: SessionChange, serving: Serving, namespace: Namespace
 ) -> JSONResponse:
     """Compress a session from now on as asked; what is kept of it shrinks at once."""
-    return await _see(serving, request, work.Request(namespace, name=session, ratio=body.compression_ratio))
+    asked = work.Request(namespace, name=session, ratio=body.compression_ratio)
+    return JSONResponse(session_body(await _see(serving, request, asked)))
 
 
 @router.get("/", include_in_schema=False)
-async def page() -> HTMLResponse:
+async def page() -> Response:
     """The page for people."""
-    text = files("sonic_kv.server").joinpath("page.html").read_text(encoding="utf-8")
-    return HTMLResponse(text, headers=PAGE)
+    return part_of_page("index.html")
+
+
+@router.get("/page/{name}", include_in_schema=False)
+async def part(name: str) -> Response:
+    """What the page consists of."""
+    if name not in PARTS:
+        raise HTTPException(404)
+    return part_of_page(name)

@@ -6,6 +6,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from sonic_kv.options import parse_bytes
 from sonic_kv.server.metrics import Metrics
 from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.worker import Worker
@@ -49,4 +50,7 @@ class Service:
             "owned_by": "sonic-kv",
             "max_model_len": self.worker.model.max_length,
             "compression_ratio": self.worker.default_ratio,
+            "bytes_per_token": self.worker.model.bytes_per_token,
+            "bytes_per_entry": self.worker.entry_bytes,
+            "kv_memory": parse_bytes(self.options.kv_memory),
         }

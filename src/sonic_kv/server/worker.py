@@ -82,7 +82,7 @@ class Worker:
         self.counts = Counter[str]()
         self.default_ratio = max(budget.compression_ratio or 0.0, options.min_compression_ratio)
         compressor = Compressor(model, config)
-        self._entry_bytes = compressor.bytes_per_entry()
+        self.entry_bytes = compressor.bytes_per_entry()
         adapter = None if model.adapter is None else model.adapter.digest()
         kept = {**asdict(config), "policy": compressor.policy.name}  # whatever the default is
         self._scope = digest(model.fingerprint(), adapter, kept, options.slice_tokens)
@@ -304,7 +304,7 @@ class Worker:
             MemoryLimitError: it never can.
         """
         request, base, entries = job.request, job.base, job.entries
-        bytes_of = partial(turns_bytes, self.model, self._entry_bytes)
+        bytes_of = partial(turns_bytes, self.model, self.entry_bytes)
         alone = bytes_of([entries])
         if alone > self._memory.limit:
             raise MemoryLimitError(

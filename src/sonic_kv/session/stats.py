@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.model.model import SonicModel
 
@@ -32,15 +30,8 @@ class SessionStats:
 
 def stats_of(model: SonicModel, cache: SessionCache) -> SessionStats:
     """Entries, bytes and segments as they are now."""
-    lengths = cache.lengths
+    lengths, shares = cache.lengths, cache.shares()
     ends = [*lengths.segment_starts, lengths.closed][1:]
-    kept = torch.zeros(len(lengths.segment_starts))
-    if lengths.memory:
-        starts = torch.tensor(lengths.segment_starts)
-        for layer in cache.layers:
-            positions = layer.positions[layer.scores > -torch.inf].cpu()
-            owner = torch.bucketize(positions, starts, right=True) - 1
-            kept += torch.bincount(owner, minlength=len(kept)) / len(cache.layers) / len(layer.counts)
     return SessionStats(
         logical_tokens=cache.logical_length,
         entries=cache.stored,
@@ -50,7 +41,7 @@ def stats_of(model: SonicModel, cache: SessionCache) -> SessionStats:
         bytes=cache.nbytes,
         full_bytes=cache.logical_length * model.bytes_per_token,
         segments=tuple(
-            SegmentStats(end - start, entries)
-            for start, end, entries in zip(lengths.segment_starts, ends, kept.tolist(), strict=True)
+            SegmentStats(end - start, float(shares[start:end].sum()))
+            for start, end in zip(lengths.segment_starts, ends, strict=True)
         ),
     )

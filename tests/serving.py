@@ -1,5 +1,6 @@
 """A real server on a real socket, in the process."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -80,6 +81,12 @@ def serving(
         server.should_exit = True
         thread.join()
         listener.close()
+
+
+def events(response: httpx.Response) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
 
 
 def user(text: str) -> dict[str, str]:

@@ -224,7 +224,7 @@ def test_reasoning_is_divided_from_the_answer_wherever_the_text_is_cut(
     division = Division(TAGS, inside)
     found = [division.add(text[a:b]) for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     found.append(division.add("", final=True))
-    assert "".join(part for part, _ in found) == reasoning
+    assert "".join(part for part, _ in found) == reasoning.strip("\n")
     assert "".join(part for _, part in found) == answer
 
 
@@ -239,7 +239,7 @@ def test_a_reply_without_reasoning_is_all_answer(tags: tuple[str, str] | None, t
 
 def test_reasoning_that_is_cut_off_is_no_answer() -> None:
     division = Division(TAGS, inside=True)
-    assert division.add("so far </thi", final=True) == ("so far </thi", "")
+    assert division.add("so far </thi\n", final=True) == ("so far </thi", "")
 
 
 # --- the default model --------------------------------------------------------------------------

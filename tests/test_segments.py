@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sonic_kv.errors import MessageError
-from sonic_kv.model.chat_format import ChatFormat, Encoded, segment_ends
+from sonic_kv.model.chat_format import ChatFormat
+from sonic_kv.model.encoded import Encoded, segment_ends
 from sonic_kv.model.messages import check_messages
 
 GENERATE = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

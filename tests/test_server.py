@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from serving import HALF, Served, assistant, fresh, oracle, serving, user
+from serving import HALF, Served, assistant, events, fresh, oracle, serving, user
 from tiny import DIALOGUE, talkative, tiny_base, tiny_model, tiny_tokenizer
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -55,12 +55,6 @@ def grow(server: Served, model: SonicModel, messages: list[dict[str, str]], text
         reply = server.reply(messages)
         assert reply == fresh(messages)
         messages.append(assistant(reply))
-
-
-def events(response: httpx.Response) -> list[Any]:
-    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
-    assert lines[-1] == "[DONE]"
-    return [json.loads(line) for line in lines[:-1]]
 
 
 # --- answers ------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from sonic_kv.errors import (
     SonicError,
 )
 from sonic_kv.model.adapter import Adapter
-from sonic_kv.model.chat_format import segment_ends
+from sonic_kv.model.encoded import segment_ends
 from sonic_kv.model.forward import with_cache
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.options import AdapterConfig

@@ -23,7 +23,7 @@ from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.data.options import SynthConfig
 from sonic_kv.errors import ConfigError, DataError, FileError, NumericalError
 from sonic_kv.model.adapter import Adapter
-from sonic_kv.model.chat_format import Encoded
+from sonic_kv.model.encoded import Encoded
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.options import AdapterConfig
 from sonic_kv.session.session import ChatSession

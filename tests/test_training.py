@@ -28,7 +28,7 @@ from sonic_kv.data.tokens import TokenisedSource
 from sonic_kv.errors import ConfigError, DataError, FileError
 from sonic_kv.files import read_sealed
 from sonic_kv.model import layout as lay
-from sonic_kv.model.chat_format import Encoded
+from sonic_kv.model.encoded import Encoded
 from sonic_kv.model.model import SonicModel
 from sonic_kv.training import losses
 from sonic_kv.training.objectives import Objective, raw_rows, token_scores

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from sonic_kv.bench.shapes import SHAPES
 from sonic_kv.model.adapter import Adapter
-from sonic_kv.model.chat_format import Encoded
+from sonic_kv.model.encoded import Encoded
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.options import AdapterConfig
 from sonic_kv.model.reader import BLOCK_ROWS

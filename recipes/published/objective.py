@@ -12,7 +12,7 @@ from losses import LossConfig
 from torch import Tensor
 
 from sonic_kv.model.adapter import Adapter
-from sonic_kv.model.chat_format import Encoded
+from sonic_kv.model.encoded import Encoded
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.probe import Probe
 from sonic_kv.training.losses import distillation

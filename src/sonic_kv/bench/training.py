@@ -19,7 +19,7 @@ from sonic_kv.cache.attention import masked_attention
 from sonic_kv.data.mixture import synthetic
 from sonic_kv.data.options import SynthConfig
 from sonic_kv.model.adapter import Adapter, nexus_rows
-from sonic_kv.model.chat_format import Encoded
+from sonic_kv.model.encoded import Encoded
 from sonic_kv.model.forward import forward
 from sonic_kv.model.layout import Layout, own_segment, pack
 from sonic_kv.model.model import SonicModel

@@ -38,6 +38,7 @@ def load_model(options: ModelOptions) -> "SonicModel":
         device=device,
         dtype=dtype,
         quantization=options.quantization,
+        chat_template_kwargs=options.template,
     )
 
 

@@ -8,7 +8,8 @@ from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
 from sonic_kv.data.tokens import TokenisedSource, trainable, truncate
 from sonic_kv.errors import DataError
-from sonic_kv.model.chat_format import ChatFormat, Encoded
+from sonic_kv.model.chat_format import ChatFormat
+from sonic_kv.model.encoded import Encoded
 from sonic_kv.training.options import TrainConfig
 
 

@@ -11,7 +11,8 @@ from safetensors import safe_open
 
 from sonic_kv.data.dialogues import read_source
 from sonic_kv.files import read_header, write_sealed
-from sonic_kv.model.chat_format import ChatFormat, Encoded
+from sonic_kv.model.chat_format import ChatFormat
+from sonic_kv.model.encoded import Encoded
 from sonic_kv.text import Progress
 
 log = logging.getLogger(__name__)

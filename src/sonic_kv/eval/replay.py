@@ -14,7 +14,7 @@ from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.eval.methods import Method, close_all
 from sonic_kv.eval.suites import Case, Question
 from sonic_kv.eval.turns import Row, read, write
-from sonic_kv.model.chat_format import Encoded, segment_ends
+from sonic_kv.model.encoded import Encoded, segment_ends
 from sonic_kv.model.forward import forward
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.reread import portions

@@ -9,10 +9,13 @@ import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
-from sonic_kv.errors import MessageError
+from sonic_kv.errors import ConfigError, MessageError
+from sonic_kv.model.encoded import Encoded
 from sonic_kv.model.messages import Message, check_messages
 from sonic_kv.model.tokens import Tokens
 
@@ -21,17 +24,8 @@ _PROBES = ("probeone", "probetwo", "probethree", "probefour")
 _USER: Message = {"role": "user", "content": "probefive"}
 _ASSISTANT: Message = {"role": "assistant", "content": "probesix"}
 _CONTEXT = [{"role": "user", "content": _PROBES[0]}, {"role": "assistant", "content": _PROBES[1]}]
+MOST_OPTIONS = 64  # ways to tell a template something, of which each is remembered
 REASONING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))  # tags as templates write them
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A dialogue as token ids: the raw prefix, then exchanges that end at `exchange_ends`."""
-
-    token_ids: list[int]
-    prefix_length: int
-    exchange_ends: list[int]
-    assistant: list[bool]  # per token: written by the assistant (its closing token included)
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,8 @@ class ChatFormat:
     """What a tokenizer's chat template makes of messages, or a plain format where it has none.
 
     Args:
-        options: what the template is told beside the messages, as `enable_thinking`.
+        options: what the template is told beside the messages, as `enable_thinking` or `tools`.
+        tokens: the tokenizer, and what messages may not spell, if the same template is known already.
 
     Attributes:
         stop: texts that end a reply, where no token does.
@@ -61,21 +56,42 @@ class ChatFormat:
 
     Raises:
         MessageError: the template cannot render a dialogue of user and assistant.
+        ConfigError: an option is none of the template's.
     """
 
-    def __init__(self, tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, options: Mapping[str, Any] | None = None, tokens: Tokens | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.options = dict(options or {})
+        self._told = lru_cache(MOST_OPTIONS)(self._with_options)
         self.plain = not getattr(tokenizer, "chat_template", None)
         self.stop: tuple[str, ...] = ()
-        self._tokens = Tokens(tokenizer)
+        self._tokens = tokens or Tokens(tokenizer)
         source = "" if self.plain else _source(tokenizer.chat_template)
         self.reasoning = next((tags for tags in REASONING if all(tag in source for tag in tags)), None)
-        self._read(source)
+        self._check_options()
+        self._read(source if tokens is None else None)
 
     def with_options(self, options: Mapping[str, Any]) -> "ChatFormat":
         """The same template, told something else."""
-        return self if dict(options) == self.options else ChatFormat(self.tokenizer, options)
+        return self if options == self.options else self._told(json.dumps(dict(options)))
+
+    def _with_options(self, options: str) -> "ChatFormat":
+        return ChatFormat(self.tokenizer, json.loads(options), self._tokens)
+
+    def _check_options(self) -> None:
+        """Refuse what would change how a template is applied, and not what it says."""
+        taken = {
+            *signature(self.tokenizer.apply_chat_template).parameters,
+            *self.tokenizer.special_tokens_map,
+        }
+        strange = [name for name in self.options if name in taken - {"tools", "documents"}]
+        if strange or not all(map(str.isidentifier, self.options)):
+            name = next(iter(strange), "a name")
+            raise ConfigError(f"chat_template_kwargs: {name} is not for the chat template: leave it out")
+        if self.plain and self.options:
+            raise ConfigError("chat_template_kwargs: the tokenizer has no chat template that could read them")
 
     # --- text -----------------------------------------------------------------------------------
 
@@ -94,7 +110,7 @@ class ChatFormat:
                     messages,
                     tokenize=False,
                     add_generation_prompt=generation,
-                    **self.options,
+                    **{name: self._tokens.mark(value) for name, value in self.options.items()},
                 )
             )
         except Exception as error:  # Jinja errors are whatever the template's author raised
@@ -118,8 +134,12 @@ class ChatFormat:
                 text += f"User: {content}\n"
         return text + ("Assistant:" if generation else "")
 
-    def _read(self, source: str) -> None:
-        """Find what stands around messages in the middle of a dialogue."""
+    def _read(self, source: str | None) -> None:
+        """Find what stands around messages in the middle of a dialogue.
+
+        Args:
+            source: the template; None: it is known what messages may not spell.
+        """
         u1, a1, u2, a2 = _PROBES
         dialogue: list[Message] = [
             *_CONTEXT,
@@ -142,7 +162,8 @@ class ChatFormat:
         cut = max(len(_common(end, between)), len(between) - len(opening))
         cut = self._tokens.inside(between, cut)
         self._close, self._user_open = between[:cut], between[cut:]
-        self._tokens.protect(source, text.partition(u2)[0] + header + end, self.reasoning or ())
+        if source is not None:
+            self._tokens.protect(source, text.partition(u2)[0] + header + end, self.reasoning or ())
         self.stop_ids = tuple((self._tokens.named(end) or self._tokens.named(between))[:1])
         if not self.stop_ids and between.strip():
             self.stop = (end.strip() or between.rstrip(),)
@@ -412,22 +433,3 @@ def _common_suffix(a: str, b: str, tokens: Sequence[str]) -> str:
         if at >= 0 and at < start < at + len(token):
             start = at + len(token)
     return a[start:]
-
-
-def segment_ends(encoded: Encoded, min_segment_tokens: int, max_segment_tokens: int) -> list[int]:
-    """Transcript positions at which a session closes a segment, in order.
-
-    A segment ends with an exchange, as soon as it has `min_segment_tokens`; one that reaches
-    `max_segment_tokens` ends there, if more tokens come.
-    """
-    length = len(encoded.token_ids)
-    ends: list[int] = []
-    start = encoded.prefix_length
-    for end in [*encoded.exchange_ends, None]:
-        while (length if end is None else end) - start > max_segment_tokens:
-            start += max_segment_tokens
-            ends.append(start)
-        if end is not None and end - start >= min_segment_tokens:
-            ends.append(end)
-            start = end
-    return ends

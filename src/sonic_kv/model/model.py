@@ -1,6 +1,6 @@
 """`SonicModel`: a Hugging Face causal language model, its tokenizer, and what compresses its cache."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class SonicModel:
         tokenizer: its tokenizer; None: the one where transformers loaded the base from.
         adapter: trained for this base; None: importance comes from recent queries and kept entries
             are not re-encoded (eviction).
+        chat_template_kwargs: what the chat template is told in every dialogue that does not say otherwise.
 
     Attributes:
         base: as it was given.
@@ -51,7 +52,14 @@ class SonicModel:
         UnsupportedModelError: the architecture cannot be compressed correctly.
     """
 
-    def __init__(self, base: PreTrainedModel, tokenizer: Any = None, adapter: Adapter | None = None) -> None:
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: Any = None,
+        adapter: Adapter | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         loading.check_base(base)
         tokenizer = loading.tokenizer_of(base) if tokenizer is None else loading.check_tokenizer(tokenizer)
         if adapter is not None:
@@ -62,7 +70,7 @@ class SonicModel:
         self.plain, self.twin = _capped(base), twin(base)
         self.tokenizer = tokenizer
         self.adapter = adapter
-        self.format = ChatFormat(tokenizer)
+        self.format = ChatFormat(tokenizer).with_options(chat_template_kwargs or {})
         self.num_layers: int = self.config.num_hidden_layers
         self.num_heads: int = kv_heads(self.config)
         self.head_dim: int = head_dim(self.config)
@@ -82,6 +90,7 @@ class SonicModel:
         device_map: Any = None,
         dtype: torch.dtype | None = None,
         quantization: Quantization | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> "SonicModel":
         """Load a model: a folder, a hub id, a GGUF file, a PEFT folder; None: the default model, SmolLM2-135M-Instruct.
 
@@ -93,6 +102,7 @@ class SonicModel:
             device_map: as transformers takes it, instead of `device`; everything must come to one device.
             dtype: of the weights; None: as stored, but float32 on a CPU.
             quantization: keep the base's matrices in four bits (bitsandbytes, as QLoRA does, arXiv:2305.14314).
+            chat_template_kwargs: what the chat template is told, as {"enable_thinking": False}.
 
         Raises:
             ConfigError: bitsandbytes or gguf is not installed, or options contradict each other.
@@ -100,7 +110,7 @@ class SonicModel:
             ModelError: transformers cannot load the model.
         """
         if model is not None and not isinstance(model, (str, Path)):
-            self = cls(model)
+            self = cls(model, chat_template_kwargs=chat_template_kwargs)
             found = None if adapter is None else loading.find_adapter(adapter, loading.Source("", ""))
         else:
             source = loading.find(model, gguf_file)
@@ -108,7 +118,7 @@ class SonicModel:
                 source, device=device, device_map=device_map, dtype=dtype, quantization=quantization
             )
             found = loading.find_adapter(adapter, source)
-            self = cls(base, tokenizer)
+            self = cls(base, tokenizer, chat_template_kwargs=chat_template_kwargs)
         if found is not None:
             self.adapter = Adapter.load(self.base, found)
         return self
@@ -135,6 +145,10 @@ class SonicModel:
     def behaviour(self) -> dict[str, Tensor]:
         """What the base predicts on a short text: by this an adapter knows the bases that it fits."""
         return behaviour(self.base, self.tokenizer)
+
+    def format_told(self, chat_template_kwargs: Mapping[str, Any]) -> ChatFormat:
+        """The chat format, told something beside what it is told anyway."""
+        return self.format.with_options({**self.format.options, **chat_template_kwargs})
 
     @property
     def stop_ids(self) -> frozenset[int]:

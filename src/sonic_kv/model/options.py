@@ -1,7 +1,8 @@
 """Options of models and adapters."""
 
+import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sonic_kv.options import Options, option, require
 
@@ -53,3 +54,22 @@ class ModelOptions(Options):
         None, "number type of the weights; without it: as stored, and float32 on a CPU"
     )
     quantization: Quantization | None = option(None, "load the base in four bits (needs bitsandbytes)")
+    chat_template_kwargs: str | None = option(
+        None, "what the chat template is told, in JSON: '{\"enable_thinking\": false}'"
+    )
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """What the chat template is told."""
+        found = json.loads(self.chat_template_kwargs or "{}")
+        return found if isinstance(found, dict) else {}
+
+    def check(self) -> None:
+        try:
+            read = json.loads(self.chat_template_kwargs or "{}")
+        except ValueError:
+            read = None
+        require(
+            isinstance(read, dict),
+            'chat_template_kwargs must be a JSON object, as {"enable_thinking": false}',
+        )

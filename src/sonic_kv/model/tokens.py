@@ -57,20 +57,25 @@ class Tokens:
     def marked(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The message with marks in the tokens that it spells."""
         return {
-            key: value if key == "role" else self._mark(value, message["role"])
+            key: value if key == "role" else self.mark(value, message["role"])
             for key, value in message.items()
         }
 
-    def _mark(self, value: Any, role: str) -> Any:
+    def mark(self, value: Any, role: str = "") -> Any:
+        """A JSON-able value with marks in the tokens that its texts spell.
+
+        Args:
+            role: who says it.
+        """
         if isinstance(value, str):
             if not any(opening in value for opening in self._openings):  # nearly always, and much faster
                 return value.replace(MARK, MARK + MARK)
             pattern = self._protected.get(role, self._protected_elsewhere)
             return pattern.sub(lambda match: match[1] + MARK, value.replace(MARK, MARK + MARK))
         if isinstance(value, Mapping):
-            return {key: self._mark(part, role) for key, part in value.items()}
+            return {key: self.mark(part, role) for key, part in value.items()}
         if isinstance(value, Sequence):
-            return [self._mark(part, role) for part in value]
+            return [self.mark(part, role) for part in value]
         return value
 
     def unmarked(self, text: str) -> str:
@@ -133,9 +138,9 @@ class Tokens:
     def locate(self, rendered: str, reply: str, start: int, stop: int) -> tuple[int, int] | None:
         """Where `reply[start:stop]` stands in a rendered text that ends with this reply."""
         for lead in (0, len(reply) - len(reply.lstrip())):  # templates may trim
-            at = rendered.rfind(self._mark(reply[lead:].rstrip() if lead else reply, "assistant"))
+            at = rendered.rfind(self.mark(reply[lead:].rstrip() if lead else reply, "assistant"))
             if at >= 0:
-                before, inside = (len(self._mark(reply[lead:end], "assistant")) for end in (start, stop))
+                before, inside = (len(self.mark(reply[lead:end], "assistant")) for end in (start, stop))
                 return at + before, at + inside
         return None
 

@@ -25,6 +25,7 @@ from sonic_kv.server.requests import Outcome, View
 from sonic_kv.session.generate import Piece
 from sonic_kv.session.kept import kept_of
 from sonic_kv.session.logprobs import Logprob
+from sonic_kv.session.reply import reply_message
 
 LEAST = -9999.0  # a logarithm that JSON can hold stands for that of zero
 RETRY_AFTER = "2"  # seconds
@@ -129,7 +130,7 @@ class Completion:
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": outcome.text, "refusal": None},
+                "message": {**reply_message(outcome.text, outcome.reasoning), "refusal": None},
                 "finish_reason": outcome.finish_reason,
                 "logprobs": logprobs_body(outcome.logprobs) if self._logprobs else None,
             }

@@ -1,7 +1,8 @@
 """What a session is a function of: its steps, and the keys under which it is found.
 
-A dialogue is a list of steps: messages, and budgets from then on. The state after each step has a key, a
-hash over everything that it depends on, so that a session is found by what was said and never by accident.
+A dialogue is a list of steps: messages, budgets from then on, and what the chat template is told. The state after
+each step has a key, a hash over everything that it depends on, so that a session is found by what was said and never
+by accident.
 """
 
 import hashlib
@@ -12,11 +13,21 @@ from typing import Any
 
 from sonic_kv.compress.options import Budget
 from sonic_kv.errors import ContextLengthError, MessageError
+from sonic_kv.model.chat_format import ChatFormat
 from sonic_kv.model.messages import Message, check_messages
 from sonic_kv.model.model import SonicModel
 
 PIECE = 16384  # characters that are tokenised at once to count tokens
-Step = dict[str, Any] | Budget
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the chat template is told beside the messages; a step of its own behind the first budget."""
+
+    chat_template_kwargs: dict[str, Any]
+
+
+Step = dict[str, Any] | Budget | Told
 
 
 def digest(*parts: Any) -> str:
@@ -47,6 +58,8 @@ def as_json(step: Step) -> Any:
     """A step as it is written into files."""
     if isinstance(step, Budget):
         return step.compression_ratio
+    if isinstance(step, Told):
+        return step.chat_template_kwargs
     more = {key: value for key, value in step.items() if key not in ("role", "content")}
     return [step["role"], step["content"], *([more] if more else [])]
 
@@ -56,7 +69,7 @@ def from_json(written: Any) -> Step:
     if isinstance(written, list):
         role, content, *more = written
         return {**(more[0] if more else {}), "role": str(role), "content": str(content)}
-    return Budget(compression_ratio=float(written))
+    return Told(written) if isinstance(written, dict) else Budget(compression_ratio=float(written))
 
 
 def check_steps(steps: list[Step]) -> list[Step]:
@@ -67,19 +80,26 @@ def check_steps(steps: list[Step]) -> list[Step]:
     """
     if not steps or not isinstance(steps[0], Budget):
         raise MessageError("a session begins with a budget")
+    if any(isinstance(step, Told) for step in [*steps[:1], *steps[2:]]):
+        raise MessageError("what the chat template is told stands behind the first budget")
     check_messages(messages_of(steps))
     return steps
 
 
 def messages_of(steps: Sequence[Step]) -> list[dict[str, Any]]:
     """The messages among the steps."""
-    return [step for step in steps if not isinstance(step, Budget)]
+    return [step for step in steps if isinstance(step, dict)]
 
 
 def ratio_of(steps: Sequence[Step]) -> float | None:
     """The newest budget's compression ratio."""
     budgets = [step for step in steps if isinstance(step, Budget)]
     return budgets[-1].compression_ratio if budgets else None
+
+
+def told(steps: Sequence[Step]) -> dict[str, Any]:
+    """What the chat template is told."""
+    return next((step.chat_template_kwargs for step in steps if isinstance(step, Told)), {})
 
 
 @dataclass(frozen=True)
@@ -100,19 +120,26 @@ def summary(name: str, steps: Sequence[Step], used: float | None = None) -> Summ
 
 
 def continued(
-    known: Sequence[Step], messages: Sequence[Message], ratio: float | None, default: float
+    known: Sequence[Step],
+    messages: Sequence[Message],
+    ratio: float | None,
+    default: float,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> list[Step]:
     """The steps of a dialogue with these messages, budgets as in the `known` one while its messages are the same.
 
     Args:
         ratio: the compression that is asked for from the first new message on; None: as before.
         default: compression of a dialogue that has none.
+        chat_template_kwargs: what the template is told; with anything else, it is another dialogue from its start.
     """
     steps: list[Step] = []
     left = [dict(message) for message in messages]
     for step in known:
         if isinstance(step, Budget):
             steps.append(step)
+        elif isinstance(step, Told):
+            continue
         elif left and step == left[0]:
             steps.append(left.pop(0))
         else:
@@ -123,6 +150,8 @@ def continued(
     wanted = ratio if ratio is not None else default if before is None else before
     if wanted != before:
         steps.append(Budget(compression_ratio=wanted))
+    if chat_template_kwargs:
+        steps.insert(1, Told(chat_template_kwargs))
     return steps + left
 
 
@@ -152,3 +181,22 @@ def checked(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], str]:
     if not found:
         raise MessageError("there is nothing to answer: give a message of the user's")
     return found, begun
+
+
+def without_idle_reasoning(form: ChatFormat, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages without reasoning that the chat template drops: with and without it, the dialogue is the same."""
+
+    def bare(message: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in message.items() if key != "reasoning_content"}
+
+    found = list(messages)
+    thinking = [number for number, message in enumerate(found) if "reasoning_content" in message]
+    if not thinking:
+        return found
+    whole = form.render(found, generation=True)
+    if form.render([bare(message) for message in found], generation=True) == whole:
+        return [bare(message) for message in found]
+    for number in thinking:
+        without = [*found[:number], bare(found[number]), *found[number + 1 :]]
+        found = without if form.render(without, generation=True) == whole else found
+    return found

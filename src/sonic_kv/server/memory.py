@@ -12,7 +12,7 @@ from sonic_kv.errors import ContextLengthError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.options import parse_bytes
 from sonic_kv.server.archive import Archive
-from sonic_kv.server.dialogue import Step, messages_of
+from sonic_kv.server.dialogue import Step, messages_of, told
 from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.shelf import Node, Shelf
 from sonic_kv.session.options import SamplingConfig
@@ -152,7 +152,7 @@ def most_entries(
     Raises:
         ContextLengthError: there is no room for a reply.
     """
-    form, messages = model.format, messages_of(steps)
+    form, messages = model.format_told(told(steps)), messages_of(steps)
     system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
     prefix = len(form.prefix(system))
     if base is None:

@@ -9,7 +9,7 @@ from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.model.model import SonicModel
 from sonic_kv.server.archive import Archive, Found
-from sonic_kv.server.dialogue import Step
+from sonic_kv.server.dialogue import Step, Told, messages_of, told
 from sonic_kv.server.jobs import Job
 from sonic_kv.session.dialogue import Dialogue, begin, new_cache
 from sonic_kv.session.engine import Preparing
@@ -71,7 +71,7 @@ class Preparer:
         for step in job.steps[done:]:
             if isinstance(step, Budget):
                 session.set_budget(step)
-            else:
+            elif not isinstance(step, Told):
                 yield from session.extend([step], self._slice)
         job.name = request.session = job.name or uuid.uuid4().hex
         return session
@@ -95,9 +95,15 @@ class Preparer:
 
     def _new_session(self, steps: Sequence[Step]) -> Operation[tuple[Dialogue, int]]:
         """A session of the first steps, and how many those are: a budget, and a system prompt."""
-        budget, first = steps[0], steps[1]
+        budget, first = steps[0], messages_of(steps)[0]
         assert isinstance(budget, Budget)
-        assert not isinstance(first, Budget)
         system = first["content"] if first["role"] == "system" else None
-        session = yield from begin(self._model, budget, system, self._config, slice_tokens=self._slice)
-        return session, 1 if system is None else 2
+        session = yield from begin(
+            self._model,
+            budget,
+            system,
+            self._config,
+            slice_tokens=self._slice,
+            chat_template_kwargs=told(steps),
+        )
+        return session, steps.index(first) + (system is not None)

@@ -121,11 +121,16 @@ class ChatMessage(Body):
     name: Annotated[Any, Field(description="of a tool; of others it is ignored")] = None
     tool_calls: list[ToolCall] = []
     tool_call_id: str | None = None
+    reasoning_content: Annotated[
+        Any, Field(description="of a reply, if it is to be told to the chat template")
+    ] = None
 
     def plain(self) -> dict[str, Any]:
         """The message as the library knows it."""
         role = {"developer": "system", "function": "tool"}.get(self.role, self.role)
         found: dict[str, Any] = {"role": role, "content": self.content}
+        if role == "assistant" and self.reasoning_content and isinstance(self.reasoning_content, str):
+            found["reasoning_content"] = self.reasoning_content
         if role == "assistant" and self.tool_calls:
             found["tool_calls"] = [call.plain() for call in self.tool_calls]
         if role == "tool":
@@ -211,6 +216,7 @@ class ChatRequest(Generation):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    chat_template_kwargs: dict[str, Any] = {}
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] = 0
 
@@ -230,6 +236,7 @@ class TextRequest(Body):
     messages: list[ChatMessage] = []
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] = {}
 
 
 class SessionChange(Body):

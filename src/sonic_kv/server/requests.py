@@ -37,6 +37,7 @@ class Outcome:
     cached_tokens: int = 0
     completion_tokens: int = 0
     logprobs: Sequence[Logprob] = ()
+    reasoning: str = ""
     view: View | None = None
     error: Exception | None = None
 
@@ -51,6 +52,7 @@ class Request:
         name: the session's name, if the client gave one.
         prompt: token ids of a text that is no dialogue, and is to be gone on with; then there are no messages.
         begun: how the reply begins, if the dialogue ends within it.
+        chat_template_kwargs: what the chat template is told beside the messages.
         ratio: compression from here on; None: as before.
         top_logprobs: the reply's pieces tell how likely their tokens were, and so many others in their place.
         on_piece, on_end: called in a thread of the worker's, `on_end` once.
@@ -62,6 +64,7 @@ class Request:
     namespace: str
     messages: Sequence[dict[str, Any]] = ()
     name: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     ratio: float | None = None
     sampling: SamplingConfig | None = None
     begun: str = ""

@@ -32,6 +32,7 @@ from sonic_kv.server.dialogue import (
     messages_of,
     owner_of,
     summary,
+    told,
 )
 from sonic_kv.server.jobs import Job, pass_on, view_of
 from sonic_kv.server.memory import Memory, most_entries, turns_bytes
@@ -42,6 +43,7 @@ from sonic_kv.server.shelf import Node, Shelf
 from sonic_kv.server.store import Store
 from sonic_kv.server.vllm import VllmEngine
 from sonic_kv.session.engine import Engine, Turn
+from sonic_kv.session.reply import reply_message
 from sonic_kv.text import bytes_text
 
 log = logging.getLogger(__name__)
@@ -85,7 +87,9 @@ class Worker:
         self.entry_bytes = compressor.bytes_per_entry()
         adapter = None if model.adapter is None else model.adapter.digest()
         kept = {**asdict(config), "policy": compressor.policy.name}  # whatever the default is
-        self._scope = digest(model.fingerprint(), adapter, kept, options.slice_tokens)
+        self._scope = digest(
+            model.fingerprint(), adapter, kept, options.slice_tokens, *filter(None, [model.format.options])
+        )
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._archive = Archive(store, self._wake)
         self._memory = Memory(self.shelf, self._archive, options, self.counts, self._inbox.put)
@@ -322,10 +326,11 @@ class Worker:
             prepare(job),
             request.sampling,
             request.begun,
-            request.prompt[-1] if request.prompt else None,
-            request.top_logprobs,
-            request.on_piece,
-            self._turn_ended,
+            reply=lambda text, reasoning: reply_message(text),
+            last=request.prompt[-1] if request.prompt else None,
+            top_logprobs=request.top_logprobs,
+            on_piece=request.on_piece,
+            on_end=self._turn_ended,
         )
         self._jobs[turn] = job
         self.engine.start(turn)
@@ -334,8 +339,9 @@ class Worker:
     def _steps(self, request: Request, known: Sequence[Step]) -> list[Step]:
         """The steps of the session that a request wants to see."""
         ratio = None if request.ratio is None else max(request.ratio, self.options.min_compression_ratio)
-        messages = request.messages or messages_of(known)
-        return continued(known, messages, ratio, self.default_ratio)
+        if not request.messages:
+            return continued(known, messages_of(known), ratio, self.default_ratio, told(known))
+        return continued(known, request.messages, ratio, self.default_ratio, request.chat_template_kwargs)
 
     # --- a turn -------------------------------------------------------------------------------
 
@@ -359,6 +365,7 @@ class Worker:
             job.cached_tokens,
             turn.completion_tokens,
             turn.logprobs,
+            turn.reasoning,
             view=None if node is None else view_of(node),
         )
         if node is None or not self._archive.exists or (not replied and job.parent == node.key):

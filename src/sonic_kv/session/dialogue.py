@@ -6,7 +6,7 @@ model writes a text in other tokens than the tokenizer does, the rest is fed aga
 messages, and a session, a server and a transcript that is sent again agree.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +18,7 @@ from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, PolicyName, SessionConfig, default_budget
 from sonic_kv.compress.policies import Policy
 from sonic_kv.errors import ContextLengthError, MessageError, NumericalError
-from sonic_kv.model.chat_format import step
+from sonic_kv.model.chat_format import ChatFormat, step
 from sonic_kv.model.messages import Message, check_messages
 from sonic_kv.model.model import SonicModel, check_model
 from sonic_kv.options import expect
@@ -43,6 +43,7 @@ class Dialogue:
         sampling: how replies are decoded unless an operation says otherwise.
         messages: all that was said, the system prompt first if there is one.
         token_ids: the transcript: all tokens that were fed.
+        chat_template_kwargs: what the chat template is told beside the messages.
         busy: an operation is under way.
     """
 
@@ -52,12 +53,18 @@ class Dialogue:
     cache: SessionCache
     messages: list[dict[str, Any]] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     busy: bool = False
 
     @property
     def model(self) -> SonicModel:
         """Base and adapter."""
         return self.compressor.model
+
+    @property
+    def format(self) -> ChatFormat:
+        """How messages become tokens."""
+        return self.model.format.with_options(self.chat_template_kwargs)
 
     @property
     def config(self) -> SessionConfig:
@@ -128,13 +135,13 @@ class Dialogue:
         Raises:
             ContextLengthError: there is none.
         """
-        room -= len(self.model.format.assistant_close())
+        room -= len(self.format.assistant_close())
         if room < 1:
             raise ContextLengthError(
                 f"the dialogue fills the model's {self.model.max_length} positions: there is no room for a reply"
             )
         room = min(room, sampling.max_new_tokens)
-        reasoning = self.model.format.opens_reasoning(self.messages) if self.messages else None
+        reasoning = self.format.opens_reasoning(self.messages) if self.messages else None
         return Writer(self.model, sampling.stop, room, reasoning=reasoning)
 
     # --- operations ---------------------------------------------------------------------------
@@ -161,7 +168,7 @@ class Dialogue:
                 if unanswered
                 else "there is no message to answer: give the user's text"
             )
-        form = self.model.format
+        form = self.format
         with self._transaction() as before:
             settled = len(self.messages)
             if text is not None:
@@ -222,14 +229,14 @@ class Dialogue:
         for message in messages:
             settled = len(self.messages)
             self.messages.append(message)
-            after = self.model.format.closed(self.messages)
+            after = self.format.closed(self.messages)
             yield from self.feed((yield from self._change(settled, after)), slice_tokens)
             if message["role"] == "assistant":
                 yield from self._end_exchange()
 
     def _asked(self, begun: str = "") -> Operation[list[int]]:
         """What is to be fed before a reply to the last message, or before the rest of one."""
-        asked = self.model.format.prompt(self.messages, begun=begun)
+        asked = self.format.prompt(self.messages, begun=begun)
         return (yield from self._change(len(self.messages), asked))
 
     def _change(self, settled: int, after: list[int]) -> Operation[list[int]]:
@@ -243,7 +250,7 @@ class Dialogue:
         """
         way = step(self.token_ids, after)
         if way.drop:  # or the transcript was fed as another version has it: then only the rest counts
-            way = step(self.model.format.closed(self.messages[:settled]), after)
+            way = step(self.format.closed(self.messages[:settled]), after)
         if way.drop <= self.cache.open_length:
             self._take_back(way.drop)
             return way.token_ids
@@ -253,7 +260,7 @@ class Dialogue:
                 "the chat template rewrites messages that are compressed already: make a new session of all messages"
             )
         # no header has a token in common with the other roles': the prefix is the first message's
-        prefix = self.model.format.prefix(self.system, self.messages[-1]["role"])
+        prefix = self.format.prefix(self.system, self.messages[-1]["role"])
         self.cache.restore(new_cache(self.model, self.config))
         self.token_ids.clear()
         yield from self._feed(prefix)
@@ -284,7 +291,7 @@ class Dialogue:
             reasoning += piece.reasoning
             yield piece
             if piece.finish_reason is not None:
-                return Written(text, written, piece.finish_reason, len(prompt), reasoning.strip("\n"))
+                return Written(text, written, piece.finish_reason, len(prompt), reasoning)
             yield from self.close_if_full()
             following = yield from self._decode_one(written[-1])
 
@@ -315,7 +322,7 @@ class Dialogue:
             before: the dialogue before it.
             fed: the transcript as it was fed: prompt and sampled tokens.
         """
-        way = step(fed, self.model.format.closed(self.messages))
+        way = step(fed, self.format.closed(self.messages))
         if way.drop <= self.cache.open_length:
             self._take_back(way.drop)
             yield from self.feed(way.token_ids[: self.model.room(self.cache)])
@@ -395,12 +402,13 @@ def begin(
     sampling: SamplingConfig | None = None,
     policy: Policy | PolicyName | None = None,
     slice_tokens: int | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Operation[Dialogue]:
     """Make a dialogue, and feed what stands before its first message.
 
     Raises:
         BudgetError: the budget cannot hold it.
-        ConfigError: an option is of another type.
+        ConfigError: an option is of another type, or not for the chat template.
     """
     check_model(model)
     budget = expect(default_budget(model.adapter) if budget is None else budget, Budget, "budget")
@@ -409,10 +417,11 @@ def begin(
     if isinstance(policy, str):
         config, policy = replace(config, policy=policy), None
     compressor, cache = Compressor(model, config, policy), new_cache(model, config)
-    dialogue = Dialogue(compressor, budget, sampling, cache)
+    told = model.format_told(chat_template_kwargs or {}).options
+    dialogue = Dialogue(compressor, budget, sampling, cache, chat_template_kwargs=told)
     if system is not None:
         dialogue.messages += check_messages([{"role": "system", "content": system}])
-    prefix = model.format.prefix(system)
+    prefix = dialogue.format.prefix(system)
     dialogue._check_room(len(prefix))
     size = slice_tokens or max(len(prefix), 1)
     for start in range(0, len(prefix), size):

@@ -13,6 +13,7 @@ from typing import Any
 
 from sonic_kv.errors import ContextLengthError
 from sonic_kv.model.batch import batch_step
+from sonic_kv.model.messages import Message
 from sonic_kv.model.model import SonicModel, check_model
 from sonic_kv.model.reread import Reading
 from sonic_kv.options import expect, fits, require
@@ -36,6 +37,7 @@ class Turn:
         prepare: the operation that feeds the dialogue up to the user's message, and returns it.
         sampling: how the reply is generated.
         begun: how the reply begins, if that is given; `text` goes on from there.
+        reply: what the reply becomes as a message of its dialogue, of its text and its reasoning.
         last: the last token of a text that is no dialogue, and is to be gone on with; then nothing is kept.
         top_logprobs: pieces tell how likely their tokens were, and so many others in their place.
         on_piece: called with every new piece of the reply that says something.
@@ -51,6 +53,7 @@ class Turn:
     prepare: Preparing
     sampling: SamplingConfig | None = None
     begun: str = ""
+    reply: Callable[[str, str], Message] = reply_message
     last: int | None = None
     top_logprobs: int | None = None
     on_piece: Callable[[Piece], None] = lambda piece: None
@@ -166,9 +169,8 @@ class Engine:
 
     def _keep(self, turn: Turn, session: Dialogue) -> Turning:
         """Make the reply a part of its dialogue."""
-        reply = reply_message(turn.begun + turn.text, turn.reasoning.strip("\n"))
         try:
-            yield from session.extend([reply], self._slice)
+            yield from session.extend([turn.reply(turn.begun + turn.text, turn.reasoning)], self._slice)
         except ContextLengthError:  # its text takes more tokens than were sampled: the dialogue is at its end
             turn.session = None
 

@@ -13,6 +13,7 @@ class Division:
         self._open, self._close = tags or ("", "")
         self._state = "answer" if tags is None else "reasoning" if inside else "start"
         self._held = ""
+        self._thought = False
 
     @property
     def inside(self) -> bool:
@@ -44,10 +45,14 @@ class Division:
 
     def _think(self, final: bool) -> str:
         before, found, rest = self._held.partition(self._close)
+        keep = 0
         if found:
-            self._state, self._held = "behind", rest
-            return before
-        sizes = range(0 if final else min(len(self._close) - 1, len(before)), 0, -1)
-        keep = next((n for n in sizes if self._close.startswith(before[-n:])), 0)
-        certain, self._held = before[: len(before) - keep], before[len(before) - keep :]
+            self._state = "behind"
+        elif not final:
+            sizes = range(min(len(self._close) - 1, len(before)), 0, -1)
+            keep = next((n for n in sizes if self._close.startswith(before[-n:])), 0)
+        certain = before[: len(before) - keep].rstrip("\n")  # lines without text at its ends are none of it
+        self._held = rest if found else before[len(certain) :]
+        certain = certain if self._thought else certain.lstrip("\n")
+        self._thought = self._thought or bool(certain)
         return certain

@@ -56,6 +56,7 @@ class ChatSession:
         config: segments, positions, selection.
         sampling: how replies are generated unless a call says otherwise.
         policy: which entries are kept, by name or an object of your own; None: what `config` names.
+        chat_template_kwargs: what the chat template is told beside the messages, as {"enable_thinking": False}.
         dialogue: one that exists, to go on with; then all but the model are its own.
 
     Attributes:
@@ -72,9 +73,13 @@ class ChatSession:
         sampling: SamplingConfig | None = None,
         *,
         policy: Policy | PolicyName | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         dialogue: Dialogue | None = None,
     ) -> None:
-        self.dialogue = dialogue or run(model, begin(model, budget, system, config, sampling, policy))
+        self.dialogue = dialogue or run(
+            model,
+            begin(model, budget, system, config, sampling, policy, chat_template_kwargs=chat_template_kwargs),
+        )
         self.last_reply: Reply | None = None
 
     # --- talking ------------------------------------------------------------------------------

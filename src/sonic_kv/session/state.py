@@ -43,6 +43,7 @@ def state_of(dialogue: Dialogue) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "config": asdict(dialogue.config),
         "sampling": asdict(dialogue.sampling),
         "messages": dialogue.messages,
+        "chat_template_kwargs": dict(dialogue.chat_template_kwargs),
         "lengths": asdict(dialogue.cache.lengths),
         "stats": asdict(dialogue.stats),
     }
@@ -90,6 +91,7 @@ def dialogue_of(
             cache,
             [dict(message) for message in header["messages"]],
             tensors["token_ids"].tolist(),
+            dict(header.get("chat_template_kwargs", {})),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{what} does not fit this version of sonic-kv: {error}") from error

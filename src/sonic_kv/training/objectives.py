@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sonic_kv.model.adapter import Adapter, same_rows
-from sonic_kv.model.chat_format import Encoded
+from sonic_kv.model.encoded import Encoded
 from sonic_kv.model.layout import Layout, pack
 from sonic_kv.model.model import SonicModel
 from sonic_kv.training import losses

@@ -13,7 +13,7 @@ from sonic_kv.compress.closing import allowed, close
 from sonic_kv.compress.options import Allocation, Budget
 from sonic_kv.compress.selection import candidates, in_elastic_order
 from sonic_kv.model.adapter import Adapter
-from sonic_kv.model.chat_format import Encoded, segment_ends
+from sonic_kv.model.encoded import Encoded, segment_ends
 from sonic_kv.model.layout import Layout, interleave, lifetimes
 from sonic_kv.training.options import PlanConfig
 

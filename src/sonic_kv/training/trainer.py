@@ -25,7 +25,7 @@ from sonic_kv.data.mixture import Mixture, synthetic, tokenised
 from sonic_kv.data.options import SynthConfig
 from sonic_kv.errors import ConfigError, NumericalError
 from sonic_kv.model.adapter import Adapter
-from sonic_kv.model.chat_format import Encoded
+from sonic_kv.model.encoded import Encoded
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.options import AdapterConfig
 from sonic_kv.training import rounds

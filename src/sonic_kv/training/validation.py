@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sonic_kv.compress.options import SessionConfig
 from sonic_kv.model.adapter import Adapter
-from sonic_kv.model.chat_format import Encoded
+from sonic_kv.model.encoded import Encoded
 from sonic_kv.model.model import SonicModel
 from sonic_kv.training.objectives import Run, compressed, raw_rows, token_scores
 from sonic_kv.training.options import PlanConfig

@@ -38,6 +38,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def reason(error: Exception) -> str:
+    """What an error says; of the operating system's without number and path."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: `40 s`, `12 min`, `2 h 14 min`."""
     if seconds < 90:

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from importlib.util import find_spec
 
 from sonic_kv.cli.command import Call, Command, note
 from sonic_kv.cli.loading import load_model
@@ -22,10 +23,12 @@ def evaluate(call: Call) -> None:
     run = Evaluation(model, options, config)
     for name, why in run.work.lacking.items():
         note(f"without {name}: it needs {why}")
+    if only_named := run.work.only_named:
+        note(f"not run unless named (--methods): {', '.join(only_named)}")
     tokens = sum(run.tokens_left().values())
     note(
         f"{run.total - run.done} of {run.total} records to make, {tokens:,} tokens to read; how long that takes is "
-        "known after the first dialogues"
+        "known after the first dialogue"
     )
     run.run(lambda standing: note(standing.as_text()), partial(load_model, named))
     try:
@@ -35,6 +38,10 @@ def evaluate(call: Call) -> None:
         summary = write(run.results)
     print(json.dumps(summary, ensure_ascii=False) if call.json else as_text(summary, brief=True))
     note(f"wrote {run.results.folder}/report.md")
+    if find_spec("matplotlib") is None:
+        note(
+            "without a picture: pip install 'sonic-kv[eval]' brings matplotlib, and sonic-kv report draws it"
+        )
 
 
 def report(call: Call) -> None:

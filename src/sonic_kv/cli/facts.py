@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sonic_kv.errors import FileError
-from sonic_kv.text import bytes_text
+from sonic_kv.text import bytes_text, reason
 
 LONG = 6  # longer lists are counted instead of shown
 
@@ -48,7 +48,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FileError(f"{path} cannot be read as JSON: {error}") from error
+        raise FileError(f"{path} cannot be read as JSON: {reason(error)}") from error
     if not isinstance(found, dict):
         raise FileError(f"{path} is not a JSON object")
     return found

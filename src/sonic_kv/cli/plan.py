@@ -10,7 +10,7 @@ from sonic_kv.cli.options import PlanOptions
 from sonic_kv.errors import ConfigError, FileError
 from sonic_kv.model.shapes import KNOWN, ModelShape, shape_of
 from sonic_kv.options import parse_bytes
-from sonic_kv.text import bytes_text, nearest, percent_text, table
+from sonic_kv.text import bytes_text, nearest, percent_text, reason, table
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 NUMBER_BYTES = 2  # of a weight, a key or a value: bfloat16
@@ -48,7 +48,7 @@ def find(model: str) -> tuple[str, dict[str, Any]]:
         try:
             return str(model), dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise FileError(f"{path} cannot be read as JSON: {error}") from error
+            raise FileError(f"{path} cannot be read as JSON: {reason(error)}") from error
     short = {name.split("/")[1].lower(): name for name in KNOWN} | {name.lower(): name for name in KNOWN}
     if model.lower() in short:
         name = short[model.lower()]

@@ -14,6 +14,7 @@ from typing import IO, Any
 from sonic_kv.data.forms import FORMS, as_dialogue, is_dialogue
 from sonic_kv.errors import DataError, MessageError
 from sonic_kv.model.messages import check_messages
+from sonic_kv.text import reason
 
 log = logging.getLogger(__name__)
 FILES = (".jsonl", ".json", ".gz", ".parquet")
@@ -78,7 +79,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 if text.strip():
                     yield from _line(f"line {number}", text)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 def _open(path: Path) -> IO[bytes]:

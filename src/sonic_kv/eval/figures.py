@@ -13,7 +13,7 @@ from sonic_kv.eval.results import Record
 DRAWS = 2000
 DISTANCES = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 1 << 30))
 OTHERS_SHARE = 0.5  # of full context's gain: another dialogue's history must stay below it
-CHECKABLE = 0.3  # full context's accuracy, below which written answers say nothing
+CHECKABLE = 0.3  # full context's share of right answers, below which they tell no methods apart
 SUBJECTS = ("sonic", "selection", "reread")  # what others are compared with: the first that has been run
 UNPAIRED = ("full", "none", "other-history")
 
@@ -134,7 +134,15 @@ class Figures:
     @property
     def checkable(self) -> bool:
         """Whether full context answers often enough for written answers to tell methods apart."""
-        right = self.accuracy(("full", None), self.cases) if self.cases else None
+        return self._often(self.accuracy)
+
+    @property
+    def recallable(self) -> bool:
+        """The same of recall."""
+        return self._often(self.recall)
+
+    def _often(self, measure: Callable[[Cell, Sequence[str]], Tensor | None]) -> bool:
+        right = measure(("full", None), self.cases) if self.cases else None
         return right is not None and float(right[0]) >= CHECKABLE
 
     def worth(self) -> Figure | None:
@@ -165,7 +173,7 @@ class Figures:
             "kl": figure(self.per_token(cell, cases, "kl")),
             "kl_recovery": figure(self.kl_recovery(cell, cases)),
             "agreement": figure(self.per_token(cell, cases, "agree")),
-            "recall": figure(self.recall(cell, cases)),
+            "recall": figure(self.recall(cell, cases)) if self.recallable else None,
             **self._answers(cell, cases),
             **self._judged(cell, cases),
             "questions": sum(len(record["questions"]) for record in records),
@@ -218,6 +226,7 @@ class Figures:
         found = self.by_cell[cell]
         asked = [q for case in cases for q in found[case]["questions"]]
         parts: dict[str, Any] = {"kind": {}, "distance": {}, "group": {}}
+        asked = asked if self.recallable else []
         for kind in sorted({q["kind"] for q in asked}):
             which = _questions(lambda q, kind=kind: q["kind"] == kind)  # type: ignore[misc]
             parts["kind"][kind] = self._part(cell, cases, which)
@@ -259,7 +268,7 @@ class Figures:
             "recovery": less(self.recovery),
             "kl_recovery": less(self.kl_recovery),
             "kl_left": figure(mine / theirs),
-            "recall": less(self.recall),
+            "recall": less(self.recall) if self.recallable else None,
             "accuracy": less(self.accuracy) if self.checkable else None,
         }
 
@@ -270,15 +279,15 @@ class Figures:
             return [{"holds": False, "text": "no dialogue is long enough for a segment to be closed"}]
         checks = []
 
-        def check(holds: bool, text: str, otherwise: str = "") -> None:
-            checks.append({"holds": holds, "text": text + ("" if holds else otherwise)})
+        def check(holds: bool, text: str, so: str = "", otherwise: str = "") -> None:
+            checks.append({"holds": holds, "text": text + (so if holds else otherwise)})
 
         depends = worth["low"] > 0.0
         check(
             depends,
             f"history is worth {worth['value']:.4f} nats a reply token ({worth['low']:.4f} to "
             f"{worth['high']:.4f})",
-            ": this suite does not depend on history, nothing can be concluded from it",
+            otherwise=": this suite does not depend on history, and nothing can be concluded from it",
         )
         kl = float(self.per_token(("full", None), self.cases, "kl")[0])
         check(abs(kl) < 1e-4, f"full context, read turn by turn, is the plain model: KL {kl:.1e} a token")
@@ -288,15 +297,28 @@ class Figures:
         if found is not None:
             check(
                 found["high"] < OTHERS_SHARE,
-                f"another dialogue's history recovers {found['value']:.2f} ({found['low']:.2f} to "
-                f"{found['high']:.2f}): the suite depends on what was said",
-                " less than it seems, for that is more than half of the gain",
+                f"another dialogue's history recovers {found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})",
+                ": this suite depends on what was said",
+                ", perhaps more than half of the gain: much of this suite does not depend on what was said",
+            )
+        if len(self.cases) == 1:
+            check(
+                True,
+                "one dialogue alone has no intervals, and no other dialogue's history to compare it with",
+            )
+        right = self.recall(("full", None), self.cases)
+        if right is not None and not self.recallable:
+            check(
+                False,
+                f"full context itself finds {float(right[0]):.2f} of the known answers: recall says nothing here; "
+                "read KL",
             )
         right = self.accuracy(("full", None), self.cases)
         if right is not None:
             check(
                 self.checkable,
                 f"full context answers {float(right[0]):.2f} of the questions right",
+                "",
                 f": below {CHECKABLE}, so written answers say nothing here; read KL",
             )
         return checks

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sonic_kv.files import write_atomic
+from sonic_kv.text import duration
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,6 @@ class Standing:
         """In one line: `mt-bench-101: 96 of 6912 records, 1 h 05 min, 2 h 14 min left`."""
         left = "" if self.seconds_left is None else f", {duration(self.seconds_left)} left"
         return f"{self.suite}: {self.records} of {self.total_records} records, {duration(self.seconds)}{left}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `40 s`, `12 min`, `2 h 14 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class Progress:

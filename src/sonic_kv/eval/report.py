@@ -65,7 +65,9 @@ def as_text(summary: Summary, drawn: Mapping[str, str] | None = None, *, brief: 
     parts += _overview(summary)
     for name, found in summary["suites"].items():
         parts.append(f"## {name}\n\n{_about(summary, name)}")
-        parts.append("\n".join(f"- {'' if c['holds'] else 'FAILS: '}{c['text']}" for c in found["controls"]))
+        parts.append(
+            "\n".join(f"- {'' if c['holds'] else 'CAREFUL: '}{c['text']}" for c in found["controls"])
+        )
         parts.append(_table(_columns(found["methods"]), ordered(found["methods"])))
         if name in (drawn or {}):
             parts.append(f"![KL recovery by share of entries kept]({(drawn or {})[name]})")
@@ -99,6 +101,8 @@ def number(found: Figure | None, digits: int = 2) -> str | None:
     """A value and its interval."""
     if found is None:
         return None
+    if found["low"] == found["high"]:  # a single dialogue, or the same in all
+        return f"{found['value']:.{digits}f}"
     low, high = (f"{found[end]:.{digits}f}" for end in ("low", "high"))
     return f"{found['value']:.{digits}f} ({low}{' to ' if '-' in low + high else '–'}{high})"
 
@@ -179,6 +183,8 @@ def _head(summary: Summary) -> Iterator[str]:
     )
     if config["lacking"]:
         yield "Not run here: " + "; ".join(f"{name} (needs {why})" for name, why in config["lacking"].items())
+    if config.get("only_named"):
+        yield f"Not run unless named (--methods): {', '.join(config['only_named'])}."
     yield TERMS
 
 
@@ -186,7 +192,8 @@ def _about(summary: Summary, name: str) -> str:
     config, found = summary["config"], summary["suites"][name]
     skipped = config["skipped"].get(name, 0)
     left_out = f"; {skipped} more are too long and left out" if skipped else ""
-    return f"{found['cases']} dialogues ({config['suites'][name]['source']}){left_out}."
+    counted = "1 dialogue" if found["cases"] == 1 else f"{found['cases']} dialogues"
+    return f"{counted} ({config['suites'][name]['source']}){left_out}."
 
 
 def _overview(summary: Summary) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sonic_kv.errors import ConfigError, FileError
 from sonic_kv.files import write_atomic
+from sonic_kv.text import reason
 
 Key = tuple[str, str, str, float | None]  # suite, case, method, ratio
 Record = dict[str, Any]
@@ -74,7 +75,7 @@ class Results:
         try:
             return dict(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            raise FileError(f"{self.folder} is not a folder of sonic-kv eval: {error}") from error
+            raise FileError(f"{self.folder} is not a folder of sonic-kv eval: {reason(error)}") from error
 
     def _drop_torn_line(self) -> None:
         """A process that was killed while it wrote leaves half a line: forget it."""

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import re
 import signal
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -57,7 +58,7 @@ def choose(model: SonicModel, options: EvalOptions) -> tuple[list[Cell], dict[st
     for name in options.methods or METHODS:
         if name not in METHODS:
             raise ConfigError(
-                f"unknown method {name!r}{nearest(name, METHODS)}; there are {', '.join(METHODS)}"
+                f"unknown method {name!r}{nearest(name, METHODS) or '.'} There are {', '.join(METHODS)}"
             )
         missing = METHODS[name].missing(model)
         if missing is not None:
@@ -105,16 +106,28 @@ class Work:
             )
         return scripts
 
+    @property
+    def only_named(self) -> list[str]:
+        """Methods that are left out because nobody named them."""
+        return [] if self.options.methods else [name for name, m in METHODS.items() if not m.default]
+
+    def cells_of(self, name: str) -> list[Cell]:
+        """What is to be done with each dialogue of a suite. A dialogue alone has no other to take the history of."""
+        alone = len(self.scripts[name]) == 1
+        return [cell for cell in self.cells if not (alone and cell.name == "other-history")]
+
     def batches(self, done: Container[Key] = ()) -> list[Batch]:
         """What is not `done` yet, in portions that are read side by side and share nothing with one another.
 
-        Dialogues of like length are together, the longest first (what does not fit fails early).
+        Dialogues of like length are together, the longest first (what does not fit fails early). The first one is
+        read alone: it measures how long the rest takes.
         """
         found, size = list[Batch](), self.options.batch_size
         for name, scripts in self.scripts.items():
             full = size  # a portion is of one suite
-            for n in sorted(range(len(scripts)), key=lambda n: -len(scripts[n].token_ids)):
-                todo = [(n, cell) for cell in self.cells if _key(name, scripts[n], cell) not in done]
+            for number, n in enumerate(sorted(range(len(scripts)), key=lambda n: -len(scripts[n].token_ids))):
+                full = size if number == 1 else full
+                todo = [(n, cell) for cell in self.cells_of(name) if _key(name, scripts[n], cell) not in done]
                 for at in range(0, len(todo), size):
                     part = todo[at : at + size]
                     full += len(part)
@@ -196,6 +209,7 @@ class Evaluation:
                 "model": named,
                 "options": asdict(options),
                 "lacking": work.lacking,
+                "only_named": work.only_named,
                 "skipped": {name: len(s.cases) - len(work.scripts[name]) for name, s in work.suites.items()},
                 "machine": {
                     "platform": platform.platform(),
@@ -210,7 +224,9 @@ class Evaluation:
     @property
     def total(self) -> int:
         """Records that the run has in the end."""
-        return len(self.work.cells) * sum(map(len, self.work.scripts.values()))
+        return sum(
+            len(self.work.cells_of(name)) * len(scripts) for name, scripts in self.work.scripts.items()
+        )
 
     @property
     def done(self) -> int:
@@ -312,7 +328,7 @@ def paths(options: EvalOptions) -> dict[str, str | None]:
     for entry in options.data:
         name, equals, path = entry.partition("=")
         if not equals or "/" in name:
-            own = Path(entry).name.removesuffix(".gz").removesuffix(".jsonl")
+            own = re.sub(r"(\.(jsonl?|parquet))?(\.gz)?$", "", Path(entry).name)
             name, path = lacking[0] if len(lacking) == 1 else own, entry
         elif name not in SORTS:
             raise ConfigError(f"--data {entry}: write NAME=PATH with a suite's name{nearest(name, SORTS)}")

@@ -213,7 +213,7 @@ def load(name: str, path: str | None, limit: int, seed: int, exchanges: int) -> 
         DataError: the file cannot be used.
     """
     if name not in SORTS and path is None:
-        raise ConfigError(f"unknown suite {name!r}{nearest(name, SORTS)}; there are {', '.join(SORTS)}")
+        raise ConfigError(f"unknown suite {name!r}{nearest(name, SORTS) or '.'} There are {', '.join(SORTS)}")
     sort = SORTS.get(name, OWN)
     if sort.case_of is None:
         config = SynthConfig(

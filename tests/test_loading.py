@@ -27,7 +27,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
 
 
-def write_gguf(path: Path, base: Any) -> None:
+def write_gguf(path: Path, base: Any, sampling: dict[str, float] | None = None) -> None:
     """A tiny Llama with its tokenizer and template, as converters write one: queries and keys are permuted."""
     writer_module = pytest.importorskip("gguf")
     config, tokenizer = base.config, tiny_tokenizer()
@@ -43,7 +43,9 @@ def write_gguf(path: Path, base: Any) -> None:
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    words = [*sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get), "ab"]
+    for name, value in (sampling or {}).items():
+        writer.add_float32(f"general.sampling.{name}", value)
+    words = [*sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get), "ab", "<|im_end|>"]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(words)
     writer.add_token_types([3 if word.startswith("<|") else 1 for word in words])
@@ -96,7 +98,7 @@ def _permuted(name: str, weight: torch.Tensor, config: Any) -> torch.Tensor:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "llama.gguf"
-    write_gguf(path, tiny_base("llama", vocab_size=263))
+    write_gguf(path, tiny_base("llama", vocab_size=264))
     return path
 
 
@@ -105,15 +107,25 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_gguf_file_is_the_model_it_was_made_from(file: Path) -> None:
     model = SonicModel.from_pretrained(file)
-    base = tiny_base("llama", vocab_size=263)
+    base = tiny_base("llama", vocab_size=264)
     for weight in base.parameters():
         weight.data = weight.data.bfloat16().float()
     assert model.dtype == torch.float32
     ids = torch.tensor([[1, 2, 3, 256, 40]])
     torch.testing.assert_close(model.base(ids).logits, base(ids).logits, atol=1e-4, rtol=1e-4)
     assert model.tokenizer.chat_template == TEMPLATE
-    assert model.stop_ids == {261}
+    assert model.stop_ids == {261, 263}  # <|end|>, which the file names, and <|im_end|>
     assert ChatSession(model).send("hi", SHORT).usage.completion_tokens >= 1
+
+
+def test_sampling_that_a_gguf_file_recommends_is_the_default(tmp_path: Path) -> None:
+    base = tiny_base("llama", vocab_size=264)
+    for told in (None, {"temp": 0.5, "top_p": 0.75}):
+        path = tmp_path / f"{told is None}.gguf"
+        write_gguf(path, base, told)
+        made = SonicModel.from_pretrained(path).base.generation_config.to_diff_dict()
+        assert made.get("temperature") == (told and told["temp"])
+        assert made.get("top_p") == (told and told["top_p"])
 
 
 def test_the_second_start_unpacks_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +140,7 @@ def test_the_second_start_unpacks_nothing(file: Path, monkeypatch: pytest.Monkey
 
 def test_another_file_of_the_same_name_is_another_model(file: Path) -> None:
     first = SonicModel.from_pretrained(file).fingerprint()
-    write_gguf(file, tiny_base("llama", vocab_size=263, seed=3))
+    write_gguf(file, tiny_base("llama", vocab_size=264, seed=3))
     assert SonicModel.from_pretrained(file).fingerprint() != first
 
 
@@ -138,7 +150,7 @@ def test_the_cache_is_bounded_and_holds_what_was_used_last(
     folders = []
     for number in range(3):
         path = tmp_path / f"{number}.gguf"
-        write_gguf(path, tiny_base("llama", vocab_size=263, seed=number))
+        write_gguf(path, tiny_base("llama", vocab_size=264, seed=number))
         folders.append(gguf.unpacked(path))
         os.utime(folders[-1] / gguf.MARKER, (number, number))
     size = sum(file.stat().st_size for file in folders[0].iterdir())

@@ -1,15 +1,26 @@
 """`sonic-kv serve`: a model over HTTP."""
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from sonic_kv.cli.command import Call, Command
 from sonic_kv.cli.loading import load_for_decoding, say_adapter
-from sonic_kv.compress.options import DEFAULT_BUDGET, Budget, SessionConfig, default_budget
+from sonic_kv.compress.options import Budget, SessionConfig, default_budget
 from sonic_kv.errors import ConfigError
 from sonic_kv.integrations.options import RayOptions
 from sonic_kv.model.options import ModelOptions
 from sonic_kv.server.options import ServeOptions
 from sonic_kv.session.options import SamplingConfig
+
+if TYPE_CHECKING:
+    from sonic_kv.model.model import SonicModel
+
+
+def _load(options: ModelOptions) -> "SonicModel":
+    """The model; what it lacks is said."""
+    model = load_for_decoding(options)
+    say_adapter(model)
+    return model
 
 
 def run(call: Call) -> None:
@@ -24,17 +35,16 @@ def run(call: Call) -> None:
         raise ConfigError(f"{min(given)} is an option of engine ray: give --engine ray too, or leave it out")
     budget = call.options(Budget) if call.given(Budget) else None
     model_options = call.options(ModelOptions)
-    load = partial(load_for_decoding, model_options)
+    load = partial(_load, model_options)
     name = model_name(model_options.model)
     compact = SessionConfig(positions="compact") if options.engine == "vllm" else None
     config, sampling = call.options(SessionConfig, compact), call.options(SamplingConfig)
     if options.engine == "ray":
         from sonic_kv.integrations.ray import serve as serve_on_ray
 
-        serve_on_ray(load, name, config, budget or DEFAULT_BUDGET, sampling, options, ray_options)
+        serve_on_ray(load, name, config, budget, sampling, options, ray_options)
     else:
         model = load()
-        say_adapter(model)
         serve(model, name, config, budget or default_budget(model.adapter), sampling, options)
 
 

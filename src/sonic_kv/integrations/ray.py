@@ -17,7 +17,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from sonic_kv import errors
-from sonic_kv.compress.options import Budget, SessionConfig
+from sonic_kv.compress.options import Budget, SessionConfig, default_budget
 from sonic_kv.integrations.options import RayOptions
 from sonic_kv.model.model import SonicModel
 from sonic_kv.server.access import read_keys
@@ -51,13 +51,14 @@ class Replica:
         load: Callable[[], SonicModel],
         name: str,
         config: SessionConfig,
-        budget: Budget,
+        budget: Budget | None,
         sampling: SamplingConfig,
         options: ServeOptions,
         keys: tuple[str, ...],
     ) -> None:
         store = store_of(options)  # before the model: it may be refused
-        self._worker = Worker(load(), config, budget, options, store)
+        model = load()
+        self._worker = Worker(model, config, budget or default_budget(model.adapter), options, store)
         self._app = make_app(self._worker, name, sampling, options, keys)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -73,7 +74,7 @@ def serve(
     load: Callable[[], SonicModel],
     name: str,
     config: SessionConfig,
-    budget: Budget,
+    budget: Budget | None,
     sampling: SamplingConfig,
     options: ServeOptions,
     ray_options: RayOptions,
@@ -82,6 +83,7 @@ def serve(
 
     Args:
         load: makes the model; called in every replica.
+        budget: None: the model's default, which an adapter decides.
 
     Raises:
         SonicError: what a replica raised when it was made, or the options are no good.

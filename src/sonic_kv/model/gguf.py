@@ -24,9 +24,17 @@ from sonic_kv.options import parse_bytes
 
 HOME, SIZE = "SONIC_KV_HOME", "SONIC_KV_CACHE_SIZE"  # environment variables
 DEFAULT_SIZE = "20GB"
-LAYOUT = 1  # of a folder of the cache: raised when it changes
+LAYOUT = 2  # of a folder of the cache: raised when it changes
 MARKER = "sonic_kv.json"  # names the files that this module wrote; its time is that of the last use
 EDGE = 1 << 20  # bytes at both ends of a file that tell it from others
+# a file names one end of a reply; these end one wherever a vocabulary has them, in llama.cpp as well
+ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
+SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+}  # as transformers says
 ABANDONED = 24 * 3600  # seconds after which an unfinished folder was left by a crash
 
 
@@ -43,7 +51,7 @@ def home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sonic-kv"
 
 
-def unpacked(path: Path, eos_token_id: list[int] | None = None) -> Path:
+def unpacked(path: Path) -> Path:
     """A folder with the model of a GGUF file: from the cache, or unpacked into it now.
 
     Weights are kept in bf16, which adds far less than their quantisation has taken away.
@@ -128,8 +136,21 @@ def _convert(path: Path, folder: Path) -> None:
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"cannot load model '{path}': {reason}") from error
+    words = {i: word for word, i in tokenizer.get_added_vocab().items() if i < base.config.vocab_size}
+    ends = {base.generation_config.eos_token_id, *(i for i, word in words.items() if word in ENDS)}
+    base.generation_config.update(eos_token_id=sorted(ends - {None}), **_sampling(path))
     base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _sampling(path: Path) -> dict[str, Any]:
+    """What the makers say in the file about sampling, as transformers calls it; most files say nothing."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    found = {ours: fields.get(f"general.sampling.{name}") for name, ours in SAMPLING.items()}
+    told = {name: field.contents() for name, field in found.items() if field is not None}
+    return {"do_sample": True, **told} if told else {}
 
 
 def limit_cache(root: Path, keep: Path) -> None:

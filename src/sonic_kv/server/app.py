@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from sonic_kv import __version__
@@ -51,10 +52,17 @@ async def gone(_: Request, error: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def refused(_: Request, error: Exception) -> JSONResponse:
+async def refused(request: Request, error: Exception) -> JSONResponse:
     """Answer what HTTP itself refuses, a path that does not exist for one."""
     assert isinstance(error, HTTPException)
-    body = error_body(str(error.detail), "invalid_request_error", None)
+    allowed = Headers(dict(error.headers or {})).get("allow", "another method")
+    words = {
+        "Not Found": "there is nothing at this path: docs/guides/serving.md names all",
+        "Method Not Allowed": f"{request.method} is not possible at this path: use {allowed}",
+        "There was an error parsing the body": "the body is no JSON in UTF-8, or nested too deeply",
+    }
+    detail = str(error.detail)
+    body = error_body(words.get(detail, detail), "invalid_request_error", None)
     return JSONResponse(body, error.status_code, dict(error.headers or {}))
 
 

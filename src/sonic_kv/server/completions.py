@@ -11,7 +11,7 @@ from sonic_kv.model.model import SonicModel
 from sonic_kv.server.answers import Completion
 from sonic_kv.server.dialogue import check_length
 from sonic_kv.server.options import Engine
-from sonic_kv.server.protocol import MOST_CHOICES, Generation, RefusedError, wrong
+from sonic_kv.server.protocol import MOST_CHOICES, Generation, RefusedError, whole, wrong
 from sonic_kv.server.requests import Outcome
 from sonic_kv.session.generate import Piece
 
@@ -30,7 +30,7 @@ def _prompts(value: Any) -> list[str | list[int]]:
     given = value if isinstance(value, list) and not _are_ids(value) else [value]
     if not given or not all(isinstance(one, str) or _are_ids(one) for one in given):
         raise wrong("must be a text, a list of token ids, or a list of such")
-    return given
+    return [whole(one) if isinstance(one, str) else one for one in given]
 
 
 def _are_ids(value: Any) -> bool:

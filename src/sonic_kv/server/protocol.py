@@ -8,13 +8,22 @@ import json
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from sonic_kv.server.options import Engine
 from sonic_kv.session.options import SamplingConfig
 
 T = TypeVar("T")
+HALF = "holds half a character (a lone surrogate)"
 MOST_CHOICES = 16
 MOST_STOPS = 256
 MOST_LOGPROBS = 20
@@ -44,6 +53,15 @@ class Body(BaseModel):
 def wrong(message: str) -> PydanticCustomError:
     """What a validator raises to say so in our words."""
     return PydanticCustomError("invalid_value", "{text}", {"text": message})
+
+
+def whole(text: str) -> str:
+    """A text that is made of whole characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise wrong(HALF) from error
+    return text
 
 
 def _text_of(content: Any) -> str:
@@ -77,6 +95,7 @@ def _stops(value: Any) -> tuple[str, ...]:
     return tuple(filter(None, given))
 
 
+Text = Annotated[str, AfterValidator(whole)]
 TEXT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]}
 TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 Content = Annotated[str, BeforeValidator(_text_of), WithJsonSchema(TEXT)]
@@ -232,7 +251,7 @@ class TextRequest(Body):
     """`POST /tokenize`: a text, or a dialogue."""
 
     model: str = ""
-    prompt: str = ""
+    prompt: Text = ""
     messages: list[ChatMessage] = []
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
@@ -286,6 +305,7 @@ UNSUPPORTED: dict[str, Callable[[Any], bool]] = {
 WORDS = {
     "missing": "is missing",
     "string_type": "must be a text",
+    "string_unicode": HALF,
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -299,6 +319,7 @@ WORDS = {
     "dict_type": "must be an object",
     "model_type": "must be an object",
     "model_attributes_type": "must be an object",
+    "greater_than": "must be above {gt}",
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
     "less_than": "must be below {lt}",

@@ -17,6 +17,7 @@ from sonic_kv.model.chat_format import ChatFormat
 from sonic_kv.model.compiled import CompiledStep
 from sonic_kv.model.fingerprint import head_dim, kv_heads
 from sonic_kv.model.forward import forward
+from sonic_kv.model.grammar import Grammars
 from sonic_kv.model.layout import Layout
 from sonic_kv.model.likeness import behaviour
 from sonic_kv.model.options import Quantization
@@ -46,6 +47,7 @@ class SonicModel:
         plain: what runs where nothing is compressed: the base, or where transformers would leave out how the base
             caps its logits, a twin that does not.
         twin: the base's, with the registered attention.
+        grammars: that replies may follow.
 
     Raises:
         ConfigError: an argument is something else, or there is no tokenizer.
@@ -71,6 +73,7 @@ class SonicModel:
         self.tokenizer = tokenizer
         self.adapter = adapter
         self.format = ChatFormat(tokenizer).with_options(chat_template_kwargs or {})
+        self.grammars = Grammars(tokenizer, self.config.vocab_size, self.stop_ids)
         self.num_layers: int = self.config.num_hidden_layers
         self.num_heads: int = kv_heads(self.config)
         self.head_dim: int = head_dim(self.config)

@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from sonic_kv.model.grammar import json_grammar
 from sonic_kv.server.options import Engine
 from sonic_kv.session.options import SamplingConfig
 
@@ -205,6 +206,10 @@ class Generation(Body):
             if name in UNSUPPORTED and not UNSUPPORTED[name](value):
                 raise RefusedError(name, f"{name}: this server does not support it")
 
+    def grammar(self) -> str | None:
+        """The grammar that the reply must follow; None: none."""
+        return None
+
     def sampling(self, default: SamplingConfig, most: int, choice: int = 0) -> SamplingConfig:
         """How a choice's reply is generated, of `most` tokens."""
         asked = self.max_completion_tokens
@@ -222,6 +227,7 @@ class Generation(Body):
             repetition_penalty=_or(self.repetition_penalty, default.repetition_penalty),
             top_p=default.top_p if self.top_p is None else max(self.top_p, 1e-6),
             logit_bias=tuple(self.logit_bias.items()) or default.logit_bias,
+            grammar=self.grammar() or default.grammar,
             stop=self.stop or default.stop,
             seed=None if seed is None else (seed + choice) % (1 << 63),
         )
@@ -231,11 +237,33 @@ def _or(given: T | None, otherwise: T) -> T:
     return otherwise if given is None else given
 
 
+class JsonSchema(Body):
+    """A schema, as `response_format` has it."""
+
+    content: Annotated[dict[str, Any], Field(alias="schema")] = {}
+
+
+class ResponseFormat(Body):
+    """What a reply must be."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+    def schema_(self) -> dict[str, Any] | None:
+        """The JSON schema that the reply must be valid for; None: it is free."""
+        if self.type == "json_schema" and self.json_schema is None:
+            raise RefusedError("response_format", "response_format: json_schema is missing")
+        if self.type == "json_schema" and self.json_schema is not None:
+            return self.json_schema.content
+        return {"type": "object"} if self.type == "json_object" else None
+
+
 class ChatRequest(Generation):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     chat_template_kwargs: dict[str, Any] = {}
+    response_format: ResponseFormat = ResponseFormat()
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] = 0
 
@@ -245,6 +273,13 @@ class ChatRequest(Generation):
             raise RefusedError("top_logprobs", "top_logprobs: give logprobs: true with it")
         if self.logprobs and engine == "vllm":
             raise RefusedError("logprobs", "logprobs: replies that vLLM decodes come without them")
+        if self.grammar() is not None and engine == "vllm":
+            raise RefusedError("response_format", "response_format: replies that vLLM decodes are free text")
+
+    def grammar(self) -> str | None:
+        """The grammar that the reply must follow."""
+        schema = self.response_format.schema_()
+        return None if schema is None else json_grammar(schema)
 
 
 class TextRequest(Body):
@@ -281,7 +316,7 @@ UNSUPPORTED: dict[str, Callable[[Any], bool]] = {
     "tool_choice": _is("none", "auto"),
     "functions": _empty,
     "function_call": _is("none", "auto"),
-    "response_format": _is({}, {"type": "text"}),
+    "response_format": _is({}, {"type": "text"}),  # of a text that is no dialogue
     "logprobs": _is(False),
     "repeat_penalty": _is(1),
     "typical_p": _is(0, 1),

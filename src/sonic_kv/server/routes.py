@@ -156,6 +156,9 @@ def _dialogue_of(serving: Service, body: ChatRequest) -> tuple[list[dict[str, An
     messages, begun = checked([message.plain() for message in body.messages])
     told = [{"content": json.dumps(body.chat_template_kwargs)}] if body.chat_template_kwargs else []
     check_length(model, [*messages, *told], serving.most_tokens)
+    grammar = body.grammar()
+    if grammar is not None:  # read here, and not while others wait for the model
+        model.grammars.state(grammar)
     return without_idle_reasoning(model.format_told(body.chat_template_kwargs), messages), begun
 
 

@@ -26,7 +26,7 @@ from sonic_kv.session.generate import Writer
 from sonic_kv.session.logprobs import logprob_of
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.reply import Written
-from sonic_kv.session.sampling import NAN_LOGITS, Sampler
+from sonic_kv.session.sampling import NAN_LOGITS, Sampler, sampler_of
 from sonic_kv.session.stats import SessionStats, stats_of
 from sonic_kv.session.work import Decode, Feed, Next, Operation
 
@@ -278,9 +278,10 @@ class Dialogue:
         sampling = self.sampling if sampling is None else expect(sampling, SamplingConfig, "sampling")
         following = yield from self._last(prompt)
         writer = self.writer(sampling, self.model.room(self.cache))
-        sampler = Sampler(self.model.base, sampling, self.token_ids)
+        sampler = sampler_of(self.model, sampling, self.token_ids)
         text, reasoning, written = "", "", list[int]()
         while True:
+            sampler.thinking = writer.thinking
             written.append(choose(following, sampler))
             told = top_logprobs is not None and writer.answers(written[-1])
             piece = writer.add(written[-1])

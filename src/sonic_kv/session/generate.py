@@ -15,7 +15,7 @@ from sonic_kv.options import expect
 from sonic_kv.session.logprobs import Logprob
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.reasoning import Division
-from sonic_kv.session.sampling import Sampler, sample
+from sonic_kv.session.sampling import sample, sampler_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def generate_step(
     """
     _check(model, prompts, caches, sampling)
     said = [[] for _ in prompts] if said is None else said
-    samplers = [Sampler(model.base, sampling, [*a, *b]) for a, b in zip(said, prompts, strict=True)]
+    samplers = [sampler_of(model, sampling, [*a, *b]) for a, b in zip(said, prompts, strict=True)]
     logits = torch.stack([model.feed(cache, ids) for cache, ids in zip(caches, prompts, strict=True)])
     if len(caches) == 1:
         while True:
@@ -176,9 +176,14 @@ class Writer:
         """Tokens that it may still have."""
         return self._room - self.count
 
+    @property
+    def thinking(self) -> bool:
+        """Whether what comes next is reasoning, as far as is known."""
+        return self._division.inside
+
     def answers(self, token_id: int) -> bool:
         """Whether this token, if it comes next, is of the answer: it ends no reply, and is no reasoning."""
-        return token_id not in self._stop_ids and not self._division.inside
+        return token_id not in self._stop_ids and not self.thinking
 
     def add(self, token_id: int) -> Piece:
         """What this token adds to the text, and whether it ends the reply."""

@@ -47,6 +47,9 @@ class SamplingConfig(Options):
     logit_bias: tuple[tuple[float, ...], ...] = option(
         (), "pairs of a token's id and what is added to its logit", flag=False
     )
+    grammar: str | None = option(
+        None, "the grammar that the reply follows, as llguidance's Lark has it", flag=False
+    )
     stop: tuple[str, ...] = option((), "texts that end the reply (they are not part of it)")
     seed: int | None = option(
         None, "seed of the sampling; without it: a new one each time", least=0, below=1 << 63

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from sonic_kv.errors import NumericalError
+from sonic_kv.model.grammar import GrammarState
+from sonic_kv.model.model import SonicModel
 from sonic_kv.model.processors import made_with, processors, warpers
 from sonic_kv.session.options import SamplingConfig
 
@@ -37,16 +39,29 @@ class Sampler:
     Args:
         sampling: None in it: as the makers of `base` say.
         said: the transcript so far, for penalties on repetition.
+        grammar: where the reply stands in its grammar.
+
+    Attributes:
+        thinking: what comes next is reasoning, for which no grammar holds.
     """
 
-    def __init__(self, base: Any, sampling: SamplingConfig, said: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        base: Any,
+        sampling: SamplingConfig,
+        said: Sequence[int] = (),
+        grammar: GrammarState | None = None,
+    ) -> None:
+        self.thinking, self._grammar = False, grammar
         options = {name: getattr(settled(sampling, base), name) for name in PLAIN}
         self.greedy = options["temperature"] == 0.0
         bias = {int(token): added for token, added in sampling.logit_bias}
         self._process = processors(base, options.pop("repetition_penalty"), bias)
         self._warp = None if self.greedy else warpers(**options)
         self._presence, self._frequency = sampling.presence_penalty, sampling.frequency_penalty
-        self.plain = self.greedy and self._process is None and not (self._presence or self._frequency)
+        self.plain = (
+            self.greedy and self._process is None and not (self._presence or self._frequency or grammar)
+        )
         self._ids, self._start = list(said), len(said)
         self._generator = torch.Generator(base.device)
         if sampling.seed is None:
@@ -63,6 +78,8 @@ class Sampler:
         if (self._presence or self._frequency) and len(self._ids) > self._start:
             counts = torch.bincount(ids[0, self._start :], minlength=scores.shape[-1])
             scores = scores - self._frequency * counts - self._presence * (counts > 0)
+        if self._grammar is not None and not self.thinking:
+            scores = self._grammar.mask(scores[0])[None]
         if self._warp is not None:  # the best is at 0, so that no temperature, however low, overflows
             scores = self._warp(ids, scores - scores.max(-1, keepdim=True).values)
         return scores[0]
@@ -80,7 +97,22 @@ class Sampler:
         else:
             token = int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
         self._ids.append(token)
+        if self._grammar is not None and not self.thinking:
+            self._grammar.take(token)
         return token
+
+
+def sampler_of(model: SonicModel, sampling: SamplingConfig, said: Sequence[int]) -> Sampler:
+    """What chooses the tokens of a reply.
+
+    Args:
+        said: the transcript so far.
+
+    Raises:
+        ConfigError: the grammar cannot be followed.
+    """
+    grammar = None if sampling.grammar is None else model.grammars.state(sampling.grammar)
+    return Sampler(model.base, sampling, said, grammar)
 
 
 def check_logits(logits: Tensor) -> None:

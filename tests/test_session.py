@@ -25,7 +25,6 @@ from sonic_kv.errors import (
     ContextLengthError,
     FileError,
     MessageError,
-    ModelError,
     NumericalError,
     SonicError,
 )
@@ -34,7 +33,6 @@ from sonic_kv.model.encoded import segment_ends
 from sonic_kv.model.forward import with_cache
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.options import AdapterConfig
-from sonic_kv.session.generate import generate
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.session import ChatSession
 
@@ -189,40 +187,6 @@ def test_untrained_reencoding_is_plain_selection_over_a_whole_dialogue(positions
         config = SessionConfig(16, 40, positions=positions, reencode=reencode, candidates=100.0)
         sessions.append(talk(model, config=config, exchanges=4))
     assert_same(state(sessions[0]), state(sessions[1]), tolerance=1e-5)
-
-
-# --- transformers' own generate -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_transformers_generate_continues_as_the_session(family: str) -> None:
-    model = tiny_model(family)
-    chat = talk(
-        model, Budget(compression_ratio=0.7), config=SessionConfig(16, 40, allocation="per_head"), exchanges=4
-    )
-    prompt = model.format.user("and the code?") + model.format.generation_prompt()
-    (mine,) = generate(model, [prompt], [chat.cache.fork()], SamplingConfig(max_new_tokens=8))
-    transcript = torch.tensor([chat.token_ids + prompt])
-    theirs = model.base.generate(
-        transcript,
-        attention_mask=torch.ones_like(transcript),
-        **with_cache(model.base, chat.cache.fork()),
-        max_new_tokens=8,
-        do_sample=False,
-    )
-    assert theirs[0, transcript.shape[1] :].tolist() == mine.token_ids
-    assert chat.cache.logical_length == len(chat.token_ids)
-
-
-def test_the_models_own_attention_is_not_let_near_uneven_heads() -> None:
-    model = tiny_model()
-    chat = talk(model, Budget(compression_ratio=0.7), exchanges=4)
-    assert not chat.cache.even
-    with pytest.raises(ModelError, match="allocation='per_head'") as caught:
-        model.base(torch.tensor([[65]]), **with_cache(model.base, chat.cache.fork()))
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ModelError, match="allocation='per_head'"):
-        _ = chat.cache.layers[0].keys
 
 
 # --- save, load, fork ---------------------------------------------------------------------------

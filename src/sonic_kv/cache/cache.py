@@ -1,8 +1,7 @@
 """The session cache: prefix, memory (one share per layer and KV head), raw open segment.
 
 It is a transformers `Cache`. With original positions its sequence length is the transcript's, so that
-`generate(transcript, cache=cache)` (`past_key_values` before transformers 5.24) feeds exactly the new tokens, as
-long as all heads hold as many entries.
+`generate(transcript, cache=cache)` (`past_key_values` before transformers 5.24) feeds exactly the new tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -180,7 +179,9 @@ class SessionCache(Cache):
         """Take `lengths` over; layers learn for how many tokens their memory counts: with original positions, for all
         that it was made of."""
         self._lengths = lengths
+        widest = max((n for layer in self.layers for n in layer.counts), default=0)
         for layer in self.layers:
+            layer.widest = widest
             layer.passed = lengths.memory if self.compact else lengths.history
 
     def pack(self) -> None:

@@ -21,8 +21,8 @@ from sonic_kv.errors import ModelError
 MOST_AT_ONCE = 2048
 SPARE_ENTRIES, SPARE_SHARE = 32, 16  # room left when a layer grows: entries of each head, and one in so many
 UNEVEN = (
-    "the heads of this cache hold different numbers of entries, which the model's own attention cannot read: feed it "
-    "by SonicModel.feed, or keep as many in each with SessionConfig(allocation='per_head')"
+    "the heads of this cache hold different numbers of entries, which this attention cannot read: load the model with "
+    "attn_implementation='sdpa' or 'eager', or keep as many in each with SessionConfig(allocation='per_head')"
 )
 _claiming = threading.Lock()  # free rows of a buffer that layers share: the first one gets them
 Sizes = tuple[int, ...]  # entries of each KV head
@@ -174,13 +174,6 @@ class GrowingLayer(DynamicLayer):
         """Keys and values of every KV head. Each (n, D)"""
         layer = self.readable()
         return layer._buffer.heads(layer.sizes)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
-        """Append to every head; returns all entries, or, where heads differ, only the new ones."""
-        self.append(key_states, value_states)
-        return (self.keys, self.values) if self.even else (key_states, value_states)
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Append to every head. (1, G, T, D)"""

@@ -5,13 +5,16 @@ from copy import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from sonic_kv.cache import bits as quantize
 from sonic_kv.cache.attention import attend_noting
-from sonic_kv.cache.growing import UNEVEN, GrowingLayer, Sizes
+from sonic_kv.cache.growing import GrowingLayer, Sizes
+from sonic_kv.cache.standin import StandIn
 from sonic_kv.errors import ModelError
+
+ONE_DIALOGUE = "a session's cache holds one dialogue: no batches, beams or several sequences"
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class SessionLayer(GrowingLayer):
 
     Attributes:
         counts: memory entries of each KV head.
+        widest: most memory entries of any KV head, in all layers of the cache.
         passed: tokens for which the memory counts as length.
         memory_positions: transcript positions of the memory, head after head. (N,) int32
         channels: factors of packed keys; None until there is memory to pack. (1, G, 1, D)
@@ -37,6 +41,7 @@ class SessionLayer(GrowingLayer):
     def __init__(self) -> None:
         self._packed: _PackedMemory | None = None
         self.counts: Sizes = ()
+        self.widest = 0
         self.passed = 0
         self.channels: Tensor | None = None
         super().__init__()
@@ -70,6 +75,11 @@ class SessionLayer(GrowingLayer):
         return self.raw + max(self.counts, default=0)
 
     @property
+    def width(self) -> int:
+        """Entries of the KV head that has most, in all layers of the cache."""
+        return self.raw + self.widest
+
+    @property
     def positions(self) -> Tensor:
         """Transcript positions of the memory; a head that has fewer begins with -1. (1, G, n) int32"""
         return self._table(self.memory_positions, -1)
@@ -82,12 +92,16 @@ class SessionLayer(GrowingLayer):
     def _table(self, numbers: Tensor, absent: float) -> Tensor:
         return _padded(numbers.split(self.counts), absent)
 
-    def padded(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of all heads side by side; a head that has fewer begins with zeros. (1, G, S, D)"""
-        if self.even:
+    def padded(self, width: int = 0) -> tuple[Tensor, Tensor]:
+        """Keys and values of all heads side by side, at least `width`; a head that has fewer begins with zeros.
+        (1, G, S, D)"""
+        missing = width - self.longest
+        if self.even and missing <= 0:
             return self.keys, self.values
-        keys, values = self.heads()
-        return _padded(keys, 0.0), _padded(values, 0.0)
+        keys, values = (_padded(held, 0.0) for held in self.heads())
+        if missing <= 0:
+            return keys, values
+        return nn.functional.pad(keys, (0, 0, missing, 0)), nn.functional.pad(values, (0, 0, missing, 0))
 
     def present(self, seen: Tensor) -> Tensor:
         """What of `seen` there is in the columns of `padded`. (1, 1, N, S or more) → (1, 1 or G, N, S) bool"""
@@ -136,12 +150,46 @@ class SessionLayer(GrowingLayer):
         return self.raw + self.passed
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
-        # only asked for masks of the model's own attention
-        if not self.even:
-            raise ModelError(UNEVEN)
         # transformers 5.2 passes the positions of the new tokens, later versions their number
         new = query_length if isinstance(query_length, int) else query_length.shape[0]
-        return self.longest + new, self.get_seq_length() - self.longest
+        return self.width + new, self.get_seq_length() - self.width
+
+    # --- for a model's own attention ------------------------------------------------------------
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append to every head; returns all entries, or what stands for them.
+
+        Raises:
+            ModelError: there are several dialogues.
+        """
+        if len(key_states) > 1:
+            raise ModelError(ONE_DIALOGUE)
+        self.append(key_states, value_states)
+        if all(n == self.widest for n in self.counts):
+            return self.keys, self.values
+        return StandIn.of(self, 0, key_states), StandIn.of(self, 1, value_states)
+
+    def crop(self, tokens: int) -> None:
+        """Take back the newest entries: so many (negative), or, as transformers 5.2 has it, all but so many.
+
+        Raises:
+            ModelError: they are in the memory.
+        """
+        count = -tokens if tokens <= 0 else max(self.get_seq_length() - tokens, 0)
+        if count > self.raw:
+            raise ModelError("tokens of closed segments cannot be taken back from a session's cache")
+        self.drop_newest(count)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        raise ModelError(ONE_DIALOGUE)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        raise ModelError(ONE_DIALOGUE)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        raise ModelError(ONE_DIALOGUE)
 
     # --- few bits -----------------------------------------------------------------------------
 

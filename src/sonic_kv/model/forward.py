@@ -74,10 +74,14 @@ class _Given(nn.Module):
 
 def with_cache(module: nn.Module, cache: Cache) -> dict[str, Any]:
     """The arguments by which a model reads and fills a cache."""
-    return {_cache_name(type(module).forward): cache, "use_cache": True}
+    return {cache_name(module): cache, "use_cache": True}
+
+
+def cache_name(module: nn.Module) -> str:
+    """What a model calls the argument that takes its cache; transformers 5.24 renamed it."""
+    return "cache" if _takes_cache(type(module).forward) else "past_key_values"
 
 
 @functools.cache
-def _cache_name(forward: Callable[..., Any]) -> str:
-    # transformers 5.24 renamed it
-    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+def _takes_cache(forward: Callable[..., Any]) -> bool:
+    return "cache" in inspect.signature(forward).parameters

@@ -110,9 +110,10 @@ class Dialogue:
         )
 
     def check_idle(self) -> None:
-        """Raise `MessageError` while an operation is under way."""
+        """Raise `MessageError` while an operation is under way; what others fed to the cache is taken back."""
         if self.busy:
             raise MessageError("a reply is still being streamed: read the stream to its end, or close it")
+        self.cache.drop_newest(max(self.cache.logical_length - len(self.token_ids), 0))
 
     def set_budget(self, budget: Budget, *, once: bool = False) -> None:
         """Change the budget, and let the memory shrink to it; the model is not run.

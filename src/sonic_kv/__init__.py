@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sonic_kv.session.generate import Generation, generate, generate_step, stream_generate
     from sonic_kv.session.options import SamplingConfig
     from sonic_kv.session.session import ChatSession, Reply
+    from sonic_kv.session.within import sonic
 
 __all__ = [
     "Budget",
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "generate",
     "generate_step",
+    "sonic",
     "stream_generate",
 ]
 
@@ -46,6 +48,7 @@ _HOME = {
     "SonicModel": "model.model",
     "generate": "session.generate",
     "generate_step": "session.generate",
+    "sonic": "session.within",
     "stream_generate": "session.generate",
 }
 

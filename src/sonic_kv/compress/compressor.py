@@ -49,6 +49,11 @@ class Compressor:
         self.allocation = allocation
         self.sizes = Sizes(self.bytes_per_entry(), model.bytes_per_token, self._channel_bytes())
 
+    def new_cache(self) -> SessionCache:
+        """An empty cache for a dialogue."""
+        compact = self.config.positions == "compact"
+        return SessionCache(self.model.num_layers, compact=compact, bits=self.config.bits)
+
     def close(self, cache: SessionCache, transcript: Sequence[int], budget: Budget) -> None:
         """Replace the open segment by its Nexus tokens, and let older segments make room.
 

@@ -338,6 +338,15 @@ class ChatFormat:
     def _piece(self, after: Sequence[Message], before: Sequence[Message]) -> list[int]:
         return step(self.closed(before), self.closed(after)).token_ids
 
+    def turns(self, token_ids: Sequence[int]) -> list[int]:
+        """Where users' turns begin in a transcript; none if the format cannot tell."""
+        one, other = self.user("a"), self.user("0")
+        header = one[: _same(one, other)]
+        if self.plain or not header:
+            return []
+        ids, size = list(token_ids), len(header)
+        return [n for n in range(len(ids) - size + 1) if ids[n] == header[0] and ids[n : n + size] == header]
+
     def generation_prompt(self) -> list[int]:
         """Token ids after which a reply's text begins, after a user message."""
         return step(self.closed([_USER]), self.prompt([_USER])).token_ids

@@ -5,15 +5,14 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 
-from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.model.model import SonicModel
 from sonic_kv.server.archive import Archive, Found
 from sonic_kv.server.dialogue import Step, Told, messages_of, told
 from sonic_kv.server.jobs import Job
-from sonic_kv.session.dialogue import Dialogue, begin, new_cache
+from sonic_kv.session.begin import begin, empty
+from sonic_kv.session.dialogue import Dialogue
 from sonic_kv.session.engine import Preparing
-from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.state import dialogue_of
 from sonic_kv.session.work import Operation
 
@@ -78,9 +77,7 @@ class Preparer:
 
     def prompt(self, job: Job) -> Preparing:
         """Feed a text that is no dialogue, all but its last token; none of it is compressed."""
-        config = SessionConfig()
-        compressor = Compressor(self._model, config)
-        session = Dialogue(compressor, Budget(), SamplingConfig(), new_cache(self._model, config))
+        session = empty(self._model, Budget())
         job.session = session
         yield from session.feed(job.request.prompt[:-1], self._slice)
         return session

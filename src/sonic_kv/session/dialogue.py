@@ -15,12 +15,11 @@ import torch
 
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.compressor import Compressor
-from sonic_kv.compress.options import Budget, PolicyName, SessionConfig, default_budget
-from sonic_kv.compress.policies import Policy
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ContextLengthError, MessageError, NumericalError
 from sonic_kv.model.chat_format import ChatFormat, step
 from sonic_kv.model.messages import Message, check_messages
-from sonic_kv.model.model import SonicModel, check_model
+from sonic_kv.model.model import SonicModel
 from sonic_kv.options import expect
 from sonic_kv.session.generate import Writer
 from sonic_kv.session.logprobs import logprob_of
@@ -214,9 +213,31 @@ class Dialogue:
             rest = rest[size:]
             yield None
 
+    def feed_prefix(self, token_ids: Sequence[int], slice_tokens: int | None = None) -> Operation[None]:
+        """Feed what stands before the first message.
+
+        Raises:
+            BudgetError: the budget cannot hold it.
+        """
+        self._check_room(len(token_ids))
+        size = slice_tokens or max(len(token_ids), 1)
+        for start in range(0, len(token_ids), size):
+            yield from self._feed(list(token_ids[start : start + size]))
+            yield None
+        self.cache.mark_prefix()
+        self.compressor.shrink(self.cache, self.budget)
+
     def close_if_full(self) -> Operation[None]:
         """Close the open segment if it has `max_segment_tokens`."""
         if self.full:
+            yield from self._close()
+
+    def end_exchange(self) -> Operation[None]:
+        """Close the open segment if it is long enough: an exchange is complete."""
+        least = self.config.min_segment_tokens
+        if self.config.closing == "asked":
+            least = max(least, self.config.max_segment_tokens // 2)
+        if self.limited and self.cache.open_length >= least:
             yield from self._close()
 
     def compress(self) -> Operation[None]:
@@ -233,7 +254,7 @@ class Dialogue:
             after = self.format.closed(self.messages)
             yield from self.feed((yield from self._change(settled, after)), slice_tokens)
             if message["role"] == "assistant":
-                yield from self._end_exchange()
+                yield from self.end_exchange()
 
     def _asked(self, begun: str = "") -> Operation[list[int]]:
         """What is to be fed before a reply to the last message, or before the rest of one."""
@@ -262,10 +283,9 @@ class Dialogue:
             )
         # no header has a token in common with the other roles': the prefix is the first message's
         prefix = self.format.prefix(self.system, self.messages[-1]["role"])
-        self.cache.restore(new_cache(self.model, self.config))
+        self.cache.restore(self.compressor.new_cache())
         self.token_ids.clear()
-        yield from self._feed(prefix)
-        self.cache.mark_prefix()
+        yield from self.feed_prefix(prefix)
         return after[len(prefix) :]
 
     def _decode(
@@ -328,7 +348,7 @@ class Dialogue:
         if way.drop <= self.cache.open_length:
             self._take_back(way.drop)
             yield from self.feed(way.token_ids[: self.model.room(self.cache)])
-            yield from self._end_exchange()
+            yield from self.end_exchange()
             return
         # a part of the reply is compressed already, and the transcript has other tokens there
         said = self.messages[len(before.messages) :]
@@ -361,13 +381,6 @@ class Dialogue:
         if not (self.cache.compact or (self.limited and self.model.can_rebase)):
             self.model.check_room(self.cache, new_tokens)
 
-    def _end_exchange(self) -> Operation[None]:
-        least = self.config.min_segment_tokens
-        if self.config.closing == "asked":
-            least = max(least, self.config.max_segment_tokens // 2)
-        if self.limited and self.cache.open_length >= least:
-            yield from self._close()
-
     def _close(self) -> Operation[None]:
         yield None
         for work in self.compressor.steps(self.cache, self.token_ids, self.budget):
@@ -394,49 +407,6 @@ class Dialogue:
         self.cache.restore(other.cache)
         self.budget = other.budget
         self.messages, self.token_ids = list(other.messages), list(other.token_ids)
-
-
-def begin(
-    model: SonicModel,
-    budget: Budget | None = None,
-    system: str | None = None,
-    config: SessionConfig | None = None,
-    sampling: SamplingConfig | None = None,
-    policy: Policy | PolicyName | None = None,
-    slice_tokens: int | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> Operation[Dialogue]:
-    """Make a dialogue, and feed what stands before its first message.
-
-    Raises:
-        BudgetError: the budget cannot hold it.
-        ConfigError: an option is of another type, or not for the chat template.
-    """
-    check_model(model)
-    budget = expect(default_budget(model.adapter) if budget is None else budget, Budget, "budget")
-    config = expect(SessionConfig() if config is None else config, SessionConfig, "config")
-    sampling = expect(SamplingConfig() if sampling is None else sampling, SamplingConfig, "sampling")
-    if isinstance(policy, str):
-        config, policy = replace(config, policy=policy), None
-    compressor, cache = Compressor(model, config, policy), new_cache(model, config)
-    told = model.format_told(chat_template_kwargs or {}).options
-    dialogue = Dialogue(compressor, budget, sampling, cache, chat_template_kwargs=told)
-    if system is not None:
-        dialogue.messages += check_messages([{"role": "system", "content": system}])
-    prefix = dialogue.format.prefix(system)
-    dialogue._check_room(len(prefix))
-    size = slice_tokens or max(len(prefix), 1)
-    for start in range(0, len(prefix), size):
-        yield from dialogue._feed(prefix[start : start + size])
-        yield None
-    cache.mark_prefix()
-    compressor.shrink(cache, budget)  # raises if it cannot hold the prefix
-    return dialogue
-
-
-def new_cache(model: SonicModel, config: SessionConfig) -> SessionCache:
-    """An empty cache for a dialogue."""
-    return SessionCache(model.num_layers, compact=config.positions == "compact", bits=config.bits)
 
 
 def choose(following: Next, sampler: Sampler) -> int:

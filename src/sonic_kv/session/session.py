@@ -17,7 +17,8 @@ from sonic_kv.files import read_sealed, write_sealed
 from sonic_kv.model.messages import Message
 from sonic_kv.model.model import SonicModel
 from sonic_kv.options import expect
-from sonic_kv.session.dialogue import Dialogue, begin
+from sonic_kv.session.begin import begin
+from sonic_kv.session.dialogue import Dialogue
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.reply import Written
 from sonic_kv.session.state import dialogue_of, export_of, state_of

@@ -217,6 +217,10 @@ class SessionCache(Cache):
             mine.__dict__.update(theirs.__dict__)
         self._lengths = other.lengths
 
+    def lend(self, other: Cache) -> None:
+        """Let another cache of transformers hold the layers of this one."""
+        other.layers = self.layers
+
     # --- files --------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ def _over_kept_cache(base: PreTrainedModel, given: dict[str, Any], feed: Feed) -
     kept = feed(cache, ids[0].tolist(), last)
     if kept is None:
         return None
-    cache.layers = kept.layers
+    kept.lend(cache)
     positions = torch.arange(kept.next_position, kept.next_position + last, device=ids.device)[None]
     given |= {name: cache, "input_ids": ids[:, -last:], "position_ids": positions}
     if given.get("cache_position") is not None:  # before transformers 5.24

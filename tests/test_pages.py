@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ PAGES = sorted(
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")]
     if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 )
+CURRENT = [page for page in PAGES if page.parent != LOG and page.name != "CHANGELOG.md"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```", re.M | re.S)
@@ -113,6 +115,18 @@ def test_the_logs_index_names_every_experiment() -> None:
     index = (LOG / "index.md").read_text(encoding="utf-8")
     named = re.findall(r"^- \d{4}-\d\d-\d\d · \[.+\]\((.+)\)$", index, re.M)
     assert sorted(named) == sorted(path.name for path in LOG.glob("*.md") if path.name != "index.md")
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=name)
+def test_names_of_the_code_exist(page: Path) -> None:
+    folders = [path.name for path in (ROOT / "src" / "sonic_kv").iterdir() if path.is_dir()]
+    names = set(re.findall(r"`([\w.]+\w)(?:\(\))?`", page.read_text(encoding="utf-8")))
+    for dotted in sorted(names):
+        first = dotted.partition(".")[0]
+        if page.name == "architecture.md" and first in folders and first != dotted:
+            dotted = f"sonic_kv.{dotted}"
+        if dotted.startswith("sonic_kv.") and not (".vllm" in dotted and find_spec("vllm") is None):
+            assert resolve_name(dotted), f"{name(page)}: {dotted}"
 
 
 # --- Python -----------------------------------------------------------------------------------
@@ -252,6 +266,20 @@ def test_commands_are_accepted(page: Path, monkeypatch: pytest.MonkeyPatch) -> N
                     raise AssertionError(
                         f"{name(page)}:{block.line}: {shlex.join(words)}: {error}"
                     ) from error
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=name)
+def test_commands_within_sentences_are_accepted(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for command in re.findall(r"`sonic-kv ([^`]+)`", text):
+        words = shlex.split(command)
+        try:
+            check_ours(words if words[-1] not in ("bench", "data") else [*words, "--help"])
+        except SystemExit:  # the help of a group
+            pass
+        except Exception as error:
+            raise AssertionError(f"{name(page)}: sonic-kv {command}: {error}") from error
 
 
 def cheap() -> list[list[str]]:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ConfigError, StoreError
 from sonic_kv.files import seal, unseal
 from sonic_kv.model.model import SonicModel
+from sonic_kv.server.access import Access
+from sonic_kv.server.dialogue import owner_of
 from sonic_kv.server.run import listen, open_store
 from sonic_kv.server.store import Limits, Name, Store
 from sonic_kv.session.options import SamplingConfig
@@ -409,6 +412,50 @@ def test_under_pressure_idle_sessions_may_shrink_first(model: SonicModel) -> Non
             server.reply([user(f"{number}: " + TEXTS[0] * 4)])
         assert server.worker.counts["pressed"] > 0
         assert any(node.pressed for node in server.worker.shelf)
+
+
+OTHER = {"authorization": "Bearer two"}
+
+
+def test_whoever_holds_most_memory_gives_way(model: SonicModel) -> None:
+    with serving(model, kv_memory="150kB", keys=("one", "two"), max_batch=1) as server:
+        messages = [user(TEXTS[0])]
+        messages.append(assistant(server.reply(messages, headers=OTHER)))  # used longest ago
+        for number in range(20):
+            server.reply([user(f"{number}: " + TEXTS[1])])
+        assert server.worker.counts["evicted"] > 5
+        made = server.worker.counts["made"]
+        assert server.chat([*messages, user("and?")], headers=OTHER).status_code == 200
+        assert server.worker.counts["made"] == made
+
+
+def test_a_key_has_no_more_memory_than_its_share(model: SonicModel) -> None:
+    mine, most = owner_of(Access(("one",)).namespace("Bearer one") or ""), [0]
+    with (
+        serving(
+            model, keys=("one", "two"), kv_memory="4MiB", kv_memory_per_key="400kB", queue_timeout=600.0
+        ) as server,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        step = server.worker.engine.step
+
+        def measured() -> bool:
+            running = [job for job in server.worker._jobs.values() if owner_of(job.request.namespace) == mine]
+            held = sum(job.session.cache.nbytes for job in running if job.session is not None)
+            most.append(held + server.worker.shelf.bytes_of(mine))
+            return step()
+
+        server.worker.engine.step = measured  # type: ignore[method-assign]
+        many = [pool.submit(server.chat, [user(f"{n}: {TEXTS[0]}")], max_tokens=100) for n in range(8)]
+        while not server.worker._jobs:
+            time.sleep(0.005)
+        assert server.chat([user("hi")], max_tokens=2, headers=OTHER).status_code == 200
+        assert not all(one.done() for one in many)  # those wait for each other, and nobody for them
+        assert {one.result().status_code for one in many} == {200}
+        assert 100_000 < max(most) <= 400_000
+        refused = server.chat([user("word " * 400)])
+        assert refused.status_code == 413
+        assert "400 kB" in refused.json()["error"]["message"]
 
 
 # --- faults -------------------------------------------------------------------------------------

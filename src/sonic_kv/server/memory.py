@@ -8,7 +8,7 @@ from concurrent.futures import Future
 
 from sonic_kv.cache.growing import MOST_AT_ONCE, SPARE_ENTRIES, SPARE_SHARE
 from sonic_kv.compress.options import Budget, SessionConfig
-from sonic_kv.errors import ContextLengthError
+from sonic_kv.errors import ContextLengthError, MemoryLimitError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.options import parse_bytes
 from sonic_kv.server.archive import Archive
@@ -16,6 +16,7 @@ from sonic_kv.server.dialogue import Step, messages_of, told
 from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.shelf import Node, Shelf
 from sonic_kv.session.options import SamplingConfig
+from sonic_kv.text import bytes_text
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.025  # between looks at what has become idle, at least
@@ -43,6 +44,7 @@ class Memory:
         later: Callable[[Callable[[], None]], None],
     ) -> None:
         self.limit = parse_bytes(options.kv_memory)
+        self.limit_each = min(self.limit, parse_bytes(options.kv_memory_per_key or options.kv_memory))
         self._shelf, self._archive, self._options = shelf, archive, options
         self._counts, self._later = counts, later
         self._leaving = 0  # bytes that go when they are written
@@ -61,14 +63,32 @@ class Memory:
         self._counts["store_errors"] += 1
         self._store_failed = time.monotonic()
 
+    def check(self, held: int) -> None:
+        """Raise `MemoryLimitError` if a dialogue that needs so many bytes can never have them."""
+        if held > self.limit_each:
+            raise MemoryLimitError(
+                f"this dialogue may need {bytes_text(held)} of keys and values, and the server has "
+                f"{bytes_text(self.limit_each)} for it: shorten it, or ask for more compression"
+            )
+
     def make_room(self, held: int) -> bool:
         """Let idle sessions go until turns can hold so many bytes; False as long as they cannot."""
-        need = held + self._shelf.nbytes - self.limit
+        return self._give_way(held + self._shelf.nbytes - self.limit, self._shelf.giving_way())
+
+    def make_room_for(self, owner: str, held: int) -> bool:
+        """`make_room` within what one key may have, among its own sessions."""
+        if self.limit_each >= self.limit:
+            return True
+        mine = [node for node in self._shelf.giving_way() if node.owner == owner]
+        return self._give_way(held + self._shelf.bytes_of(owner) - self.limit_each, mine)
+
+    def _give_way(self, need: int, idle: Sequence[Node]) -> bool:
+        """Free so many bytes, if these sessions have as many."""
         if need > 0 and self._options.pressure_ratio is not None:
-            for node in self._shelf.idle():
+            for node in idle:
                 if need > self._leaving:
                     need -= self._press(node, self._options.pressure_ratio)
-        for node in self._shelf.idle():
+        for node in idle:
             if need > self._leaving:
                 need -= self._evict(node)
         return need <= 0

@@ -25,6 +25,9 @@ class ServeOptions(Options):
     log_level: LogLevel = option("warning", "the least that is logged; info logs every request")
     log_format: LogFormat = option("text", "log lines as text or as JSON")
     kv_memory: str = option("2GiB", "keys and values of all dialogues together stay below this", size=True)
+    kv_memory_per_key: str | None = option(
+        None, "those of one API key's dialogues; without it: as of all", size=True, flag=False
+    )
     max_batch: int = option(
         16, "replies made at the same time; an API key that has none under way gets one even then", least=1
     )

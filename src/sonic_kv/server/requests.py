@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -134,15 +134,16 @@ class Waiting:
         else:
             line.append(request)
 
-    def next(self, jobs: Iterable[Running], most: int) -> Request | None:
+    def next(self, jobs: Iterable[Running], most: int, full: Container[str] = ()) -> Request | None:
         """Whose turn it is: the first request of the namespace with the fewest running, if there is room for it.
 
         One with none running need not wait for the others': it may be taken up beyond `most`, up to twice as many.
         """
-        if not self._lines:
-            return None
         running = Counter(job.request.namespace for job in jobs)
-        namespace, line = min(self._lines.items(), key=lambda item: running[item[0]])  # in turn where equal
+        lines = [(name, line) for name, line in self._lines.items() if name not in full]
+        if not lines:
+            return None
+        namespace, line = min(lines, key=lambda item: running[item[0]])  # in turn where equal
         room = most if running[namespace] else 2 * most
         return line[0] if running.total() < room else None
 

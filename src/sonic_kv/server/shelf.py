@@ -1,6 +1,8 @@
 """Sessions in memory: found by key, counted in bytes, the least wanted one first to go."""
 
+import heapq
 import time
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -41,6 +43,11 @@ class Node:
 
     def __post_init__(self) -> None:
         self.nbytes = self.session.cache.nbytes
+
+    @property
+    def owner(self) -> str:
+        """Whose it is."""
+        return self.label.partition("-")[0]
 
 
 class Shelf:
@@ -95,3 +102,29 @@ class Shelf:
         """Nodes that no turn shares, the least wanted first: superseded ones, then by last use."""
         free = (node for node in self._nodes.values() if not node.users and not node.leaving)
         return sorted(free, key=lambda node: (not node.superseded, node.used))
+
+    def giving_way(self) -> list[Node]:
+        """`idle` nodes in the order in which they leave: superseded ones, then one of the owner who holds most."""
+        held, lines, order = Counter[str](), defaultdict[str, deque[Node]](deque), list[Node]()
+        for node in self._nodes.values():
+            held[node.owner] += node.nbytes
+        for node in self.idle():
+            if node.superseded:
+                order.append(node)
+                held[node.owner] -= node.nbytes
+            else:
+                lines[node.owner].append(node)
+        owners = [(-held[owner], owner) for owner in lines]
+        heapq.heapify(owners)
+        while owners:
+            left, owner = owners[0]
+            order.append(lines[owner].popleft())
+            if lines[owner]:
+                heapq.heapreplace(owners, (left + order[-1].nbytes, owner))
+            else:
+                heapq.heappop(owners)
+        return order
+
+    def bytes_of(self, owner: str) -> int:
+        """Bytes of an owner's nodes."""
+        return sum(node.nbytes for node in self._nodes.values() if node.owner == owner)

@@ -16,7 +16,6 @@ from sonic_kv.errors import (
     BusyError,
     ConfigError,
     ContextLengthError,
-    MemoryLimitError,
     NotFoundError,
     StoreError,
 )
@@ -44,10 +43,13 @@ from sonic_kv.server.store import Store
 from sonic_kv.server.vllm import VllmEngine
 from sonic_kv.session.engine import Engine, Turn
 from sonic_kv.session.reply import reply_message
-from sonic_kv.text import bytes_text
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.25  # between looks at what has become idle, while there is nothing to do
+
+
+class _ShareTakenError(Exception):
+    """The key's own dialogues take all that one key may have, for now."""
 
 
 class Worker:
@@ -213,13 +215,17 @@ class Worker:
         for late in self._waiting.late(self.options.queue_timeout):
             self._waiting.leave(late)
             late.on_end(Outcome(error=BusyError("the server had no room in time: try again later")))
-        while (request := self._waiting.next(self._jobs.values(), self.options.max_batch)) is not None:
+        full, most = set[str](), self.options.max_batch
+        while (request := self._waiting.next(self._jobs.values(), most, full)) is not None:
             if self._unread(request):
                 self._read(request)
                 continue
             try:
                 if not self._take_up(request):
                     return
+            except _ShareTakenError:
+                full.add(request.namespace)
+                continue
             except Exception as error:
                 request.on_end(Outcome(error=error))
             self._waiting.take(request)
@@ -306,20 +312,21 @@ class Worker:
 
         Raises:
             MemoryLimitError: it never can.
+            _ShareTakenError: not before its key's other requests have ended.
         """
         request, base, entries = job.request, job.base, job.entries
         bytes_of = partial(turns_bytes, self.model, self.entry_bytes)
-        alone = bytes_of([entries])
-        if alone > self._memory.limit:
-            raise MemoryLimitError(
-                f"this dialogue may need {bytes_text(alone)} of keys and values, and the server has "
-                f"{bytes_text(self._memory.limit)}: shorten it, or ask for more compression"
-            )
+        self._memory.check(bytes_of([entries]))
+        jobs = [*self._jobs.values(), job]
+        mine = [one.entries for one in jobs if one.request.namespace == request.namespace]
         if base is not None:
             base.users += 1  # it is not to be evicted for its own sake
-        if not self._memory.make_room(bytes_of([*(job.entries for job in self._jobs.values()), entries])):
+        own = self._memory.make_room_for(owner_of(request.namespace), bytes_of(mine))
+        if not (own and self._memory.make_room(bytes_of([one.entries for one in jobs]))):
             if base is not None:
                 base.users -= 1
+            if not own:
+                raise _ShareTakenError
             return False
         prepare = self._preparer.prompt if request.prompt else self._preparer.prepare
         turn = Turn(

@@ -17,6 +17,8 @@ import torch
 from tiny import DIALOGUE, tiny_model
 
 from sonic_kv import __version__
+from sonic_kv.bench import demo
+from sonic_kv.bench.options import DemoOptions
 from sonic_kv.cli import main as cli
 from sonic_kv.cli.flags import Parser, add_flags, build, given_flags, has_flag, read_toml
 from sonic_kv.cli.loading import load_for_decoding, load_model
@@ -25,6 +27,7 @@ from sonic_kv.compress.options import DEFAULT_BUDGET, Budget, SessionConfig
 from sonic_kv.data import synth
 from sonic_kv.data.options import SynthConfig
 from sonic_kv.errors import ConfigError
+from sonic_kv.eval.matching import exact_match
 from sonic_kv.model.options import ModelOptions
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.session import ChatSession
@@ -595,14 +598,17 @@ def test_train_takes_no_adapter(sonic: Any, model_folder: Path) -> None:
 
 def test_demo_shows_every_method_and_writes_a_page(sonic: Any, model_folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "demo.html"
-    arguments = ["--model", model_folder, "--dialogues", "1", "--exchanges", "5", "--max-new-tokens", "4"]
+    dialogue = tmp_path / "asked.jsonl"
+    asked = {"messages": DIALOGUE, "questions": [{"message": 7, "answer": "Oslo"}]}
+    dialogue.write_text(json.dumps(asked) + "\n", encoding="utf-8")
+    arguments = ["--model", model_folder, "--dialogue", dialogue, "--max-new-tokens", "4"]
     code, out, error = sonic("demo", *arguments, "--ratios", "0.5", "0.9", "--html", page)
     assert code == 0, error
     assert f"wrote {page}" in error
-    names = "full context|history dropped|50 % removed|90 % removed|90 %, by recent queries"
+    names = "full context|history dropped|newest 50 % kept|50 % removed|90 % removed"
     rows = [line for line in out.splitlines() if re.match(rf"\| ({names}) ", line)]
     assert len(rows) == 5
-    assert re.search(r"\n90 % removed: the cache takes .* instead of .*, and \d of \d answers are right", out)
+    assert re.search(r"\n50 % removed: the cache takes .* instead of .*, and \d of 1 answers are right", out)
     text = page.read_text(encoding="utf-8")
     assert text.count("<svg") == 3
     assert not re.search(r"(?:src|href)=|https?://|@import|url\(", text)  # self-contained
@@ -627,14 +633,25 @@ def test_demo_replays_a_file_and_escapes_it(sonic: Any, model_folder: Path, tmp_
     )
     assert code == 0, error
     ways = json.loads(out)["ways"]
-    assert [way["recall"] for way in ways] == [None] * 6  # nobody said what is right
+    assert [way["recall"] for way in ways] == [None] * 5  # nobody said what is right
     assert ways[0]["same"] == ways[0]["questions"] == 3
-    full, dropped, *compressed, recent = (way["entries_after_closing"][0][-1] for way in ways)
+    full, dropped, newest, *compressed = (way["entries_after_closing"][0][-1] for way in ways)
     assert dropped == 0 < full
     assert sorted(compressed, reverse=True) == compressed
     assert compressed[0] < full
-    assert recent == pytest.approx(compressed[1])  # the same number of entries
+    assert newest == pytest.approx(compressed[0])  # the same number of entries
     assert "<script>" not in page.read_text(encoding="utf-8")
+
+
+def test_the_demos_own_dialogues_say_what_they_ask_for() -> None:
+    cases = demo.read(DemoOptions())
+    assert len(cases) == 5
+    for case in cases:
+        first = min(question.message for question in case.questions)
+        history = " ".join(message["content"] for message in case.messages[: first - 1])
+        assert 8 <= len(case.messages) // 2 <= 12
+        assert all(exact_match(history, question.answer) for question in case.questions)
+        assert all(exact_match(case.messages[q.message]["content"], q.answer) for q in case.questions)
 
 
 def test_demo_needs_questions(sonic: Any, model_folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from sonic_kv.bench.demo import TIMES, Answer, Result, Summary, Way, cells, exch
 from sonic_kv.model.messages import Message
 from sonic_kv.text import bytes_text
 
-BAR_HEIGHT, BAR_STEP, LABEL_WIDTH, BAR_WIDTH = 20, 34, 132, 330
+BAR_HEIGHT, BAR_STEP, LABEL_WIDTH, BAR_WIDTH = 20, 34, 136, 200
 CHART_WIDTH, CHART_HEIGHT = 1000, 320
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 150, 14, 44
 
@@ -23,7 +23,8 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 sy
 main { max-width: 1080px; margin: 0 auto; padding: 40px 20px 64px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; }
 h2 { font-size: 17px; margin: 0 0 2px; }
-p { margin: 0; } .lead { color: var(--soft); max-width: 68ch; margin-bottom: 28px; }
+p { margin: 0; } .lead { color: var(--soft); max-width: 68ch; margin-bottom: 14px; }
+.gain { max-width: 68ch; margin-bottom: 28px; font-weight: 600; }
 .note { color: var(--soft); font-size: 14px; margin-bottom: 14px; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 20px; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 20px 22px;
@@ -53,15 +54,12 @@ footer { color: var(--soft); font-size: 14px; }
 
 
 def _palette(ways: Sequence[Way]) -> str:
-    """Slate for full context, ochre for no history, blues by compression, plum for recent queries."""
-    light, dark, sonic = ["#4a5568", "#a86a12"], ["#c3cad6", "#e0a94f"], 0
-    number = max(len(ways) - 4, 1)  # steps between the blues
-    for way in ways[2:]:
-        ours = way.method != "recent"
-        step = sonic / number
-        light.append(f"hsl(214 80% {58 - 32 * step:.0f}%)" if ours else "#8a2f6b")
-        dark.append(f"hsl(214 85% {56 + 28 * step:.0f}%)" if ours else "#e08ac4")
-        sonic += ours
+    """Slate for full context, ochre for no history, plum for the newest entries, blues by compression."""
+    light, dark = ["#4a5568", "#a86a12", "#8a2f6b"], ["#c3cad6", "#e0a94f", "#e08ac4"]
+    for number in range(len(ways) - 3):
+        step = number / max(len(ways) - 4, 1)
+        light.append(f"hsl(214 80% {52 - 26 * step:.0f}%)")
+        dark.append(f"hsl(214 85% {56 + 28 * step:.0f}%)")
     sides = ("".join(f"--m{i}: {c}; " for i, c in enumerate(side)) for side in (light, dark))
     return ":root {{ {}}} @media (prefers-color-scheme: dark) {{ :root {{ {}}} }}".format(*sides)
 
@@ -214,7 +212,8 @@ def page(result: Result) -> str:
 <main>
 <h1>What a dialogue's cache must hold</h1>
 <p class="lead">The same dialogues, with their whole history in the KV cache, with none of it, and with past
-segments compressed. Model: {escape(result.model)}, {result.parameters:,} parameters. {escape(gain(rows))}</p>
+segments compressed. Model: {escape(result.model)}, {result.parameters:,} parameters.</p>
+<p class="gain">{escape(gain(rows))}</p>
 <div class="grid">
 <section><h2>{title}</h2><p class="note">{over}</p>
 {bars(title, answers, asked)}</section>
@@ -225,7 +224,8 @@ segments compressed. Model: {escape(result.model)}, {result.parameters:,} parame
 <p class="note">of closed history, after each closed segment of the first dialogue</p>
 <div class="scroll wide">{lines("Entries after each closed segment", names, first)}</div></section>
 <section><h2>Figures</h2>
-<p class="note">entries and cache at a dialogue's end, on average. {escape(TIMES)}</p>
+<p class="note">entries and cache at a dialogue's end, time of a dialogue, on average.
+{escape(TIMES.replace("`", ""))}</p>
 {_table(rows)}</section>
 <section><h2>The first dialogue</h2>
 <p class="note">the history is the written one; below each question, what the model answers in every way</p>

@@ -168,11 +168,9 @@ class DemoOptions(Options):
 
     dialogue: str | None = option(
         None,
-        "file of dialogues: JSON lines of messages, ShareGPT, Parquet, …; without it: synthetic dialogues",
+        "file of dialogues: JSON lines of messages, ShareGPT, Parquet, …; without it: five that ship with the package",
     )
-    dialogues: int = option(6, "how many dialogues; the first is shown in full", least=1)
-    exchanges: int = option(16, "exchanges of each synthetic dialogue", least=1)
-    seed: int = option(0, "seed of the synthetic dialogues", flag=False)
-    ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios to compare", least=0.0, below=1.0)
-    max_new_tokens: int = option(32, "longest answer, in tokens", least=1)
+    dialogues: int = option(5, "how many dialogues; the first is shown in full", least=1)
+    ratios: tuple[float, ...] = option((0.8, 0.9), "compression ratios to compare", least=0.0, below=1.0)
+    max_new_tokens: int = option(20, "longest answer, in tokens", least=1)
     html: str = option("demo.html", "page to write; an empty text: none")

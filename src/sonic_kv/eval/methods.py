@@ -21,7 +21,7 @@ from sonic_kv.cache.layers import Memory
 from sonic_kv.compress.closing import allowed
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
-from sonic_kv.compress.policies import Policy, RecentPolicy, RereadPolicy, StreamingPolicy
+from sonic_kv.compress.policies import H2OPolicy, Policy, RecentPolicy, RereadPolicy, StreamingPolicy
 from sonic_kv.eval import rivals
 from sonic_kv.eval.rivals import Rival
 from sonic_kv.eval.turns import Row, read
@@ -363,6 +363,7 @@ METHODS: Mapping[str, Method] = {
     "selection": Method(_selection, missing=_needs_reencoding),
     "reread": Method(_shipped(RereadPolicy)),
     "recent": Method(_shipped(RecentPolicy)),
+    "h2o-policy": Method(_shipped(H2OPolicy), default=False),
     "kvzip": Method(KVzip),
     "streaming-llm": Method(_shipped(StreamingPolicy)),
     **_both("h2o", rivals.H2O),

@@ -63,9 +63,8 @@ def serving(
     if isinstance(store, (Path, str)):
         store = store_of(chosen)
     worker = Worker(model, config, HALF, chosen, store)
+    server = HttpServer(make_app(worker, "tiny", BRIEF, chosen, keys), worker, chosen)
     listener = listen("127.0.0.1", 0)
-    app = make_app(worker, "tiny", BRIEF, chosen, keys)
-    server = HttpServer(app, worker, chosen)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

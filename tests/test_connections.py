@@ -1,8 +1,10 @@
 """Laws of connections: whoever only waits cannot keep others out, and the server ends in time."""
 
 import resource
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ import pytest
 from serving import Served, serving, user
 from tiny import tiny_model
 
+from sonic_kv.errors import ConfigError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.server.connections import most_connections
 
@@ -107,3 +110,34 @@ def test_told_to_end_a_server_finishes_short_replies_and_leaves_the_rest(tmp_pat
         assert any("the server is stopping" in last for last in long)
         served.wait(timeout=10)
         assert time.monotonic() - start < 4.5
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_https_is_served_with_a_certificate(model: SonicModel, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        key,
+        "-out",
+        certificate,
+    ]
+    more = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, *more], check=True, capture_output=True)
+    with (
+        serving(model, tls_certificate=str(certificate), tls_key=str(key)) as server,
+        httpx.Client(verify=ssl.create_default_context(cafile=certificate)) as client,
+    ):
+        url = server.url.replace("http:", "https:")
+        body = {"messages": [user("hi")], "max_tokens": 2, "stream": True}
+        assert client.post(f"{url}/v1/chat/completions", json=body).text.endswith("data: [DONE]\n\n")
+    with (
+        pytest.raises(ConfigError, match=f"cannot use the certificate {key}"),
+        serving(model, tls_certificate=str(key), tls_key=str(key)),
+    ):
+        pass

@@ -13,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from sonic_kv.errors import ConfigError
 from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.worker import Worker
 
@@ -101,8 +102,14 @@ class HttpServer(uvicorn.Server):
             access_log=False,
             server_header=False,
             backlog=BACKLOG,
+            ssl_certfile=options.tls_certificate,
+            ssl_keyfile=options.tls_key,
             timeout_graceful_shutdown=CUT * self._seconds,  # type: ignore[arg-type]
         )
+        try:
+            config.load()
+        except OSError as error:  # ssl's errors, too
+            raise ConfigError(f"cannot use the certificate {options.tls_certificate}: {error}") from error
         super().__init__(config)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

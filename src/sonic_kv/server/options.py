@@ -20,6 +20,10 @@ class ServeOptions(Options):
         None,
         "file of API keys, one a line; SONIC_KV_API_KEYS (separated by commas) adds to it; without it: open to all",
     )
+    tls_certificate: str | None = option(
+        None, "file of a certificate chain in PEM form: HTTPS is served, with tls_key", flag=False
+    )
+    tls_key: str | None = option(None, "file of the certificate's private key", flag=False)
     cors_origins: tuple[str, ...] = option((), "origins whose pages may call this server from a browser")
     served_model_name: tuple[str, ...] = option((), "names of the model for clients; the first is shown")
     log_level: LogLevel = option("warning", "the least that is logged; info logs every request")
@@ -93,6 +97,14 @@ class ServeOptions(Options):
     )
 
     def check(self) -> None:
+        require(
+            (self.tls_certificate is None) == (self.tls_key is None),
+            "tls_certificate and tls_key go together",
+        )
+        require(
+            self.engine != "ray" or self.tls_key is None,
+            "engine ray serves HTTP: put a proxy in front of it for TLS",
+        )
         require(
             self.engine != "ray" or self.store != "none",
             "engine ray needs a store that all replicas reach: a dialogue outlives its replica there",

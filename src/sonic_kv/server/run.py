@@ -75,10 +75,10 @@ def store_of(options: ServeOptions) -> Store | None:
     return store
 
 
-def announce(name: str, host: str, port: int, keys: tuple[str, ...]) -> None:
+def announce(name: str, host: str, port: int, keys: tuple[str, ...], scheme: str = "http") -> None:
     """Say on standard error where the model is served, and warn if everybody can reach it."""
-    shown = f"[{host}]" if ":" in host else host
-    print(f"sonic-kv: {name} at http://{shown}:{port} (API: http://{shown}:{port}/v1)", file=sys.stderr)
+    url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    print(f"sonic-kv: {name} at {url} (API: {url}/v1)", file=sys.stderr)
     if not keys and host not in LOOPBACK:
         print(
             "sonic-kv: warning: no API keys: whoever reaches this address can read every dialogue",
@@ -99,6 +99,7 @@ def serve(
     set_up(options.log_level, options.log_format)
     worker = Worker(model, config, budget, options, store_of(options))
     app = make_app(worker, name, sampling, options, keys)
-    listener = listen(options.host, options.port)
-    announce(name, options.host, listener.getsockname()[1], keys)
-    HttpServer(app, worker, options).run([listener])
+    server, listener = HttpServer(app, worker, options), listen(options.host, options.port)
+    scheme = "http" if options.tls_key is None else "https"
+    announce(name, options.host, listener.getsockname()[1], keys, scheme)
+    server.run([listener])

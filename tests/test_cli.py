@@ -474,6 +474,7 @@ def test_budgets_are_read_as_written() -> None:
     assert parse_budget("0.9") == Budget(compression_ratio=0.9)
     assert parse_budget("compression_ratio=0.9") == Budget(compression_ratio=0.9)
     assert parse_budget("max_entries=512") == Budget(max_entries=512)
+    assert parse_budget("max_damage=0.02") == Budget(max_damage=0.02)
     assert parse_budget("max_bytes=1000") == Budget(max_bytes=1000)
     with pytest.raises(ConfigError):
         parse_budget("min_entries=5")
@@ -561,7 +562,10 @@ def test_an_interrupted_file_is_the_one_before(
 
 
 def test_train_writes_an_adapter_that_chat_loads(sonic: Any, model_folder: Path, tmp_path: Path) -> None:
-    options = toml(tmp_path, "[synth]\nmin_exchanges = 2\nmax_exchanges = 3\n[train]\nmax_steps = 9\n")
+    options = toml(
+        tmp_path,
+        "[synth]\nmin_exchanges = 2\nmax_exchanges = 3\n[train]\nmax_steps = 9\nscale_dialogues = 2\n",
+    )
     arguments = ["--config", options, "--model", model_folder, "--out", tmp_path / "run", "--lora-rank", "2"]
     arguments += ["--data-share", "0", "--max-steps", "3", "--importance-steps", "1", "--batch-size", "1"]
     code, out, error = sonic("train", *arguments, "--no-bf16", "--json")
@@ -587,10 +591,23 @@ def test_one_of_several_training_processes_has_a_gpu_of_its_own(
     assert "cuda:97" in error
 
 
-def test_train_takes_no_adapter(sonic: Any, model_folder: Path) -> None:
-    code, _, error = sonic("train", "--model", model_folder, "--adapter", model_folder)
-    assert code == 2
-    assert "leave --adapter out" in error
+def test_train_of_a_finished_adapter_finds_what_its_scores_are_worth(
+    sonic: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    given = ["--model", model_folder, "--adapter", model_folder]
+    code, _, error = sonic("chat", *given, "--max-damage", "0.1", stdin="hi\n")
+    assert (code, "max_damage needs" in error) == (2, True)
+    assert_one_line(error)
+    config = toml(tmp_path, "[train]\nscale_dialogues = 3\n")
+    code, out, error = sonic("train", *given, "--config", config, "--out", tmp_path / "out")
+    assert code == 0, error
+    assert "nats a later token" in error
+    chat = ["chat", "--model", model_folder, "--adapter", out.strip(), "--max-damage", "0.1", "--json"]
+    code, out, error = sonic(
+        *chat, "--max-new-tokens", "4", "--min-segment-tokens", "1", stdin="hi there\nwhy?\n"
+    )
+    assert code == 0, error
+    assert 0.0 <= json.loads(out.splitlines()[-1])["stats"]["predicted_damage"] <= 0.1
 
 
 # --- demo --------------------------------------------------------------------------------------

@@ -41,7 +41,9 @@ def outcomes(model: SonicModel, method: str | Method, ratio: float | None, some:
     kind = METHODS[method] if isinstance(method, str) else method
     donors = [s.token_ids[s.prefix :] for s in reversed(scripts(model))][: len(some)]
     openings = open_dialogues(model, some, donors, [kind])
-    found = replay(model, CONFIG, [Task(kind, ratio, opening) for opening in openings])
+    found = replay(
+        model, CONFIG, [Task(kind, Budget(compression_ratio=ratio), opening) for opening in openings]
+    )
     assert all(isinstance(outcome, Outcome) for outcome in found), found
     return found
 
@@ -319,6 +321,6 @@ def test_a_method_that_fails_stops_no_other_one() -> None:
     model = tiny_model()
     both = [Method(Leaking, budgeted=False), METHODS["full"]]
     (opening,) = open_dialogues(model, scripts(model)[:1], [[]], both)
-    failed, fine = replay(model, CONFIG, [Task(method, None, opening) for method in both])
+    failed, fine = replay(model, CONFIG, [Task(method, Budget(), opening) for method in both])
     assert isinstance(failed, RuntimeError)
     assert isinstance(fine, Outcome)

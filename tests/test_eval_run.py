@@ -18,6 +18,7 @@ from tiny import DIALOGUE, TEMPLATE, tiny_base, tiny_model, tiny_tokenizer
 from sonic_kv.compress.options import SessionConfig
 from sonic_kv.errors import ConfigError, DataError, FileError
 from sonic_kv.eval import run as runs
+from sonic_kv.eval.damage import rank_correlation
 from sonic_kv.eval.figures import Draws, Figures, figure, summarise
 from sonic_kv.eval.methods import Closer, Method, Steps
 from sonic_kv.eval.options import EvalOptions
@@ -27,6 +28,7 @@ from sonic_kv.eval.results import Results
 from sonic_kv.eval.run import Evaluation, paths
 from sonic_kv.eval.suites import SORTS, Case, Question, load
 from sonic_kv.eval.turns import Row
+from sonic_kv.model.nats import DamageScale
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "bench"
 CONFIG = SessionConfig(min_segment_tokens=32, max_segment_tokens=64)
@@ -684,3 +686,44 @@ def test_the_command_evaluates_a_local_model_and_reports(
     assert "b: KL recovery" in out
     assert main(["report", "nowhere"]) == 1
     assert "nowhere is not a folder of sonic-kv eval" in capsys.readouterr().err
+
+
+def test_predicted_damage_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    model = tiny_model(adapter={"lora_rank": 0})
+    asked = options(tmp_path, methods=("sonic", "sliding"), ratios=(0.5, 0.9), max_damages=(0.02,), limit=4)
+    with pytest.raises(ConfigError, match="max_damage needs"):
+        Evaluation(model, asked, CONFIG)
+    assert model.adapter is not None
+    model.adapter.scale = DamageScale(2e-3, 0.8)
+    evaluation = Evaluation(model, asked, CONFIG)
+    evaluation.run()
+    records = list(evaluation.results)
+    assert len(records) == evaluation.total == 4 * (3 + 3 + 2)
+    assert {record["method"] for record in records if "damage" in record} == {"sonic", "sonic at 0.02 nats"}
+    for record in records:
+        if record["method"] == "sonic at 0.02 nats":
+            assert len(record["damage"]) == len(record["memory"])
+            assert max(record["damage"]) <= 0.02 * (1 + 1e-4)
+    summary = write(evaluation.results)
+    rows = {(row["method"], row["ratio"]): row for row in summary["damage"]["rows"]}
+    assert list(rows) == [("sonic", 0.5), ("sonic", 0.9), ("sonic at 0.02 nats", None), ("all budgets", None)]
+    assert rows["sonic", 0.5]["predicted"] < rows["sonic", 0.9]["predicted"]
+    assert rows["all budgets", None]["count"] == 12
+    folder = evaluation.results.folder
+    text = (folder / "report.md").read_text()
+    assert "## Predicted damage" in text
+    assert (folder / "damage.svg").exists() is ("damage.svg" in text)
+
+
+def test_rank_correlation_is_of_ranks() -> None:
+    values = [0.1, 0.5, 0.2, 0.9, 0.7]
+    same = rank_correlation(values, [v**3 for v in values], 0)
+    assert same is not None
+    assert same["value"] == pytest.approx(1.0)
+    other = rank_correlation(values, [-v for v in values], 0)
+    assert other is not None
+    assert other["value"] == pytest.approx(-1.0)
+    tied = rank_correlation([1.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0], 0)
+    assert tied is not None
+    assert tied["value"] == pytest.approx(0.9487, abs=1e-4)
+    assert rank_correlation(values[:3], values[:3], 0) is None

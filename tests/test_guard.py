@@ -89,10 +89,10 @@ def test_every_answer_has_the_requests_id(server: Served) -> None:
 
 def test_what_failed_unforeseen_is_counted_and_told_without_its_reasons(model: SonicModel) -> None:
     with serving(model) as broken:
-        del broken.worker.default_ratio
+        del broken.worker.default_budget
         answer = broken.http.get("/v1/models", headers={"x-request-id": "lost"})
         assert answer.status_code == 500
-        assert "default_ratio" not in answer.text
+        assert "default_budget" not in answer.text
         assert "lost" in json.loads(answer.text)["error"]["message"]
         assert (
             'sonic_kv_requests_total{route="/v1/models",status="500"} 1.0' in broken.http.get("/metrics").text

@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sonic_kv.compress.options import Budget
 from sonic_kv.model.model import SonicModel
+from sonic_kv.model.nats import DamageScale
 from sonic_kv.model.tokens import spelled
 from sonic_kv.session.generate import generate
 from sonic_kv.session.options import SamplingConfig
@@ -273,6 +274,30 @@ def test_a_named_session_can_be_compressed_at_once(server: Served) -> None:
     assert again["compression_ratio"] == 0.9
 
 
+def test_a_budget_in_nats_is_kept_by_every_way_to_ask_for_it(tmp_path: Path) -> None:
+    model = tiny_model(adapter={"lora_rank": 0}, max_position_embeddings=4096)
+    assert model.adapter is not None
+    headers, messages = {"x-session-id": "nats"}, [*DIALOGUE, user("so?")]
+    with serving(model) as unknown:
+        refused = unknown.chat(messages, sonic={"max_damage": 0.02})
+        assert (refused.status_code, "max_damage needs" in refused.text) == (400, True)
+        assert unknown.chat(messages).json()["usage"]["sonic"]["predicted_damage"] is None
+    model.adapter.scale = DamageScale(2e-3, 0.8)
+    with serving(model, tmp_path / "store") as server:
+        usage = server.chat(messages, headers=headers, sonic={"max_damage": 0.005}).json()["usage"]["sonic"]
+        assert (usage["compression_ratio"], usage["max_damage"]) == (0.0, 0.005)
+        assert 0.0 < usage["predicted_damage"] <= 0.005
+        small = server.http.patch("/v1/sessions/nats", json={"max_damage": 0.05}).json()
+        assert small["entries"] < usage["entries"]
+        assert 0.005 < small["predicted_damage"] <= 0.05
+        assert server.http.patch("/v1/sessions/nats", json={}).status_code == 400
+    with serving(model, tmp_path / "store") as again:  # read from the store
+        assert again.http.get("/v1/sessions/nats").json() == small
+    with serving(model, min_compression_ratio=0.5) as capped:
+        refused = capped.chat(messages, sonic={"max_damage": 0.02})
+        assert (refused.status_code, "removes 0.5 at least" in refused.text) == (400, True)
+
+
 # --- access -------------------------------------------------------------------------------------
 
 
@@ -347,6 +372,8 @@ def test_other_names_for_this_machine_are_refused(server: Served) -> None:
         ({"stop": [1]}, 400, "stop: must be a text, or a list of texts"),
         ({"sonic": {"compression_ratio": 1.0}}, 400, "compression_ratio"),
         ({"sonic": {"ratio": 0.5}}, 400, "ratio"),
+        ({"sonic": {"max_damage": 0.0}}, 400, "max_damage: must be above 0"),
+        ({"sonic": {"max_damage": 0.1, "compression_ratio": 0.5}}, 400, "not both"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(server: Served, change: Any, status: int, says: str) -> None:

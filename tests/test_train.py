@@ -47,6 +47,7 @@ QUICK: dict[str, Any] = {
     "log_every": 1,
     "save_every": 2,
     "bf16": False,
+    "scale_dialogues": 0,
 }
 
 
@@ -418,7 +419,7 @@ def test_the_base_runs_over_a_dialogue_once_and_a_resumed_run_reads_it_again(
 
 
 def test_progress_stands_in_a_file_with_the_time_that_is_left(tmp_path: Path) -> None:
-    run = trainer(tmp_path, validate_every=3, validation_dialogues=2)
+    run = trainer(tmp_path, validate_every=3, validation_dialogues=2, scale_dialogues=2)
     seen: list[dict[str, Any]] = []
 
     def look(record: dict[str, Any]) -> None:
@@ -426,8 +427,8 @@ def test_progress_stands_in_a_file_with_the_time_that_is_left(tmp_path: Path) ->
         assert json.loads((tmp_path / "progress.json").read_text()) == record
 
     run.run(look)
-    assert [r["phase"] for r in seen] == ["importance"] * 2 + ["re-encoding"] * 4
-    assert [r["step"] for r in seen] == list(range(1, 7))
+    assert [r["phase"] for r in seen] == ["importance"] * 2 + ["re-encoding"] * 4 + ["scale"] * 2
+    assert [r["step"] for r in seen] == [*range(1, 7), 6, 6]
     assert all(r["max_steps"] == 6 and r["tokens_per_second"] > 0 for r in seen)
     assert all(r["remaining"] > 0 for r in seen[:-1])
     assert seen[-1]["remaining"] == 0

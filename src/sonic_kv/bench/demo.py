@@ -14,7 +14,7 @@ from typing import Any
 
 from sonic_kv.bench.options import DemoOptions
 from sonic_kv.bench.report import Report
-from sonic_kv.compress.options import SessionConfig
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import DataError
 from sonic_kv.eval.matching import exact_match
 from sonic_kv.eval.methods import METHODS
@@ -153,7 +153,8 @@ def run(model: SonicModel, options: DemoOptions) -> Result:
             part = scripts[at : at + SIDE_BY_SIDE]
             openings = open_dialogues(model, part, [()] * len(part), methods, options.max_new_tokens)
             for way, method, done in zip(chosen, methods, replays, strict=True):
-                done += _replay(model, config, [Task(method, way.ratio, opening) for opening in openings])
+                budget = Budget(compression_ratio=way.ratio)
+                done += _replay(model, config, [Task(method, budget, opening) for opening in openings])
                 bar.add(len(part), way.name)
     parameters = sum(weight.numel() for weight in model.base.parameters())
     return Result(type(model.base).__name__, parameters, cases, chosen, replays)

@@ -62,6 +62,10 @@ class SessionCache(Cache):
     Args:
         compact: kept keys stand at consecutive positions.
         bits: of a number in the memory while it rests; None: as the model computes.
+
+    Attributes:
+        dropped: what every head has dropped, as one entry: its score, -inf if there is none, and its position in the
+            transcript; None: nobody has counted. (2, layers, G) float32
     """
 
     layers: list[SessionLayer]
@@ -70,6 +74,7 @@ class SessionCache(Cache):
         super().__init__(layers=[SessionLayer() for _ in range(num_layers)])
         self.compact, self.bits = compact, bits
         self._lengths = Lengths()
+        self.dropped: Tensor | None = None
 
     @property
     def lengths(self) -> Lengths:
@@ -154,6 +159,7 @@ class SessionCache(Cache):
         *,
         open_length: int = 0,
         moved: Sequence[Tensor] | None = None,
+        dropped: Tensor | None = None,
     ) -> None:
         """Hold the prefix, `memory` behind it, and the newest entries; all others are freed.
 
@@ -164,6 +170,7 @@ class SessionCache(Cache):
             lengths: how the entries count from now on; the number in the memory is counted here.
             open_length: how many of the newest raw entries stay: the open segment.
             moved: their keys in every layer, if they are to stand at other positions. Each (1, G, open_length, D)
+            dropped: what heads have dropped, these entries too; None: nobody has counted.
         """
         assert lengths.prefix + open_length <= self.raw
         new = self.fork()
@@ -173,6 +180,7 @@ class SessionCache(Cache):
             layer.put_memory(kept, lengths.prefix, open_length, None if moved is None else moved[number])
         counts = [n for layer in new.layers for n in layer.counts]
         new._count(replace(lengths, memory=round(sum(counts) / len(counts))))
+        new.dropped = dropped
         self.restore(new)
 
     def _count(self, lengths: Lengths) -> None:
@@ -215,7 +223,7 @@ class SessionCache(Cache):
         """Become what `other` is."""
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             mine.__dict__.update(theirs.__dict__)
-        self._lengths = other.lengths
+        self._lengths, self.dropped = other.lengths, other.dropped
 
     def lend(self, other: Cache) -> None:
         """Let another cache of transformers hold the layers of this one."""
@@ -225,11 +233,12 @@ class SessionCache(Cache):
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor by layer and name: `from_state` takes them."""
-        return {
+        state = {
             f"{number}.{name}": tensor
             for number, layer in enumerate(self.layers)
             for name, tensor in layer.state().items()
         }
+        return state if self.dropped is None else {**state, "dropped": self.dropped}
 
     @classmethod
     def from_state(
@@ -254,4 +263,5 @@ class SessionCache(Cache):
                 }
                 layer.load_state(own, lengths.prefix, bits)
         cache._count(lengths)
+        cache.dropped = state.get("dropped")
         return cache

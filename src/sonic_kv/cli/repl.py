@@ -15,7 +15,7 @@ from sonic_kv.session.stats import SessionStats
 from sonic_kv.text import bytes_text, nearest, table
 
 HELP = """\
-/budget 0.9   compression ratio from now on (also: /budget max_entries=512, /budget max_bytes=1000000)
+/budget 0.9   compression ratio from now on (also: /budget max_damage=0.02, max_entries=512, max_bytes=1000000)
 /stats        what each segment was and what is left of it
 /save FILE    write the session
 /load FILE    go on with a saved session
@@ -26,9 +26,14 @@ def cache_line(stats: SessionStats) -> str:
     """What the cache holds, in words."""
     if stats.bytes >= stats.full_bytes:  # before the first closing it has room to grow, too
         return f"The cache holds all {stats.logical_tokens} tokens; nothing has been compressed yet."
+    cost = (
+        ""
+        if stats.predicted_damage is None
+        else f" Predicted damage: {stats.predicted_damage:.2g} nats a token."
+    )
     return (
         f"The cache holds {stats.entries} of {stats.logical_tokens} tokens: {bytes_text(stats.bytes)} instead of "
-        f"{bytes_text(stats.full_bytes)}."
+        f"{bytes_text(stats.full_bytes)}.{cost}"
     )
 
 
@@ -43,7 +48,7 @@ def reply_line(reply: Reply) -> str:
 
 
 def parse_budget(text: str) -> Budget:
-    """`0.9` is a compression ratio; `max_entries=512` and `max_bytes=100000` are limits.
+    """`0.9` is a compression ratio; `max_damage=0.02`, `max_entries=512` and `max_bytes=100000` are limits.
 
     Raises:
         ConfigError: it is neither.
@@ -56,9 +61,13 @@ def parse_budget(text: str) -> Budget:
             return Budget(**{name: int(value)})
         if name == "compression_ratio":
             return Budget(compression_ratio=float(value))
+        if name == "max_damage":
+            return Budget(max_damage=float(value))
     except ValueError:
         pass
-    raise ConfigError(f"/budget {text}: give a ratio such as 0.9, max_entries=512 or max_bytes=1000000")
+    raise ConfigError(
+        f"/budget {text}: give a ratio such as 0.9, max_damage=0.02, max_entries=512 or max_bytes=1000000"
+    )
 
 
 class Repl:

@@ -2,31 +2,37 @@
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sonic_kv.cli.command import Call, Command
+from sonic_kv.cli.command import Call, Command, note
 from sonic_kv.cli.loading import load_model
 from sonic_kv.data.options import SynthConfig
-from sonic_kv.errors import ConfigError
 from sonic_kv.model.options import AdapterConfig, ModelOptions
 from sonic_kv.text import Progress
 from sonic_kv.training.options import PlanConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from sonic_kv.model.encoded import Encoded
+    from sonic_kv.model.model import SonicModel
 
 SHOWN = ("importance", "distillation", "recovery")  # figures beside the progress
 
 
 def run(call: Call) -> None:
-    """Train; a progress bar on standard error, the adapter's path on standard output."""
+    """Train, or with an adapter that is finished: measure it; progress on standard error, the adapter's path on
+    standard output."""
     options = call.options(ModelOptions)
-    if options.adapter is not None:
-        raise ConfigError(
-            "train makes a new adapter: leave --adapter out (an unfinished run goes on by itself)"
-        )
     if options.device == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes: each has its own
         options = replace(options, device=f"cuda:{os.environ['LOCAL_RANK']}")
     config, shape, synth = call.options(TrainConfig), call.options(AdapterConfig), call.options(SynthConfig)
     plan = call.options(PlanConfig)
+    if options.adapter is not None:
+        path = _scale(load_model(options), options, config, synth)
+        print(json.dumps({"adapter": str(path)}) if call.json else path)
+        return
 
     from sonic_kv.training.trainer import Trainer
 
@@ -46,9 +52,34 @@ def run(call: Call) -> None:
         print(json.dumps({"adapter": str(path), **last}) if call.json else path)
 
 
+def _scale(model: "SonicModel", options: ModelOptions, config: TrainConfig, synth: SynthConfig) -> Path:
+    """Find out what the scores of a finished adapter are worth in nats; the path of a copy of it that knows it."""
+    from sonic_kv.data.mixture import Mixture
+    from sonic_kv.model.adapter import with_scale
+    from sonic_kv.model.loading import find, find_adapter
+    from sonic_kv.training.nats import measured
+
+    path = find_adapter(options.adapter, find(options.model))
+    assert path is not None
+    data, count = Mixture(model.format, config, synth), config.scale_dialogues
+    with Progress("dialogue", count) as bar:
+
+        def dialogues() -> "Iterator[Encoded]":
+            for number in range(count):
+                yield data.dialogue(config.max_steps + number, 0)
+                bar.add(1)
+
+        scale = measured(model, dialogues())
+    note(
+        f"nats a later token: {scale.factor:.3g} × (sum of exp(2 score) of what is dropped) ^ {scale.power:.3g}"
+    )
+    return with_scale(path, scale, config.out)
+
+
 TRAIN = Command(
     "train",
-    "train an adapter for a model; a run that was stopped goes on from its last checkpoint",
+    "train an adapter for a model; a run that was stopped goes on from its last checkpoint; with --adapter: find what "
+    "the scores of that one are worth in nats, and write it to --out with that",
     run,
     {
         "model": ModelOptions,

@@ -30,7 +30,7 @@ def target_entries(
     if budget.compression_ratio is not None:
         if budget.compression_ratio == 0.0:
             return None
-        return max(round((1.0 - budget.compression_ratio) * history), min(segments, history))
+        return max(round((1.0 - budget.compression_ratio) * history), least_entries(segments, history))
     if budget.max_entries is not None:
         limit, name = budget.max_entries, f"max_entries={budget.max_entries}"
     elif budget.max_bytes is not None:
@@ -42,6 +42,35 @@ def target_entries(
             f"{name} holds {limit} entries, and the prefix alone has {prefix}: raise the budget"
         )
     return limit - prefix
+
+
+def least_entries(segments: int, history: int) -> int:
+    """Entries that stay whatever is removed: one a segment."""
+    return min(segments, history)
+
+
+def log_worth(scores: Sequence[Tensor]) -> float:
+    """log Σ exp(2 s): what entries of these scores count together; -inf: there are none. Any shapes"""
+    return float(_together(scores).logsumexp(0))
+
+
+def fewest_shared(scores: Sequence[Tensor], allowance: float) -> int:
+    """Fewest entries, of a head in the mean, that `select_shared` may keep if all others count `allowance` at most.
+
+    Args:
+        scores: -inf: no entry. Per layer (G, N)
+        allowance: as `log_worth` has it.
+    """
+    together = _together(scores)
+    together = together[together > -torch.inf].sort().values
+    dropped = int((together.logcumsumexp(0) <= allowance).sum())
+    return -(-(len(together) - dropped) // sum(map(len, scores)))
+
+
+def _together(scores: Sequence[Tensor]) -> Tensor:
+    """2 s of all scores, as exact as the device can. (N,)"""
+    flat = torch.cat([layer.flatten() for layer in scores])
+    return 2.0 * flat.to(torch.float32 if flat.device.type == "mps" else torch.float64)
 
 
 def allocate(weights: Sequence[float], capacity: Sequence[int], total: int, floor: int = 1) -> list[int]:

@@ -3,6 +3,8 @@
 Sessions, the plans of training and the evaluation all decide here, and nowhere else.
 """
 
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,12 +14,16 @@ from torch import Tensor
 from sonic_kv.cache.cache import Lengths
 from sonic_kv.compress.budget import (
     allocate,
+    fewest_shared,
+    least_entries,
+    log_worth,
     select_by_segment,
     select_per_head,
     select_shared,
     target_entries,
 )
 from sonic_kv.compress.options import Allocation, Budget
+from sonic_kv.model.nats import DamageScale
 
 # Every segment keeps an entry while there are not more than this; then the oldest count as one.
 MIN_GROUPS, ENTRIES_PER_GROUP = 16, 4
@@ -41,6 +47,29 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Account:
+    """What has been dropped before, for budgets in nats.
+
+    Attributes:
+        scale: what makes nats of scores.
+        dropped: scores of what every head has dropped, as one entry, recency included; -inf: nothing. (layers, G)
+    """
+
+    scale: DamageScale
+    dropped: Tensor
+
+    def damage(self, scores: Sequence[Tensor] = (), masks: Sequence[Tensor] = ()) -> float:
+        """Predicted damage, in nats a later token, if of entries of these scores only those in `masks` stay."""
+        gone = [layer[~mask] for layer, mask in zip(scores, masks, strict=True)]
+        return self.scale.nats(log_worth([self.dropped, *gone]))
+
+    def allowance(self, damage: float) -> float:
+        """What may be dropped besides, as `log_worth` has it."""
+        most, gone = self.scale.log_sum(damage), log_worth([self.dropped])
+        return most + math.log1p(-math.exp(gone - most)) if gone < most else -math.inf
+
+
+@dataclass(frozen=True)
 class Kept:
     """What stays.
 
@@ -58,7 +87,8 @@ class Kept:
 
 
 def allowed(lengths: Lengths, budget: Budget, sizes: Sizes | None = None) -> int:
-    """How many of the memory entries that `lengths` counts may stay (of a head, in the mean).
+    """How many of the memory entries that `lengths` counts may stay (of a head, in the mean), before their scores are
+    known: under a budget in nats, all of them.
 
     Raises:
         BudgetError: the budget cannot hold the prefix and an entry.
@@ -76,6 +106,7 @@ def close(
     *,
     sizes: Sizes | None = None,
     weigh: Weigh | None = None,
+    account: Account | None = None,
 ) -> Kept:
     """What stays of memory and open segment when the segment is closed.
 
@@ -85,11 +116,12 @@ def close(
         lengths: as if everything stayed: `Lengths.closing`.
         allocation: how the entries are shared among layers, heads and segments.
         weigh: segments' weights where they have shares of their own; None: the attention they can expect.
+        account: what has been dropped before, for a budget in nats.
 
     Raises:
         BudgetError: the budget cannot hold the prefix and an entry.
     """
-    total = _target(lengths, budget, sizes)
+    total = _total(scores, positions, lengths, budget, allocation, sizes, account)
     if total is not None:
         lengths = lengths.merge_oldest(max(MIN_GROUPS, total // ENTRIES_PER_GROUP))
     if total is None or total >= lengths.memory:
@@ -105,9 +137,10 @@ def shrink(
     allocation: Allocation,
     *,
     sizes: Sizes | None = None,
+    account: Account | None = None,
 ) -> Kept | None:
     """What stays of the memory under a lower budget; None: all of it. As `close`, but that no segment is closed."""
-    total = _target(lengths, budget, sizes)
+    total = _total(scores, positions, lengths, budget, allocation, sizes, account)
     if total is None or total >= lengths.memory:
         return None
     return _choose(scores, positions, lengths, total, allocation, None)
@@ -123,6 +156,34 @@ def _target(lengths: Lengths, budget: Budget, sizes: Sizes | None) -> int | None
         bytes_per_entry=sizes.entry,
         other_bytes=sizes.other + lengths.prefix * (sizes.raw - sizes.entry),
     )
+
+
+def _total(
+    scores: Sequence[Tensor],
+    positions: Sequence[Tensor],
+    lengths: Lengths,
+    budget: Budget,
+    allocation: Allocation,
+    sizes: Sizes | None,
+    account: Account | None,
+) -> int | None:
+    """Entries that stay, of a head in the mean; None: all of them."""
+    most = budget.max_damage
+    if most is None:
+        return _target(lengths, budget, sizes)
+    assert account is not None
+    if allocation == "shared":
+        total = fewest_shared(scores, account.allowance(most))
+    else:
+        total = bisect_left(
+            range(lengths.memory),
+            True,
+            key=lambda total: (
+                account.damage(scores, _choose(scores, positions, lengths, total, allocation, None).masks)
+                <= most
+            ),
+        )
+    return max(total, least_entries(len(lengths.segment_starts), lengths.history))
 
 
 def _choose(

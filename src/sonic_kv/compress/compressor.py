@@ -10,14 +10,18 @@ from torch import Tensor
 from sonic_kv.cache.bits import vector_bytes
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.layers import Memory
-from sonic_kv.compress.closing import Kept, Sizes, allowed, close, shrink
+from sonic_kv.compress.closing import Account, Kept, Sizes, allowed, close, shrink
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.compress.policies import Closing, Policy, policy_of
 from sonic_kv.compress.selection import candidates, in_elastic_order
-from sonic_kv.errors import ConfigError, ModelError
+from sonic_kv.errors import BudgetError, ConfigError, ModelError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.reread import Reading, Reread
 
+NO_NATS = (
+    "max_damage needs an adapter whose scores are known in nats: sonic-kv train --adapter PATH --out FOLDER finds them "
+    "out for one; or give a compression ratio"
+)
 MOST_ROWS = 256  # re-encoded in one model run: they do not see each other
 
 
@@ -41,6 +45,7 @@ class Compressor:
         if self.learned_form and not config.reencode:
             raise ModelError("the adapter's Nexus tokens are learned: reencode cannot be off")
         self.policy = policy_of(policy or config.policy, model)
+        self.scale = self.policy.scale(model)
         allocation = config.allocation
         if self.learned_form:
             allocation = "segment"
@@ -83,6 +88,7 @@ class Compressor:
         assert len(transcript) == cache.logical_length
         assert length > 0
         cache.unpack()
+        self.check(budget, cache)
         target = allowed(lengths, budget, self.sizes)
         closing = Closing(self.model, cache, transcript, length, target)
         request = self.policy.reading(closing)
@@ -94,7 +100,9 @@ class Compressor:
         if self.learned_form and target < lengths.memory:
             scores = [in_elastic_order(layer, cache.lengths.memory) for layer in scores]
         ranks = self._with_recency(closing, scores, positions, lengths.closed)
-        kept = close(ranks, positions, lengths, budget, self.allocation, sizes=self.sizes)
+        account = self._account(closing, lengths.closed)
+        kept = close(ranks, positions, lengths, budget, self.allocation, sizes=self.sizes, account=account)
+        dropped = self._dropped(closing, account, ranks, positions, kept)
         encoded: list[Reread] = []
         if self.reencode and not kept.whole:
             if self.learned_form:
@@ -109,7 +117,7 @@ class Compressor:
             for part in rows.split(MOST_ROWS):
                 encoded.append(Reread(cache, opened, part, encode=True, segment=lengths.segments))
                 yield encoded[-1]
-        self._store(cache, scores, positions, kept, encoded)
+        self._store(cache, scores, positions, kept, encoded, dropped)
         self._rebase(cache)
 
     def shrink(self, cache: SessionCache, budget: Budget) -> None:
@@ -118,16 +126,63 @@ class Compressor:
         Raises:
             BudgetError: the budget cannot hold the prefix.
         """
-        target = allowed(cache.lengths, budget, self.sizes)
-        if target == cache.lengths.memory:
+        self.check(budget, cache)
+        target, held = allowed(cache.lengths, budget, self.sizes), cache.lengths.memory
+        if not held or (budget.max_damage is None and target == held):
             return
-        closing = Closing(self.model, cache, [], 0, target)
-        scores = [layer.scores[0] for layer in cache.layers]
-        positions = [layer.positions[0] for layer in cache.layers]
-        ranks = self._with_recency(closing, scores, positions, cache.lengths.closed)
-        kept = shrink(ranks, positions, cache.lengths, budget, self.allocation, sizes=self.sizes)
+        closing, ranks, account = self._standing(cache, target)
+        kept = self._shrunk(closing, ranks, budget, account)
         if kept is not None:
-            self._store(cache, scores, positions, kept, None)
+            scores = [closing.stored(layer) for layer in closing.layers]
+            positions = [closing.positions(layer) for layer in closing.layers]
+            dropped = self._dropped(closing, account, ranks, positions, kept)
+            self._store(cache, scores, positions, kept, None, dropped)
+
+    def check(self, budget: Budget, cache: SessionCache | None = None) -> None:
+        """Refuse a budget in nats where nats are not known.
+
+        Raises:
+            BudgetError: the policy's scores are not in nats, or nobody has counted what was dropped.
+        """
+        if budget.max_damage is None:
+            return
+        if self.scale is None:
+            raise BudgetError(NO_NATS)
+        if cache is not None and self._gone(cache) is None:
+            raise BudgetError(
+                "max_damage: this session was saved before damage was counted: give a compression_ratio"
+            )
+
+    def predicted_damage(self, cache: SessionCache, budget: Budget | None = None) -> float | None:
+        """What all that was dropped is predicted to cost, in nats a later token; None: that is not known.
+
+        Args:
+            budget: what it would cost under this one; None: as it is.
+
+        Raises:
+            BudgetError: the budget cannot hold the prefix.
+        """
+        closing = Closing(self.model, cache, [], 0, cache.lengths.memory)
+        account = self._account(closing, cache.lengths.closed)
+        if account is None or budget is None or not cache.lengths.memory:
+            return None if account is None else account.damage()
+        closing, ranks, _ = self._standing(cache, cache.lengths.memory)
+        kept = self._shrunk(closing, ranks, budget, account)
+        return account.damage() if kept is None else account.damage(ranks, kept.masks)
+
+    def _standing(self, cache: SessionCache, target: int) -> tuple[Closing, list[Tensor], Account | None]:
+        """The memory as it stands, the open segment apart: its scores with recency, and what has been dropped."""
+        closing, end = Closing(self.model, cache, [], 0, target), cache.lengths.closed
+        stored = [closing.stored(layer) for layer in closing.layers]
+        at = [closing.positions(layer) for layer in closing.layers]
+        return closing, self._with_recency(closing, stored, at, end), self._account(closing, end)
+
+    def _shrunk(
+        self, closing: Closing, ranks: Sequence[Tensor], budget: Budget, account: Account | None
+    ) -> Kept | None:
+        positions = [closing.positions(layer) for layer in closing.layers]
+        lengths = closing.cache.lengths
+        return shrink(ranks, positions, lengths, budget, self.allocation, sizes=self.sizes, account=account)
 
     def bytes_per_entry(self) -> int:
         """Bytes of one memory entry over all layers and KV heads, bookkeeping included."""
@@ -174,6 +229,48 @@ class Compressor:
             for number, (layer, at) in enumerate(zip(scores, positions, strict=True))
         ]
 
+    def _gone(self, cache: SessionCache) -> Tensor | None:
+        """What every head has dropped (`SessionCache.dropped`); None: that is not known."""
+        nothing_yet = cache.dropped is None and cache.lengths.memory >= cache.lengths.history
+        if not nothing_yet:
+            return cache.dropped
+        nothing = torch.zeros(2, self.model.num_layers, self.model.num_heads, device=self.model.device)
+        nothing[0] = -torch.inf
+        return nothing
+
+    def _account(self, closing: Closing, end: int) -> Account | None:
+        """What has been dropped so far, as it counts when the history ends at `end`; None: it is not known."""
+        gone = self._gone(closing.cache)
+        if self.scale is None or gone is None:
+            return None
+        scores, positions = gone
+        far = [self.policy.recency(closing, n, end - at[:, None])[:, 0] for n, at in enumerate(positions)]
+        return Account(self.scale, scores + torch.stack(far))
+
+    def _dropped(
+        self,
+        closing: Closing,
+        account: Account | None,
+        ranks: Sequence[Tensor],
+        positions: Sequence[Tensor],
+        kept: Kept,
+    ) -> Tensor | None:
+        """What every head has dropped once only what is kept is left, as one entry: where it was on average, weighted
+        by what it counts, and with the score that it needs there to count as much."""
+        gone = self._gone(closing.cache)
+        if account is None or gone is None or kept.whole:
+            return None if account is None else gone
+        found = []
+        for number, (rank, at, mask) in enumerate(zip(ranks, positions, kept.masks, strict=True)):
+            counts = torch.cat((account.dropped[number][:, None], rank.masked_fill(mask, -torch.inf)), -1)
+            places = torch.cat((gone[1, number][:, None], at.float()), -1)
+            total = (2.0 * counts).logsumexp(-1) / 2.0  # (G,)
+            weights = (2.0 * (counts - total[:, None])).exp().nan_to_num(0.0)
+            place = (weights * places).sum(-1)
+            far = self.policy.recency(closing, number, kept.lengths.closed - place[:, None])[:, 0]
+            found.append(torch.stack((total - far, place)))
+        return torch.stack(found, 1)
+
     def _store(
         self,
         cache: SessionCache,
@@ -181,12 +278,14 @@ class Compressor:
         positions: Sequence[Tensor],
         kept: Kept,
         encoded: Sequence[Reread] | None,
+        dropped: Tensor | None,
     ) -> None:
         """Put each head's selection into the cache; in compact mode at consecutive positions.
 
         Args:
             scores, positions: the memory's, and the open segment's if that is closed.
             encoded: what of the open segment was re-encoded; None: it stays open.
+            dropped: as `SessionCache.dropped`.
         """
         lengths = kept.lengths
         selected = [
@@ -203,7 +302,7 @@ class Compressor:
                 self.model.rope.rotate(number, layer.newest(length)[0], shift)
                 for number, layer in enumerate(cache.layers)
             ]
-        cache.keep(selected, lengths, open_length=length, moved=moved)
+        cache.keep(selected, lengths, open_length=length, moved=moved, dropped=dropped)
 
     def _rebase(self, cache: SessionCache) -> None:
         """Before the model's positions run out, move the memory's keys back, all by one distance.
@@ -228,7 +327,9 @@ class Compressor:
                 for head, shift in zip(memory.keys, shifts, strict=True)
             ]
             moved.append(replace(memory, keys=keys))
-        cache.keep(moved, replace(lengths, rebased=rebased), open_length=cache.open_length)
+        cache.keep(
+            moved, replace(lengths, rebased=rebased), open_length=cache.open_length, dropped=cache.dropped
+        )
 
     def _move(self, layer: int, memory: Memory, kept: Tensor) -> Memory:
         """Rotate kept keys from where they were encoded to consecutive positions behind the prefix."""

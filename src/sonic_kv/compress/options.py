@@ -16,7 +16,7 @@ PolicyName = Literal["learned", "reread", "recent", "h2o", "streaming"]
 
 @dataclass(frozen=True)
 class Budget(Options):
-    """What limits the compressed cache: a ratio, a number of entries or a number of bytes.
+    """What limits the compressed cache: a ratio, a number of entries or of bytes, or what its losses may cost.
 
     With none of them nothing is removed, and the cache is the base model's own.
     An entry is one key and one value in every layer and KV head.
@@ -37,6 +37,12 @@ class Budget(Options):
     )
     max_bytes: int | None = option(
         None, "most bytes in the cache after a segment has been closed, the system prompt's included", least=1
+    )
+    max_damage: float | None = option(
+        None,
+        "most that what is removed may cost, as the adapter predicts it: KL divergence from full context, in nats a "
+        "later token (0.02 is little, 0.2 is much)",
+        above=0.0,
     )
 
     def check(self) -> None:

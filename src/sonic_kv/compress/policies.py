@@ -14,6 +14,7 @@ from torch import Tensor
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.errors import ConfigError
 from sonic_kv.model.model import SonicModel
+from sonic_kv.model.nats import DamageScale
 from sonic_kv.model.probe import Probe
 from sonic_kv.model.reread import Reading, Repeat, Reread
 from sonic_kv.text import nearest
@@ -164,6 +165,10 @@ class Policy(Protocol):
         """What the distance (tokens) to the end of the closed history adds to a score: nothing. (G, S) → (G, S)"""
         return torch.zeros_like(distance, dtype=torch.float32)
 
+    def scale(self, model: SonicModel) -> DamageScale | None:
+        """What makes nats of scores, if these are ½ log of expected damage up to a constant; None: they are not."""
+        return None
+
 
 @dataclass(frozen=True)
 class LearnedPolicy(Policy):
@@ -182,6 +187,9 @@ class LearnedPolicy(Policy):
     def recency(self, closing: Closing, layer: int, distance: Tensor) -> Tensor:
         assert closing.model.adapter is not None
         return closing.model.adapter.scorer.recency(layer, distance)
+
+    def scale(self, model: SonicModel) -> DamageScale | None:
+        return None if model.adapter is None else model.adapter.scale
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,10 @@ class Closer:
         """Close the open segment; the caller has the model read what is yielded."""
         raise NotImplementedError
 
+    def damage(self, row: Row) -> float | None:
+        """What all that was dropped is predicted to cost, in nats a later token; None: that is not known."""
+        return None
+
 
 Start = Callable[[SonicModel, Budget, SessionConfig, Sequence[int]], Closer]
 
@@ -79,6 +83,7 @@ class Method:
         watch: what is recorded while segments are read.
         budgeted: it keeps the number of entries that a ratio allows; otherwise it runs once.
         default: it runs unless methods are named.
+        in_nats: its scores are the adapter's, so that a budget can be a predicted damage.
         missing: what it lacks to run on a model; None: nothing.
     """
 
@@ -86,6 +91,7 @@ class Method:
     watch: type[Recorder] | None = None
     budgeted: bool = True
     default: bool = True
+    in_nats: bool = False
     missing: Callable[[SonicModel], str | None] = lambda model: None
 
 
@@ -210,6 +216,9 @@ class Compressing(Closer):
         if self.config.bits is not None and row.cache.bits is None:
             row.cache = row.cache.fork(bits=self.config.bits)
         yield from self._compressor.steps(row.cache, row.token_ids, self.budget)
+
+    def damage(self, row: Row) -> float | None:
+        return self._compressor.predicted_damage(row.cache)
 
 
 def _sonic(model: SonicModel, budget: Budget, config: SessionConfig, _: Sequence[int]) -> Closer:
@@ -359,8 +368,8 @@ METHODS: Mapping[str, Method] = {
     "full": Method(Full, budgeted=False),
     "none": Method(NoHistory, budgeted=False),
     "other-history": Method(OtherHistory, budgeted=False),
-    "sonic": Method(_sonic, missing=_needs_adapter),
-    "selection": Method(_selection, missing=_needs_reencoding),
+    "sonic": Method(_sonic, in_nats=True, missing=_needs_adapter),
+    "selection": Method(_selection, in_nats=True, missing=_needs_reencoding),
     "reread": Method(_shipped(RereadPolicy)),
     "recent": Method(_shipped(RecentPolicy)),
     "h2o-policy": Method(_shipped(H2OPolicy), default=False),

@@ -19,6 +19,11 @@ class EvalOptions(Options):
         (), "methods to compare; without it: all that can run here but slow ones"
     )
     ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios", least=0.0, below=1.0)
+    max_damages: tuple[float, ...] = option(
+        (),
+        "predicted damages to compare at besides, in nats a later token (the adapter's methods only)",
+        above=0.0,
+    )
     limit: int = option(48, "dialogues of each suite, evenly over its file; 0: all", least=0)
     seed: int = option(77, "seed of the synthetic dialogues and of the bootstrap", flag=False)
     exchanges: int = option(14, "exchanges of each synthetic dialogue", least=1)

@@ -1,7 +1,8 @@
-"""The report's plot: quality by the share of entries kept."""
+"""The report's plots: quality by the share of entries kept, and predicted damage against what was measured."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,15 +25,7 @@ def plot(suite: dict[str, Any]) -> str | None:
     }
     if not rows or find_spec("matplotlib") is None:
         return None
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    settings: Any = {"svg.hashsalt": "sonic-kv", "svg.fonttype": "none"}
-    settings |= {"axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.rc_context(settings):
-        figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
+    with _drawing() as (axes, text):
         ratios = sorted({ratio for _, ratio in rows})
         coloured = dict(zip(_best(rows, suite["subject"], ratios), COLOURS, strict=False))
         for method in sorted({method for method, _ in rows}, key=lambda name: name in coloured):
@@ -61,10 +54,47 @@ def plot(suite: dict[str, Any]) -> str | None:
         axes.minorticks_off()
         axes.axhline(1.0, color="#555", linewidth=0.8, linestyle=":")
         axes.legend(frameon=False, fontsize=9)
-        text = io.StringIO()
+    return text.getvalue()
+
+
+def plot_damage(points: Sequence[dict[str, Any]]) -> str | None:
+    """Predicted against measured divergence of every dialogue (as `damage.points` has it), a colour for each budget, as
+    SVG; None: matplotlib is not installed, or there is nothing to draw."""
+    points = [point for point in points if point["predicted"] > 0.0 and point["measured"] > 0.0]
+    if not points or find_spec("matplotlib") is None:
+        return None
+    with _drawing() as (axes, text):
+        cells = list(dict.fromkeys((point["method"], point["ratio"]) for point in points))
+        for (method, ratio), colour in zip(cells, [*COLOURS] * len(cells), strict=False):
+            inside = [p for p in points if (p["method"], p["ratio"]) == (method, ratio)]
+            label = method if ratio is None else f"{method}, {percent_text(ratio)} removed"
+            found = [[p[name] for p in inside] for name in ("predicted", "measured")]
+            axes.scatter(*found, s=14, color=colour, alpha=0.75, linewidths=0, label=label)
+        ends = [min(p["predicted"] for p in points), max(p["predicted"] for p in points)]
+        axes.plot(ends, ends, color="#555", linewidth=0.8, linestyle=":")
+        axes.set(
+            xlabel="predicted, nats a token", ylabel="measured KL, nats a token", xscale="log", yscale="log"
+        )
+        axes.legend(frameon=False, fontsize=9)
+    return text.getvalue()
+
+
+@contextmanager
+def _drawing() -> Iterator[tuple[Any, io.StringIO]]:
+    """Axes, and where they are written as SVG in the end."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    settings: Any = {"svg.hashsalt": "sonic-kv", "svg.fonttype": "none"}
+    settings |= {"axes.spines.top": False, "axes.spines.right": False}
+    text = io.StringIO()
+    with matplotlib.rc_context(settings):
+        figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
+        yield axes, text
         figure.savefig(text, format="svg", metadata={"Date": None})
         pyplot.close(figure)
-    return text.getvalue()
 
 
 def _best(rows: dict[tuple[str, float], Any], subject: str | None, ratios: Sequence[float]) -> list[str]:

@@ -200,6 +200,7 @@ class Outcome:
         agree: the most probable token is full context's.
         right: it is the gold reply's.
         memory: entries kept after each closing, mean over layers and KV heads.
+        damage: what all that was dropped was then predicted to cost, in nats a later token, where that is known.
         texts: replies that the model wrote, by message.
         bytes: of the cache at the end.
         seconds: wall time after the opening: closings, and its tokens' share of the forwards.
@@ -210,6 +211,7 @@ class Outcome:
     agree: list[bool] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
+    damage: list[float | None] = field(default_factory=list)
     texts: dict[int, str] = field(default_factory=dict)
     bytes: int = 0
     seconds: float = 0.0
@@ -240,7 +242,7 @@ class Task:
     """A dialogue to be replayed under a method."""
 
     method: Method
-    ratio: float | None
+    budget: Budget
     opening: Opening
 
 
@@ -255,8 +257,7 @@ def replay(model: SonicModel, config: SessionConfig, tasks: Sequence[Task]) -> l
     for task in tasks:
         watch, opening = task.method.watch, task.opening
         rows.append(opening.row.fork(() if watch is None else (watch,)))
-        budget = Budget(compression_ratio=task.ratio)
-        closers.append(task.method.start(model, budget, config, opening.donor))
+        closers.append(task.method.start(model, task.budget, config, opening.donor))
     outcomes = [task.opening.first.copy() for task in tasks]
     spans = [task.opening.script.spans for task in tasks]
     failed: dict[int, Exception] = {}
@@ -266,6 +267,7 @@ def replay(model: SonicModel, config: SessionConfig, tasks: Sequence[Task]) -> l
         for n, error in zip(going, errors, strict=True):
             if error is None:
                 outcomes[n].memory.append(rows[n].kept())
+                outcomes[n].damage.append(closers[n].damage(rows[n]))
             else:
                 failed[n] = error
         left = [(tasks[n].opening, rows[n], outcomes[n]) for n in going if n not in failed]

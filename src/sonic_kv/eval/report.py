@@ -4,13 +4,15 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from sonic_kv.eval.damage import points, summarise_damage
 from sonic_kv.eval.figures import Figure, summarise
 from sonic_kv.eval.judge import Verdicts
-from sonic_kv.eval.plots import plot
+from sonic_kv.eval.plots import plot, plot_damage
 from sonic_kv.eval.results import Record, Results
 from sonic_kv.text import percent_text, table
 
 Summary = dict[str, Any]
+DAMAGE = "damage"
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], str | None]]  # title, and a row's cell; None: it has none
 
@@ -35,13 +37,14 @@ def write(results: Results) -> Summary:
     """
     config = results.config()
     suites = summarise(with_verdicts(results), config["options"]["seed"])
-    summary = {"config": config, "suites": suites}
+    found = points(results)
+    damage = {"rows": summarise_damage(found, config["options"]["seed"]), "points": found}
+    summary = {"config": config, "suites": suites, "damage": damage}
     results.write("summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     drawn = {}
-    for name, found in suites.items():
-        svg = plot(found)
+    for name, svg in [*((name, plot(suite)) for name, suite in suites.items()), (DAMAGE, plot_damage(found))]:
         if svg is not None:
-            drawn[name] = results.write(f"quality-{name}.svg", svg).name
+            drawn[name] = results.write(f"{'' if name == DAMAGE else 'quality-'}{name}.svg", svg).name
     results.write("report.md", as_text(summary, drawn))
     return summary
 
@@ -77,7 +80,25 @@ def as_text(summary: Summary, drawn: Mapping[str, str] | None = None, *, brief: 
             parts.append(
                 "\n".join(f"- failed {count} times: {why}" for why, count in found["errors"].items())
             )
+    parts += _damage(summary.get(DAMAGE, {"rows": []})["rows"], (drawn or {}).get(DAMAGE))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _damage(rows: Sequence[Row], picture: str | None) -> Iterator[str]:
+    """What adapters predict that dropped entries cost, against what they do."""
+    if not rows:
+        return
+    yield "## Predicted damage\n\nIn nats a token of later replies, mean over dialogues of all suites."
+    columns: list[Column] = [*_FIRST, ("dialogues", lambda row: str(row["count"]))]
+    columns += [(name, _nats(name)) for name in ("predicted", "measured")]
+    columns += [("kept", lambda row: percent_text(row["kept"])), ("rank correlation", _figure("correlation"))]
+    yield _table(columns, rows)
+    if picture is not None:
+        yield f"![Predicted against measured KL divergence]({picture})"
+
+
+def _nats(name: str) -> Callable[[Row], str]:
+    return lambda row: f"{row[name]:.4f}"
 
 
 def compare(runs: Mapping[str, Summary]) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from sonic_kv import __version__
-from sonic_kv.compress.options import SessionConfig
+from sonic_kv.compress.compressor import NO_NATS
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ConfigError, DataError
 from sonic_kv.eval.judge import Endpoint, Verdicts, judge
 from sonic_kv.eval.matching import exact_match
@@ -35,14 +36,24 @@ Show = Callable[[Standing], None]
 
 @dataclass(frozen=True)
 class Cell:
-    """A method at a ratio."""
+    """A method under a budget."""
 
     name: str
-    ratio: float | None
+    ratio: float | None = None
+    max_damage: float | None = None
 
     @property
     def method(self) -> Method:
         return METHODS[self.name]
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(compression_ratio=self.ratio, max_damage=self.max_damage)
+
+    @property
+    def label(self) -> str:
+        """What its records are called."""
+        return self.name if self.max_damage is None else f"{self.name} at {self.max_damage:g} nats"
 
 
 Batch = tuple[str, list[tuple[int, Cell]]]  # of a suite: a case's number, and what to do with it
@@ -71,6 +82,11 @@ def choose(model: SonicModel, options: EvalOptions) -> tuple[list[Cell], dict[st
         if name not in lacking:
             ratios: Sequence[float | None] = options.ratios if METHODS[name].budgeted else (None,)
             cells += [Cell(name, ratio) for ratio in ratios]
+            if METHODS[name].in_nats:
+                cells += [Cell(name, max_damage=damage) for damage in options.max_damages]
+    scale = None if model.adapter is None else model.adapter.scale
+    if options.max_damages and scale is None:
+        raise ConfigError(NO_NATS)
     return cells, lacking
 
 
@@ -169,7 +185,7 @@ class Work:
         """Records of rows that are read side by side; if that fails, of one after the other."""
         found: Sequence[Outcome | Exception]
         try:
-            tasks = [Task(cell.method, cell.ratio, opening) for cell, opening in rows]
+            tasks = [Task(cell.method, cell.budget, opening) for cell, opening in rows]
             found = replay(self.model, self.config, tasks)
         except Exception as error:  # whatever it is must not end the run
             if len(rows) > 1:
@@ -231,7 +247,7 @@ class Evaluation:
     @property
     def done(self) -> int:
         """Records of this run that were there when it began."""
-        cells = {(c.name, c.ratio) for c in self.work.cells}
+        cells = {(c.label, c.ratio) for c in self.work.cells}
         cases = {(name, s.case.id) for name, scripts in self.work.scripts.items() for s in scripts}
         return sum(k[:2] in cases and k[2:] in cells for k in self._done)
 
@@ -341,7 +357,7 @@ def _digest(path: str | None) -> str | None:
 
 
 def _key(suite: str, script: Script, cell: Cell) -> Key:
-    return suite, script.case.id, cell.name, cell.ratio
+    return suite, script.case.id, cell.label, cell.ratio
 
 
 def _head(suite: str, script: Script, cell: Cell) -> Record:
@@ -350,7 +366,7 @@ def _head(suite: str, script: Script, cell: Cell) -> Record:
         "suite": suite,
         "case": case.id,
         "group": case.group,
-        "method": cell.name,
+        "method": cell.label,
         "ratio": cell.ratio,
     }
 
@@ -410,6 +426,7 @@ def record(suite: str, cell: Cell, script: Script, found: Outcome | Exception) -
         "tokens": len(script.token_ids),
         "history": script.ends[len(found.memory) - 1] - script.prefix if found.memory else 0,
         "memory": [round(n, 3) for n in found.memory],
+        **({} if None in found.damage else {"damage": [float(f"{nats:.5g}") for nats in found.damage]}),
         "turns": turns,
         "questions": questions,
         **_replies(script, found.texts),

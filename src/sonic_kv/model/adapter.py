@@ -20,6 +20,7 @@ from sonic_kv.files import as_path, read_sealed, write_sealed
 from sonic_kv.model.attention import twin
 from sonic_kv.model.fingerprint import SAMPLE, check_fingerprint, describe, head_dim, kv_heads
 from sonic_kv.model.likeness import check_likeness, packed, unpacked
+from sonic_kv.model.nats import DamageScale
 from sonic_kv.model.options import AdapterConfig
 from sonic_kv.options import expect
 
@@ -35,6 +36,15 @@ def fingerprint(base: PreTrainedModel) -> dict[str, Any]:
         (name, weight.shape, weight.detach().flatten()[:SAMPLE]) for name, weight in base.named_parameters()
     )
     return describe(base.config.get_text_config(), weights)
+
+
+def with_scale(path: str | Path, scale: DamageScale, folder: str | Path) -> Path:
+    """Write the adapter of a folder or file into `folder` as it is, but for what its scores are worth in nats."""
+    path = Path(path)
+    header, tensors = read_sealed(path / FILE_NAME if path.is_dir() else path, "adapter")
+    written = Path(folder) / FILE_NAME
+    write_sealed(written, "adapter", {**header, "damage": scale.as_json()}, tensors)
+    return written
 
 
 def _check_base(base: PreTrainedModel, made_for: Any, behaviour: dict[str, Tensor] | None, what: str) -> None:
@@ -115,12 +125,16 @@ class Adapter(nn.Module):
 
     Args:
         base: the frozen model.
+
+    Attributes:
+        scale: what makes nats of the scores; None: that is not known.
     """
 
     def __init__(self, base: PreTrainedModel, config: AdapterConfig) -> None:
         super().__init__()
         text = base.config.get_text_config()
         self.config = config
+        self.scale: DamageScale | None = None
         self.scorer = ImportanceScorer(
             text.num_hidden_layers, kv_heads(text), head_dim(text), config.scorer_hidden
         )
@@ -203,7 +217,8 @@ class Adapter(nn.Module):
                 the same; None: on this one only.
         """
         path = Path(folder) / FILE_NAME
-        header = {"config": asdict(self.config), "base": base, "notes": notes or {}}
+        scale = None if self.scale is None else self.scale.as_json()
+        header = {"config": asdict(self.config), "base": base, "damage": scale, "notes": notes or {}}
         tensors = self.state_dict() | ({} if behaviour is None else packed(behaviour))
         write_sealed(path, "adapter", header, tensors)
         return path
@@ -236,6 +251,7 @@ class Adapter(nn.Module):
         try:
             adapter = cls(base, AdapterConfig(**header["config"]))
             adapter.load_state_dict(tensors)
+            adapter.scale = DamageScale.from_json(header.get("damage"), f"adapter {path}")
         except (KeyError, TypeError, RuntimeError) as error:
             reason = json.dumps(str(error).splitlines()[0])
             raise FileError(f"adapter {path} does not fit this version of sonic-kv: {reason}") from error

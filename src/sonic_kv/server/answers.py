@@ -38,11 +38,13 @@ def sonic_usage(view: View | None) -> dict[str, Any]:
     stats = view.stats
     return {
         "session_id": view.name,
-        "compression_ratio": view.compression_ratio,
+        "compression_ratio": view.budget.compression_ratio or 0.0,
+        "max_damage": view.budget.max_damage,
         "logical_tokens": stats.logical_tokens,
         "entries": stats.entries,
         "bytes": stats.bytes,
         "full_bytes": stats.full_bytes,
+        "predicted_damage": stats.predicted_damage,
         "saved": round(1.0 - stats.bytes / stats.full_bytes, 4) if stats.full_bytes else 0.0,
     }
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sonic_kv.compress.options import Budget
-from sonic_kv.errors import ContextLengthError, MessageError
+from sonic_kv.errors import BudgetError, ContextLengthError, MessageError
 from sonic_kv.model.chat_format import ChatFormat
 from sonic_kv.model.messages import Message, check_messages
 from sonic_kv.model.model import SonicModel
@@ -57,7 +57,7 @@ def chain(namespace: str, scope: str, steps: Sequence[Step]) -> list[str]:
 def as_json(step: Step) -> Any:
     """A step as it is written into files."""
     if isinstance(step, Budget):
-        return step.compression_ratio
+        return step.compression_ratio if step.max_damage is None else f"{step.max_damage!r} nats"
     if isinstance(step, Told):
         return step.chat_template_kwargs
     more = {key: value for key, value in step.items() if key not in ("role", "content")}
@@ -69,6 +69,8 @@ def from_json(written: Any) -> Step:
     if isinstance(written, list):
         role, content, *more = written
         return {**(more[0] if more else {}), "role": str(role), "content": str(content)}
+    if isinstance(written, str):
+        return Budget(max_damage=float(written.removesuffix(" nats")))
     return Told(written) if isinstance(written, dict) else Budget(compression_ratio=float(written))
 
 
@@ -91,15 +93,27 @@ def messages_of(steps: Sequence[Step]) -> list[dict[str, Any]]:
     return [step for step in steps if isinstance(step, dict)]
 
 
-def ratio_of(steps: Sequence[Step]) -> float | None:
-    """The newest budget's compression ratio."""
-    budgets = [step for step in steps if isinstance(step, Budget)]
-    return budgets[-1].compression_ratio if budgets else None
+def budget_of(steps: Sequence[Step]) -> Budget | None:
+    """The newest budget."""
+    return next((step for step in reversed(steps) if isinstance(step, Budget)), None)
 
 
 def told(steps: Sequence[Step]) -> dict[str, Any]:
     """What the chat template is told."""
     return next((step.chat_template_kwargs for step in steps if isinstance(step, Told)), {})
+
+
+def bounded(budget: Budget, least: float) -> Budget:
+    """A budget that removes the share `least` at least.
+
+    Raises:
+        BudgetError: that cannot be told of one in nats.
+    """
+    if budget.max_damage is None:
+        return Budget(compression_ratio=max(budget.compression_ratio or 0.0, least))
+    if least:
+        raise BudgetError(f"max_damage: this server removes {least:g} at least: give a compression_ratio")
+    return budget
 
 
 @dataclass(frozen=True)
@@ -122,14 +136,14 @@ def summary(name: str, steps: Sequence[Step], used: float | None = None) -> Summ
 def continued(
     known: Sequence[Step],
     messages: Sequence[Message],
-    ratio: float | None,
-    default: float,
+    budget: Budget | None,
+    default: Budget,
     chat_template_kwargs: dict[str, Any] | None = None,
 ) -> list[Step]:
     """The steps of a dialogue with these messages, budgets as in the `known` one while its messages are the same.
 
     Args:
-        ratio: the compression that is asked for from the first new message on; None: as before.
+        budget: the compression that is asked for from the first new message on; None: as before.
         default: compression of a dialogue that has none.
         chat_template_kwargs: what the template is told; with anything else, it is another dialogue from its start.
     """
@@ -146,10 +160,10 @@ def continued(
             break
     if not messages_of(steps):
         steps = []
-    before = ratio_of(steps)
-    wanted = ratio if ratio is not None else default if before is None else before
+    before = budget_of(steps)
+    wanted = budget or before or default
     if wanted != before:
-        steps.append(Budget(compression_ratio=wanted))
+        steps.append(wanted)
     if chat_template_kwargs:
         steps.insert(1, Told(chat_template_kwargs))
     return steps + left

@@ -4,7 +4,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sonic_kv.server.dialogue import Step, messages_of, ratio_of
+from sonic_kv.compress.options import Budget
+from sonic_kv.server.dialogue import Step, budget_of, messages_of
 from sonic_kv.server.requests import Request, View
 from sonic_kv.server.shelf import Node
 from sonic_kv.session.dialogue import Dialogue
@@ -14,8 +15,8 @@ T = TypeVar("T")
 
 def view_of(node: Node) -> View:
     """A session as clients see it."""
-    ratio = ratio_of(node.steps) or 0.0
-    return View(node.name, messages_of(node.steps), ratio, node.session.stats, node.session)
+    budget = budget_of(node.steps) or Budget()
+    return View(node.name, messages_of(node.steps), budget, node.session.stats, node.session)
 
 
 def pass_on(to: "Future[T]", done: "Future[T]") -> None:

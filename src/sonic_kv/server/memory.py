@@ -180,16 +180,18 @@ def most_entries(
     else:
         tokens, closed = base.session.cache.logical_length, base.session.cache.lengths.closed
         tokens += len(form.closed(messages)) - len(form.closed(messages_of(base.steps)))
-    ratio = min(s.compression_ratio or 0.0 for s in steps if isinstance(s, Budget))
+    budgets = [step for step in steps if isinstance(step, Budget)]
+    ratio = min(budget.compression_ratio or 0.0 for budget in budgets)
+    limited = all(budget.compression_ratio or budget.max_damage for budget in budgets)
     if sampling is not None:
-        if ratio == 0.0 and tokens >= model.max_length:
+        if not limited and tokens >= model.max_length:
             raise ContextLengthError(
                 f"the dialogue has {tokens} tokens, and the model {model.max_length} positions: "
                 "shorten it, or ask for compression"
             )
         tokens += len(form.generation_prompt()) + sampling.max_new_tokens + len(form.assistant_close())
-    if ratio == 0.0:
-        return min(tokens, model.max_length)  # raw entries have positions of their own
+    if ratio == 0.0:  # or what is removed depends on what is said: then nothing may be
+        return tokens if limited else min(tokens, model.max_length)  # raw entries have positions of their own
     segments = tokens // config.min_segment_tokens + 1  # each keeps one entry at least
     still_open = min(tokens - closed, config.max_segment_tokens)
     return min(tokens, prefix + int((1.0 - ratio) * tokens) + segments + still_open)

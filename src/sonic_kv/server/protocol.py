@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from sonic_kv.compress.options import Budget
 from sonic_kv.model.grammar import json_grammar
 from sonic_kv.server.options import Engine
 from sonic_kv.session.options import SamplingConfig
@@ -104,6 +105,9 @@ Stops = Annotated[tuple[str, ...], BeforeValidator(_stops), WithJsonSchema(TEXTS
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
+Damage = Annotated[
+    float, Field(gt=0.0, allow_inf_nan=False, description="most predicted damage, in nats a later token")
+]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0, description="fraction of the history's entries removed")]
 
 
@@ -160,10 +164,24 @@ class ChatMessage(Body):
 
 
 class SonicOptions(Body):
-    """What this server understands beyond OpenAI's API."""
+    """What this server understands beyond OpenAI's API: how much of a dialogue is removed."""
 
     model_config = ConfigDict(extra="forbid")
     compression_ratio: Ratio | None = None
+    max_damage: Damage | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "SonicOptions":
+        if self.compression_ratio is not None and self.max_damage is not None:
+            raise wrong("must have compression_ratio or max_damage, not both")
+        return self
+
+    @property
+    def budget(self) -> Budget | None:
+        """What is asked for; None: nothing."""
+        if self.compression_ratio is None and self.max_damage is None:
+            return None
+        return Budget(compression_ratio=self.compression_ratio, max_damage=self.max_damage)
 
 
 class StreamOptions(Body):
@@ -293,11 +311,14 @@ class TextRequest(Body):
     chat_template_kwargs: dict[str, Any] = {}
 
 
-class SessionChange(Body):
+class SessionChange(SonicOptions):
     """`PATCH /v1/sessions/{id}`: compression from now on; what is kept shrinks at once."""
 
-    model_config = ConfigDict(extra="forbid")
-    compression_ratio: Ratio
+    @model_validator(mode="after")
+    def _some(self) -> "SessionChange":
+        if self.budget is None:
+            raise wrong("must have compression_ratio or max_damage")
+        return self
 
 
 def _is(*values: Any) -> Callable[[Any], bool]:

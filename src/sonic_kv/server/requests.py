@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from sonic_kv.compress.options import Budget
 from sonic_kv.errors import BusyError
 from sonic_kv.server.dialogue import Step, label_of
 from sonic_kv.session.dialogue import Dialogue
@@ -22,7 +23,7 @@ class View:
 
     name: str
     messages: list[dict[str, Any]]
-    compression_ratio: float
+    budget: Budget
     stats: SessionStats
     dialogue: Dialogue  # never changed
 
@@ -53,7 +54,7 @@ class Request:
         prompt: token ids of a text that is no dialogue, and is to be gone on with; then there are no messages.
         begun: how the reply begins, if the dialogue ends within it.
         chat_template_kwargs: what the chat template is told beside the messages.
-        ratio: compression from here on; None: as before.
+        budget: compression from here on; None: as before.
         top_logprobs: the reply's pieces tell how likely their tokens were, and so many others in their place.
         on_piece, on_end: called in a thread of the worker's, `on_end` once.
         session: the name of the session that it turned out to be, once that is known.
@@ -65,7 +66,7 @@ class Request:
     messages: Sequence[dict[str, Any]] = ()
     name: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    ratio: float | None = None
+    budget: Budget | None = None
     sampling: SamplingConfig | None = None
     begun: str = ""
     prompt: Sequence[int] = ()

@@ -121,7 +121,7 @@ async def chat(
     messages, begun = await asyncio.to_thread(_dialogue_of, serving, body)
     asked = []
     for choice in range(body.n):  # each choice is a dialogue of its own; the first has the name
-        one = work.Request(namespace, messages, begun=begun, ratio=body.sonic.compression_ratio)
+        one = work.Request(namespace, messages, begun=begun, budget=body.sonic.budget)
         one.chat_template_kwargs = body.chat_template_kwargs
         one.sampling = body.sampling(serving.sampling, serving.options.max_reply_tokens, choice)
         one.name = session if choice == 0 else uuid.uuid4().hex
@@ -212,7 +212,7 @@ async def change(
     request: Request, session: Name, body: SessionChange, serving: Serving, namespace: Namespace
 ) -> JSONResponse:
     """Compress a session from now on as asked; what is kept of it shrinks at once."""
-    asked = work.Request(namespace, name=session, ratio=body.compression_ratio)
+    asked = work.Request(namespace, name=session, budget=body.budget)
     return JSONResponse(session_body(await _see(serving, request, asked)))
 
 

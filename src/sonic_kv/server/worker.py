@@ -24,6 +24,7 @@ from sonic_kv.server.archive import Archive
 from sonic_kv.server.dialogue import (
     Step,
     Summary,
+    bounded,
     chain,
     continued,
     digest,
@@ -66,7 +67,7 @@ class Worker:
         store: where sessions outlive the process; None: nowhere.
 
     Raises:
-        ConfigError: the budget is no ratio.
+        ConfigError: the budget is neither a ratio nor in nats, or nats are not known.
     """
 
     def __init__(
@@ -79,13 +80,14 @@ class Worker:
     ) -> None:
         if budget.max_entries is not None or budget.max_bytes is not None:
             raise ConfigError(
-                "serve compresses by ratio: give --compression-ratio, and --kv-memory for the sum"
+                "serve compresses by ratio or damage: give --compression-ratio, and --kv-memory for the sum"
             )
         self.model, self.config, self.options = model, config, options
         self.shelf = Shelf()
         self.counts = Counter[str]()
-        self.default_ratio = max(budget.compression_ratio or 0.0, options.min_compression_ratio)
+        self.default_budget = bounded(budget, options.min_compression_ratio)
         compressor = Compressor(model, config)
+        compressor.check(self.default_budget)
         self.entry_bytes = compressor.bytes_per_entry()
         adapter = None if model.adapter is None else model.adapter.digest()
         kept = {**asdict(config), "policy": compressor.policy.name}  # whatever the default is
@@ -345,10 +347,12 @@ class Worker:
 
     def _steps(self, request: Request, known: Sequence[Step]) -> list[Step]:
         """The steps of the session that a request wants to see."""
-        ratio = None if request.ratio is None else max(request.ratio, self.options.min_compression_ratio)
+        budget = (
+            None if request.budget is None else bounded(request.budget, self.options.min_compression_ratio)
+        )
         if not request.messages:
-            return continued(known, messages_of(known), ratio, self.default_ratio, told(known))
-        return continued(known, request.messages, ratio, self.default_ratio, request.chat_template_kwargs)
+            return continued(known, messages_of(known), budget, self.default_budget, told(known))
+        return continued(known, request.messages, budget, self.default_budget, request.chat_template_kwargs)
 
     # --- a turn -------------------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ class Dialogue:
     @property
     def stats(self) -> SessionStats:
         """Entries, bytes and segments as they are now."""
-        return stats_of(self.model, self.cache)
+        return stats_of(self.compressor, self.cache)
 
     @property
     def limited(self) -> bool:

@@ -277,6 +277,22 @@ class ChatSession:
         """Entries, bytes and segments as they are now."""
         return self.dialogue.stats
 
+    def predicted_damage(self, budget: Budget | None = None) -> float | None:
+        """What all that was dropped is predicted to cost later replies: KL divergence from full context, nats a token.
+
+        The open segment is not part of it: nothing of it is dropped yet.
+
+        Args:
+            budget: what it would be if the memory shrank to this one now; nothing is dropped. None: as it is.
+
+        Returns:
+            None: the policy's scores are not known in nats.
+
+        Raises:
+            BudgetError: the budget cannot hold the prefix.
+        """
+        return self.dialogue.compressor.predicted_damage(self.cache, budget)
+
     @property
     def pending(self) -> bool:
         """Whether there is a segment that `compress` would close."""

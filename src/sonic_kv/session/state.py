@@ -67,6 +67,7 @@ def dialogue_of(
     Raises:
         AdapterError: saved with another model or adapter.
         FileError: of another version.
+        BudgetError: its budget is in nats, which this adapter's scores are not.
         ConfigError: its policy is not one of ours, and none is given.
     """
     check_model(model)
@@ -84,7 +85,7 @@ def dialogue_of(
             compact=config.positions == "compact",
             bits=config.bits,
         )
-        return Dialogue(
+        dialogue = Dialogue(
             Compressor(model, config, policy or restored(header["policy"], model, what)),
             Budget(**header["budget"]),
             SamplingConfig(**dict(header["sampling"], stop=tuple(header["sampling"]["stop"]))),
@@ -93,6 +94,8 @@ def dialogue_of(
             tensors["token_ids"].tolist(),
             dict(header.get("chat_template_kwargs", {})),
         )
+        dialogue.compressor.check(dialogue.budget, cache)
+        return dialogue
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{what} does not fit this version of sonic-kv: {error}") from error
 

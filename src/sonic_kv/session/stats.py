@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sonic_kv.cache.cache import SessionCache
-from sonic_kv.model.model import SonicModel
+from sonic_kv.compress.compressor import Compressor
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,14 @@ class SegmentStats:
 
 @dataclass(frozen=True)
 class SessionStats:
-    """Where a session stands. `bytes` is allocated now; `full_bytes` is what full context would hold."""
+    """Where a session stands.
+
+    Attributes:
+        bytes: allocated now.
+        full_bytes: what full context would hold.
+        predicted_damage: what all that was dropped is predicted to cost, in nats a later token; None: the scores are
+            not known in nats.
+    """
 
     logical_tokens: int
     entries: int
@@ -26,9 +33,10 @@ class SessionStats:
     bytes: int
     full_bytes: int
     segments: tuple[SegmentStats, ...]
+    predicted_damage: float | None = None
 
 
-def stats_of(model: SonicModel, cache: SessionCache) -> SessionStats:
+def stats_of(compressor: Compressor, cache: SessionCache) -> SessionStats:
     """Entries, bytes and segments as they are now."""
     lengths, shares = cache.lengths, cache.shares()
     ends = [*lengths.segment_starts, lengths.closed][1:]
@@ -39,9 +47,10 @@ def stats_of(model: SonicModel, cache: SessionCache) -> SessionStats:
         memory=lengths.memory,
         open=cache.open_length,
         bytes=cache.nbytes,
-        full_bytes=cache.logical_length * model.bytes_per_token,
+        full_bytes=cache.logical_length * compressor.model.bytes_per_token,
         segments=tuple(
             SegmentStats(end - start, float(shares[start:end].sum()))
             for start, end in zip(lengths.segment_starts, ends, strict=True)
         ),
+        predicted_damage=compressor.predicted_damage(cache),
     )

@@ -31,6 +31,12 @@ class TrainConfig(Options):
     validate_every: int = option(
         0, "steps between measurements; the best adapter is kept; 0: the last one is", least=0
     )
+    scale_dialogues: int = option(
+        24,
+        "dialogues that tell, in the end, what the scores are worth in nats; 0: budgets in nats are not to be had",
+        least=0,
+        flag=False,
+    )
     max_steps: int = option(320, "optimiser steps", least=1)
     reuse: int = option(
         5, "times that the scorer learns from a dialogue before the base runs over the next ones", least=1

@@ -5,7 +5,7 @@ from statistics import median
 
 RECENT = 50  # times of a kind that count
 # Times of what has not been done yet, in those of one forward and one backward of the base.
-EXPECTED = {"reading": 1.0, "scorer": 0.2, "student": 1.7, "both": 2.7, "validation": 1.5}
+EXPECTED = {"reading": 1.0, "scorer": 0.2, "student": 1.7, "both": 2.7, "validation": 1.5, "scale": 1.5}
 
 
 class Pace:

@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -23,18 +23,21 @@ from torch import Tensor
 from sonic_kv import __version__
 from sonic_kv.data.mixture import Mixture, synthetic, tokenised
 from sonic_kv.data.options import SynthConfig
-from sonic_kv.errors import ConfigError, NumericalError
+from sonic_kv.errors import ConfigError, NumericalError, SonicError
 from sonic_kv.model.adapter import Adapter
 from sonic_kv.model.encoded import Encoded
 from sonic_kv.model.model import SonicModel
+from sonic_kv.model.nats import DamageScale
 from sonic_kv.model.options import AdapterConfig
 from sonic_kv.training import rounds
 from sonic_kv.training.folder import Record, RunFolder
+from sonic_kv.training.nats import measured
 from sonic_kv.training.objectives import DamageObjective, Objective, Run
 from sonic_kv.training.options import PlanConfig, TrainConfig
 from sonic_kv.training.pace import Pace
 from sonic_kv.training.validation import history_losses, recovery
 
+PHASES = {"student": "re-encoding", "both": "both", "scale": "scale"}
 MakeObjective = Callable[[SonicModel, Adapter, PlanConfig, Run], Objective]
 
 
@@ -72,7 +75,8 @@ class Trainer:
         model.adapter = self.adapter = Adapter(model.base, adapter)
         model.base.requires_grad_(False)
         self.adapter.requires_grad_(True)
-        if sharded := config.shard_base or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        self._sharded = config.shard_base or parse_flag_from_env("ACCELERATE_USE_FSDP")
+        if self._sharded:
             _shard(model)
         bf16 = multiplies_bf16(model.device) if config.bf16 is None else config.bf16
         self.how = Run(model.device.type == "cuda", config.gradient_checkpointing, bf16)
@@ -86,10 +90,11 @@ class Trainer:
             self.step, self.best = self.folder.resume(self.optimizer)
             self.data = Mixture(model.format, config, synth)
             self._held_out = self._validation_dialogues(synth) if config.validate_every else []
-        if sharded:
+        if self._sharded:
             check_even(self.processes.num_processes, config, len(self._held_out))
         self._board = self._tensorboard()
         self._lessons: dict[tuple[int, int], Any] = {}  # what the base has shown, by batch and place in it
+        self._unscaled = 0 if self._sharded else config.scale_dialogues
         self._pace, self._seen, self._begun = Pace(), 0.0, time.perf_counter()
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -120,7 +125,7 @@ class Trainer:
             progress(self._report(kind, record))
             if self.step % config.save_every == 0 or self.step == config.max_steps:
                 self.folder.save(self.step, self.best, self.optimizer)
-        return self._finish()
+        return self._finish(progress)
 
     def _kind(self, step: int) -> str:
         """What is done in a step, counted from 0."""
@@ -136,10 +141,11 @@ class Trainer:
         if config.validate_every:
             times = config.max_steps // config.validate_every - self.step // config.validate_every
             work["validation"] = times * len(self._held_out)
+        work["scale"] = self._unscaled
         elapsed, remaining = time.perf_counter() - self._begun, self._pace.remaining(work)
         found = {
             **record,
-            "phase": {"student": "re-encoding", "both": "both"}.get(kind, "importance"),
+            "phase": PHASES.get(kind, "importance"),
             "max_steps": config.max_steps,
             "tokens_per_second": round(self._seen / max(elapsed, 1e-3), 1),
             "elapsed": round(elapsed, 1),
@@ -275,7 +281,25 @@ class Trainer:
                 if name != "step":
                     self._board.add_scalar(name, value, record["step"])
 
-    def _finish(self) -> Path:
+    def _scale(self, progress: Callable[[Record], None]) -> DamageScale | None:
+        """What the scores are worth in nats, on dialogues that no step has learned from."""
+
+        def dialogues() -> Iterator[Encoded]:
+            config, start = self.config, time.perf_counter()
+            for number in range(self._unscaled):
+                encoded = self.data.dialogue(config.max_steps + number, 0)
+                yield encoded
+                self._unscaled -= 1
+                self._pace.note("scale", time.perf_counter() - start)
+                start = time.perf_counter()
+                progress(self._report("scale", {"step": self.step, "tokens": len(encoded.token_ids)}))
+
+        try:
+            return measured(self.model, dialogues()) if self._unscaled else None
+        except SonicError:  # the adapter is of use without it
+            return None
+
+    def _finish(self, progress: Callable[[Record], None]) -> Path:
         """Write the adapter: the best one if recovery was measured, else the last."""
         if self._board is not None:
             self._board.close()
@@ -288,6 +312,7 @@ class Trainer:
         self.adapter.eval()
         path = self.folder.path / "adapter.safetensors"
         if self.processes.is_main_process:
+            self.adapter.scale = self._scale(progress)
             path = self.adapter.save(self.folder.path, self.folder.base, notes, self._behaviour)
         self.processes.wait_for_everyone()
         return path

@@ -358,7 +358,7 @@ def test_other_names_for_this_machine_are_refused(server: Served) -> None:
         ({"messages": [{"role": "user", "content": 5}]}, 400, "messages.0.content: must be a text"),
         ({"messages": [{"content": "x"}]}, 400, "messages.0.role: is missing"),
         ({"messages": "hi"}, 400, "messages: must be a list"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "does not know tools"),
         ({"logit_bias": {"5": 101}}, 400, "logit_bias.5: must be at most 100"),
         ({"logit_bias": {"x": 1}}, 400, "logit_bias.x: must be a whole number"),
         ({"logit_bias": {"300": 1}}, 400, "the model's tokens are 0 to 261"),

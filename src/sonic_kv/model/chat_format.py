@@ -9,12 +9,14 @@ import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from inspect import signature
 from itertools import pairwise
 from typing import Any
 
-from sonic_kv.errors import ConfigError, MessageError
+from sonic_kv.errors import ConfigError, MessageError, UnsupportedModelError
+from sonic_kv.model.calls import PROBE, CallForm, call_form
+from sonic_kv.model.common import common, common_suffix, same
 from sonic_kv.model.encoded import Encoded
 from sonic_kv.model.messages import Message, check_messages
 from sonic_kv.model.tokens import Tokens
@@ -38,8 +40,8 @@ class Step:
 
 def step(before: Sequence[int], after: Sequence[int]) -> Step:
     """The shortest way from one transcript to another."""
-    same = _same(before, after)
-    return Step(len(before) - same, list(after[same:]))
+    kept = same(before, after)
+    return Step(len(before) - kept, list(after[kept:]))
 
 
 class ChatFormat:
@@ -158,8 +160,8 @@ class ChatFormat:
             ) from error
         # What stands between a reply and the next user's text closes the reply as far as it stands at a
         # dialogue's end too, and opens the user's turn as far as it stands at a dialogue's beginning.
-        opening = _common_suffix(head, between, self._tokens.names)
-        cut = max(len(_common(end, between)), len(between) - len(opening))
+        opening = common_suffix(head, between, self._tokens.names)
+        cut = max(len(common(end, between)), len(between) - len(opening))
         cut = self._tokens.inside(between, cut)
         self._close, self._user_open = between[:cut], between[cut:]
         if source is not None:
@@ -212,7 +214,7 @@ class ChatFormat:
         except MessageError:
             other, first = text, "user"
         head_of_other = other[: other.rfind(_ASSISTANT["content"])]
-        ids = self._stable(text, len(_common(head, head_of_other)))
+        ids = self._stable(text, len(common(head, head_of_other)))
         if ids and other != text and not start and self._begins(first, ids):
             return ids
         if first == "user":
@@ -247,7 +249,7 @@ class ChatFormat:
             longer = self.render(messages, generation=True)
             if longer == own:
                 longer = self._render_or([*messages, _ASSISTANT], own)
-        return longer, len(_common(own, longer))
+        return longer, len(common(own, longer))
 
     def _render_or(self, messages: Sequence[Message], other: str) -> str:
         try:
@@ -266,7 +268,7 @@ class ChatFormat:
     def _stable(self, text: str, cut: int) -> list[int]:
         """Token ids of `text` that lie before `cut` and stay what they are, whatever stands behind it."""
         before = self._tokens.ids(text[:cut])
-        return before[: _same(before, self._tokens.ids(text))]
+        return before[: same(before, self._tokens.ids(text))]
 
     def encode(self, messages: Sequence[Message]) -> Encoded:
         """Token ids of a whole dialogue, as a session would feed them."""
@@ -280,14 +282,14 @@ class ChatFormat:
         written = [False] * len(ids)
         for start, end in spans:
             written[start:end] = [True] * max(end - start, 0)
-        return Encoded(ids, _same(prefix, ids), [end for _, end in spans], written)
+        return Encoded(ids, same(prefix, ids), [end for _, end in spans], written)
 
     def _spans(
         self, messages: Sequence[Message], replies: Sequence[int], ids: list[int]
     ) -> list[tuple[int, int]]:
         """From where to where in `ids` each reply goes, each found by all that is before it."""
         return [
-            (_same(self._before_reply(messages[:n]), ids), _same(self.closed(messages[: n + 1]), ids))
+            (same(self._before_reply(messages[:n]), ids), same(self.closed(messages[: n + 1]), ids))
             for n in replies
         ]
 
@@ -311,7 +313,7 @@ class ChatFormat:
                 end = at + len(after) - len(before)
                 if after[: len(before)] != before or ids[at:end] != after[len(before) :]:
                     return []
-                start = _same(self._before_reply(messages[begin:n]), after)
+                start = same(self._before_reply(messages[begin:n]), after)
                 spans.append((at + start - len(before), end))
                 begin, last = last, n + 1
         except MessageError:
@@ -341,7 +343,7 @@ class ChatFormat:
     def turns(self, token_ids: Sequence[int]) -> list[int]:
         """Where users' turns begin in a transcript; none if the format cannot tell."""
         one, other = self.user("a"), self.user("0")
-        header = one[: _same(one, other)]
+        header = one[: same(one, other)]
         if self.plain or not header:
             return []
         ids, size = list(token_ids), len(header)
@@ -355,12 +357,26 @@ class ChatFormat:
         """Token ids that follow a reply's text."""
         return self._tokens.ids(self._close)
 
+    @cached_property
+    def calls(self) -> CallForm:
+        """How the template writes calls of tools.
+
+        Raises:
+            UnsupportedModelError: it does not know tools, or its calls cannot be read.
+        """
+        told = {**self.options, "tools": [PROBE]}
+        bare = {name: value for name, value in self.options.items() if name != "tools"}
+        if self.plain or self.with_options(told).render([_USER]) == self.with_options(bare).render([_USER]):
+            raise UnsupportedModelError("tools: the model's chat template does not know tools")
+        tokens = {name: int(self.tokenizer.convert_tokens_to_ids(name)) for name in self._tokens.names}
+        return call_form(self.with_options(told).render, self._close, tokens)
+
     def opens_reasoning(self, messages: Sequence[Message]) -> bool:
         """Whether the reply to these messages begins inside its reasoning."""
         if self.reasoning is None:
             return False
         own, longer = self.render(messages), self.render(messages, generation=True)
-        tail = longer[len(_common(own, longer)) :]
+        tail = longer[len(common(own, longer)) :]
         return tail.rfind(self.reasoning[0]) > tail.rfind(self.reasoning[1])
 
     def spelling(self, text: str, start: int, stop: int) -> range:
@@ -418,27 +434,3 @@ class ChatFormat:
 
 def _source(template: Any) -> str:
     return template if isinstance(template, str) else json.dumps(template)
-
-
-def _common(a: str, b: str) -> str:
-    return a[: _same(a, b)]
-
-
-def _same(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """How many items from the start are the same in both."""
-    if a[: len(b)] == b[: len(a)]:
-        return min(len(a), len(b))
-    return next(n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
-
-
-def _common_suffix(a: str, b: str, tokens: Sequence[str]) -> str:
-    """The longest common suffix that does not begin inside one of `tokens`, as `a` spells them."""
-    n = 0
-    while n < min(len(a), len(b)) and a[-1 - n] == b[-1 - n]:
-        n += 1
-    start = len(a) - n
-    for token in tokens:
-        at = a.rfind(token, 0, start + len(token) - 1)
-        if at >= 0 and at < start < at + len(token):
-            start = at + len(token)
-    return a[start:]

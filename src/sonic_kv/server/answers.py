@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from sonic_kv.errors import (
 )
 from sonic_kv.server.logs import request_id
 from sonic_kv.server.requests import Outcome, View
+from sonic_kv.server.tools import Tools
 from sonic_kv.session.generate import Piece
 from sonic_kv.session.kept import kept_of
 from sonic_kv.session.logprobs import Logprob
@@ -107,10 +109,15 @@ class Completion:
 
     Args:
         logprobs: how likely tokens were is asked for.
+        tools: of each choice, with how its reply begins.
     """
 
-    def __init__(self, model: str, logprobs: bool = False) -> None:
-        self._logprobs = logprobs
+    def __init__(
+        self, model: str, logprobs: bool = False, tools: Sequence[tuple[Tools | None, str]] = ()
+    ) -> None:
+        self._logprobs, self._tools = logprobs, tools
+        self._readers = [None if one is None else one.reader(begun) for one, begun in tools]
+        self._calls = Counter[int]()  # told of each choice
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def opening(self, index: int) -> list[dict[str, Any]]:
@@ -119,26 +126,60 @@ class Completion:
 
     def piece(self, index: int, piece: Piece) -> list[dict[str, Any]]:
         """What tells a piece of a choice."""
-        delta = {"reasoning_content": piece.reasoning} if piece.reasoning else {}
-        delta |= {"content": piece.text} if piece.text or not delta else {}
-        return [self.chunk(index, delta, logprobs=[piece.logprob] if piece.logprob else None)]
+        deltas: list[dict[str, Any]] = []
+        if piece.reasoning:
+            deltas.append({"reasoning_content": piece.reasoning})
+        deltas += self._divided(index, piece.text)
+        if piece.logprob is None:
+            return [self.chunk(index, delta) for delta in deltas]
+        first, *more = deltas or [{"content": ""}]
+        told = self.chunk(index, first, logprobs=[piece.logprob])
+        return [told, *(self.chunk(index, delta) for delta in more)]
+
+    def _divided(self, index: int, text: str, *, final: bool = False) -> list[dict[str, Any]]:
+        """Text and calls of a piece, as OpenAI streams them."""
+        reader, (tools, _) = self._readers[index], self._tools[index]
+        if reader is None or tools is None:
+            return [{"content": text}] if text else []
+        deltas: list[dict[str, Any]] = []
+        for part in reader.add(text, final=final):
+            if isinstance(part, str):
+                deltas.append({"content": part})
+                continue
+            number = self._calls[index]
+            call = tools.call(number, part)
+            named = {"name": call["function"]["name"], "arguments": ""}
+            arguments = {"arguments": call["function"]["arguments"]}
+            deltas.append({"tool_calls": [{"index": number, **call, "function": named}]})
+            deltas.append({"tool_calls": [{"index": number, "function": arguments}]})
+            self._calls[index] += 1
+        return deltas
 
     def closing(self, index: int, outcome: Outcome) -> list[dict[str, Any]]:
         """What ends a choice's stream."""
-        return [self.chunk(index, {}, outcome.finish_reason)]
+        rest = [self.chunk(index, delta) for delta in self._divided(index, "", final=True)]
+        called = bool(self._calls[index]) and outcome.finish_reason == "stop"
+        return [*rest, self.chunk(index, {}, "tool_calls" if called else outcome.finish_reason)]
 
     def whole(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """The answer in one piece: a choice for every reply."""
-        choices = [
-            {
-                "index": index,
-                "message": {**reply_message(outcome.text, outcome.reasoning), "refusal": None},
-                "finish_reason": outcome.finish_reason,
-                "logprobs": logprobs_body(outcome.logprobs) if self._logprobs else None,
-            }
-            for index, outcome in enumerate(outcomes)
-        ]
+        choices = [self._told(index, outcome) for index, outcome in enumerate(outcomes)]
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": chat_usage(outcomes)}
+
+    def _told(self, index: int, outcome: Outcome) -> dict[str, Any]:
+        tools, begun = self._tools[index]
+        text, calls = (outcome.text, []) if tools is None else tools.read(outcome.text, begun)
+        message: dict[str, Any] = {**reply_message(text, outcome.reasoning), "refusal": None}
+        if calls:
+            message |= {"content": text or None, "tool_calls": calls}
+        return {
+            "index": index,
+            "message": message,
+            "finish_reason": "tool_calls"
+            if calls and outcome.finish_reason == "stop"
+            else outcome.finish_reason,
+            "logprobs": logprobs_body(outcome.logprobs) if self._logprobs else None,
+        }
 
     def chunk(
         self,

@@ -21,10 +21,11 @@ from sonic_kv.server.chat import SESSION_ID
 from sonic_kv.server.guard import LOOPBACK, REQUEST_ID, BodyLimit, Guard, Observed
 from sonic_kv.server.metrics import Metrics
 from sonic_kv.server.options import ServeOptions
-from sonic_kv.server.protocol import RefusedError, in_words
+from sonic_kv.server.protocol import RefusedError
 from sonic_kv.server.routes import router
 from sonic_kv.server.service import Service
 from sonic_kv.server.stream import Gone
+from sonic_kv.server.words import in_words
 from sonic_kv.server.worker import Worker
 from sonic_kv.session.options import SamplingConfig
 

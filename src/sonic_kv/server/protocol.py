@@ -5,6 +5,7 @@ is not supported, is refused by name.
 """
 
 import json
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,14 +21,15 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from sonic_kv.compress.options import Budget
-from sonic_kv.model.grammar import json_grammar
+from sonic_kv.model.messages import texts
 from sonic_kv.server.options import Engine
+from sonic_kv.server.words import HALF
 from sonic_kv.session.options import SamplingConfig
 
 T = TypeVar("T")
-HALF = "holds half a character (a lone surrogate)"
 MOST_CHOICES = 16
 MOST_STOPS = 256
+TOOL = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 MOST_LOGPROBS = 20
 COLDEST = 1e-5  # temperatures below it are greedy
 PARTS = ("text", "input_text", "output_text")  # kinds of message parts that are text
@@ -98,7 +100,32 @@ def _stops(value: Any) -> tuple[str, ...]:
 
 
 Text = Annotated[str, AfterValidator(whole)]
+
+
+def _whole_texts(value: T) -> T:
+    """A JSON-able value whose texts are made of whole characters."""
+    for text in texts(value):
+        whole(text)
+    return value
+
+
+def _tools(value: Any) -> list[dict[str, Any]]:
+    """Tools as a request has them, which a chat template is told as they are."""
+    if not isinstance(value, list):
+        raise wrong("must be a list")
+    for number, tool in enumerate(value):
+        if not isinstance(tool, dict) or tool.get("type") != "function":
+            raise wrong(f"tool {number} must be of type 'function'")
+        function = tool.get("function")
+        if not isinstance(function, dict) or not TOOL.fullmatch(str(function.get("name", ""))):
+            raise wrong(f"tool {number} needs a function with a name of letters, digits or _ . : -")
+        if not isinstance(function.get("parameters") or {}, dict):
+            raise wrong(f"tool {number} has parameters that are no JSON schema")
+    return _whole_texts(value)
+
+
 TEXT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]}
+OBJECTS = {"type": "array", "items": {"type": "object"}}
 TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 Content = Annotated[str, BeforeValidator(_text_of), WithJsonSchema(TEXT)]
 Stops = Annotated[tuple[str, ...], BeforeValidator(_stops), WithJsonSchema(TEXTS)]
@@ -224,11 +251,9 @@ class Generation(Body):
             if name in UNSUPPORTED and not UNSUPPORTED[name](value):
                 raise RefusedError(name, f"{name}: this server does not support it")
 
-    def grammar(self) -> str | None:
-        """The grammar that the reply must follow; None: none."""
-        return None
-
-    def sampling(self, default: SamplingConfig, most: int, choice: int = 0) -> SamplingConfig:
+    def sampling(
+        self, default: SamplingConfig, most: int, choice: int = 0, grammar: str | None = None
+    ) -> SamplingConfig:
         """How a choice's reply is generated, of `most` tokens."""
         asked = self.max_completion_tokens
         asked = self.max_tokens if asked is None else asked
@@ -245,7 +270,7 @@ class Generation(Body):
             repetition_penalty=_or(self.repetition_penalty, default.repetition_penalty),
             top_p=default.top_p if self.top_p is None else max(self.top_p, 1e-6),
             logit_bias=tuple(self.logit_bias.items()) or default.logit_bias,
-            grammar=self.grammar() or default.grammar,
+            grammar=grammar or default.grammar,
             stop=self.stop or default.stop,
             seed=None if seed is None else (seed + choice) % (1 << 63),
         )
@@ -280,8 +305,11 @@ class ChatRequest(Generation):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_whole_texts)] = {}
     response_format: ResponseFormat = ResponseFormat()
+    tools: Annotated[list[dict[str, Any]], BeforeValidator(_tools), WithJsonSchema(OBJECTS)] = []
+    tool_choice: Any = None
+    parallel_tool_calls: bool = True
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] = 0
 
@@ -291,13 +319,39 @@ class ChatRequest(Generation):
             raise RefusedError("top_logprobs", "top_logprobs: give logprobs: true with it")
         if self.logprobs and engine == "vllm":
             raise RefusedError("logprobs", "logprobs: replies that vLLM decodes come without them")
-        if self.grammar() is not None and engine == "vllm":
+        if "tools" in self.chat_template_kwargs:
+            raise RefusedError("chat_template_kwargs", "chat_template_kwargs: give tools as tools")
+        forced = self.allowed[1]
+        if engine == "vllm" and self.response_format.schema_() is not None:
             raise RefusedError("response_format", "response_format: replies that vLLM decodes are free text")
+        if engine == "vllm" and forced:
+            raise RefusedError(
+                "tool_choice", "tool_choice: replies that vLLM decodes are free text: auto or none"
+            )
 
-    def grammar(self) -> str | None:
-        """The grammar that the reply must follow."""
-        schema = self.response_format.schema_()
-        return None if schema is None else json_grammar(schema)
+    @property
+    def allowed(self) -> tuple[list[dict[str, Any]], bool]:
+        """The tools that may be called, and whether one must be.
+
+        Raises:
+            RefusedError: there is no such choice.
+        """
+        choice = self.tool_choice
+        if choice in (None, "auto", "none"):
+            return ([] if choice == "none" else self.tools), False
+        if choice == "required" and self.tools:
+            return self.tools, True
+        function = (
+            choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+        )
+        name = function.get("name") if isinstance(function, dict) else None
+        named = [tool for tool in self.tools if tool["function"]["name"] == name]
+        if not named:
+            raise RefusedError(
+                "tool_choice",
+                "tool_choice: must be none, auto, required with tools, or name one of the tools",
+            )
+        return named, True
 
 
 class TextRequest(Body):
@@ -333,8 +387,6 @@ def _empty(value: Any) -> bool:
 
 # Fields that are not supported, and when they change nothing.
 UNSUPPORTED: dict[str, Callable[[Any], bool]] = {
-    "tools": _empty,
-    "tool_choice": _is("none", "auto"),
     "functions": _empty,
     "function_call": _is("none", "auto"),
     "response_format": _is({}, {"type": "text"}),  # of a text that is no dialogue
@@ -357,44 +409,3 @@ UNSUPPORTED: dict[str, Callable[[Any], bool]] = {
     "guided_grammar": _empty,
     "mirostat": _is(0),
 }
-# What pydantic finds wrong, in our words.
-WORDS = {
-    "missing": "is missing",
-    "string_type": "must be a text",
-    "string_unicode": HALF,
-    "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "int_parsing_size": "is too large a number",
-    "float_type": "must be a number",
-    "float_parsing": "must be a number",
-    "finite_number": "must be a finite number",
-    "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
-    "list_type": "must be a list",
-    "dict_type": "must be an object",
-    "model_type": "must be an object",
-    "model_attributes_type": "must be an object",
-    "greater_than": "must be above {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-    "less_than": "must be below {lt}",
-    "too_short": "is empty: give at least one",
-    "literal_error": "must be one of {expected}",
-    "enum": "must be one of {expected}",
-    "string_pattern_mismatch": "must be 1 to 128 letters, digits or . _ : -",
-    "extra_forbidden": "this server does not know it",
-}
-
-
-def in_words(error: dict[str, Any]) -> tuple[str, str | None]:
-    """What pydantic found wrong with a request: a sentence, and the field that it is about."""
-    kind, place = error["type"], [str(part) for part in error["loc"][1:] if part != "[key]"]
-    if kind == "json_invalid":
-        return f"the body is no JSON: {error.get('ctx', {}).get('error', 'it cannot be read')}", None
-    param = ".".join(place)
-    if kind == "invalid_value":
-        text = str(error["msg"])
-    else:
-        text = WORDS.get(kind, "cannot be used").format_map(error.get("ctx") or {})
-    return (f"{param}: {text}", param) if param else (f"the body {text}", None)

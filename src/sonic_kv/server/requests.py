@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from sonic_kv.compress.options import Budget
 from sonic_kv.errors import BusyError
 from sonic_kv.server.dialogue import Step, label_of
+from sonic_kv.server.tools import Tools
 from sonic_kv.session.dialogue import Dialogue
 from sonic_kv.session.generate import Piece
 from sonic_kv.session.logprobs import Logprob
@@ -52,6 +53,7 @@ class Request:
         messages: the whole dialogue; none: the named session's own.
         name: the session's name, if the client gave one.
         prompt: token ids of a text that is no dialogue, and is to be gone on with; then there are no messages.
+        tools: that may be called in the reply.
         begun: how the reply begins, if the dialogue ends within it.
         chat_template_kwargs: what the chat template is told beside the messages.
         budget: compression from here on; None: as before.
@@ -69,6 +71,7 @@ class Request:
     budget: Budget | None = None
     sampling: SamplingConfig | None = None
     begun: str = ""
+    tools: Tools | None = None
     prompt: Sequence[int] = ()
     top_logprobs: int | None = None
     on_piece: Callable[[Piece], None] = lambda piece: None

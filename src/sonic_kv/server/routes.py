@@ -1,9 +1,7 @@
 """The routes of the server. None touches the model: the worker does."""
 
 import asyncio
-import json
-import uuid
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import JSONResponse
@@ -13,9 +11,9 @@ from sonic_kv import __version__
 from sonic_kv.errors import NotFoundError
 from sonic_kv.server import requests as work
 from sonic_kv.server.answers import Completion, kept_body, session_body
+from sonic_kv.server.asking import requests_of
 from sonic_kv.server.chat import SESSION_ID, Answering
 from sonic_kv.server.completions import CompletionRequest, TextCompletion
-from sonic_kv.server.dialogue import check_length, checked, without_idle_reasoning
 from sonic_kv.server.page import PARTS, part_of_page
 from sonic_kv.server.protocol import ChatRequest, Generation, SessionChange, TextRequest
 from sonic_kv.server.service import Service
@@ -118,16 +116,9 @@ async def chat(
     """The reply to a dialogue, given whole; whole or as a stream of events."""
     serving.check_model(body.model)
     body.check(serving.options.engine)
-    messages, begun = await asyncio.to_thread(_dialogue_of, serving, body)
-    asked = []
-    for choice in range(body.n):  # each choice is a dialogue of its own; the first has the name
-        one = work.Request(namespace, messages, begun=begun, budget=body.sonic.budget)
-        one.chat_template_kwargs = body.chat_template_kwargs
-        one.sampling = body.sampling(serving.sampling, serving.options.max_reply_tokens, choice)
-        one.name = session if choice == 0 else uuid.uuid4().hex
-        one.top_logprobs = body.top_logprobs if body.logprobs else None
-        asked.append(one)
-    return await _answered(serving, request, body, asked, Completion(serving.name, body.logprobs))
+    asked = await asyncio.to_thread(requests_of, serving, body, namespace, session)
+    completion = Completion(serving.name, body.logprobs, [(one.tools, one.begun) for one in asked])
+    return await _answered(serving, request, body, asked, completion)
 
 
 @router.post("/v1/completions")
@@ -144,22 +135,6 @@ async def complete(
             sampling = body.sampling(serving.sampling, serving.options.max_reply_tokens, choice)
             asked.append(work.Request(namespace, prompt=prompt, sampling=sampling))
     return await _answered(serving, request, body, asked, TextCompletion(serving.name))
-
-
-def _dialogue_of(serving: Service, body: ChatRequest) -> tuple[list[dict[str, Any]], str]:
-    """A request's messages as they are fed, and how the reply begins.
-
-    Raises:
-        SonicError: they cannot be answered.
-    """
-    model = serving.worker.model
-    messages, begun = checked([message.plain() for message in body.messages])
-    told = [{"content": json.dumps(body.chat_template_kwargs)}] if body.chat_template_kwargs else []
-    check_length(model, [*messages, *told], serving.most_tokens)
-    grammar = body.grammar()
-    if grammar is not None:  # read here, and not while others wait for the model
-        model.grammars.state(grammar)
-    return without_idle_reasoning(model.format_told(body.chat_template_kwargs), messages), begun
 
 
 async def _answered(

@@ -41,9 +41,9 @@ from sonic_kv.server.preparing import Preparer
 from sonic_kv.server.requests import Outcome, Request, Waiting
 from sonic_kv.server.shelf import Node, Shelf
 from sonic_kv.server.store import Store
+from sonic_kv.server.tools import message_of
 from sonic_kv.server.vllm import VllmEngine
 from sonic_kv.session.engine import Engine, Turn
-from sonic_kv.session.reply import reply_message
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.25  # between looks at what has become idle, while there is nothing to do
@@ -335,7 +335,7 @@ class Worker:
             prepare(job),
             request.sampling,
             request.begun,
-            reply=lambda text, reasoning: reply_message(text),
+            reply=lambda text, reasoning: message_of(request.tools, text),
             last=request.prompt[-1] if request.prompt else None,
             top_logprobs=request.top_logprobs,
             on_piece=request.on_piece,
@@ -408,7 +408,7 @@ class Worker:
         assert turn.session is not None
         steps = list(job.steps)
         if turn.sampling is not None:
-            steps.append({"role": "assistant", "content": turn.begun + turn.text})
+            steps.append(message_of(job.request.tools, turn.begun + turn.text))
         key = chain(job.request.namespace, self._scope, steps)[-1]
         there = self.shelf.get(key)
         if there is not None and job.parent == key:

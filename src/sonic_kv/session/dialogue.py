@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
@@ -25,9 +23,9 @@ from sonic_kv.session.generate import Writer
 from sonic_kv.session.logprobs import logprob_of
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.reply import Written
-from sonic_kv.session.sampling import NAN_LOGITS, Sampler, sampler_of
+from sonic_kv.session.sampling import NAN_LOGITS, sampler_of
 from sonic_kv.session.stats import SessionStats, stats_of
-from sonic_kv.session.work import Decode, Feed, Next, Operation
+from sonic_kv.session.work import Decode, Feed, Next, Operation, choose
 
 UNLIMITED = (Budget(), Budget(compression_ratio=0.0))
 
@@ -142,7 +140,10 @@ class Dialogue:
             )
         room = min(room, sampling.max_new_tokens)
         reasoning = self.format.opens_reasoning(self.messages) if self.messages else None
-        return Writer(self.model, sampling.stop, room, reasoning=reasoning)
+        tags = (
+            [tag for tag, _ in self.model.format.calls.tags] if "tools" in self.chat_template_kwargs else ()
+        )
+        return Writer(self.model, sampling.stop, room, reasoning=reasoning, tags=tags)
 
     # --- operations ---------------------------------------------------------------------------
 
@@ -407,14 +408,3 @@ class Dialogue:
         self.cache.restore(other.cache)
         self.budget = other.budget
         self.messages, self.token_ids = list(other.messages), list(other.token_ids)
-
-
-def choose(following: Next, sampler: Sampler) -> int:
-    """The next token of a reply.
-
-    Raises:
-        NumericalError: the logits are not finite.
-    """
-    if not abs(following.largest) < torch.inf:
-        raise NumericalError(NAN_LOGITS)
-    return following.greedy if sampler.plain else sampler(following.logits)

@@ -149,22 +149,33 @@ class Detokenizer:
         return certain
 
 
+def _hidden(tokenizer: Any, tags: Sequence[str]) -> dict[int, str]:
+    """Those of the tags that are special tokens: they have no text when they are decoded."""
+    added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()} if tags else {}
+    return {added[tag]: tag for tag in tags if tag in added and not detokenize(tokenizer, [added[tag]])}
+
+
 class Writer:
     """One reply as its tokens come.
 
     Args:
         room: most tokens that it may have.
         reasoning: the prompt has opened the reply's reasoning; None: it is no reply, but any text, without reasoning.
+        tags: of what else is read from the reply.
     """
 
     def __init__(
-        self, model: SonicModel, stop: Sequence[str], room: int, *, reasoning: bool | None = False
+        self,
+        model: SonicModel,
+        stop: Sequence[str],
+        room: int,
+        *,
+        reasoning: bool | None = False,
+        tags: Sequence[str] = (),
     ) -> None:
-        tags = None if reasoning is None else model.format.reasoning
-        self._division = Division(tags, bool(reasoning))
-        # tags that are special tokens have no text when they are decoded
-        self._tags = {model.tokenizer.convert_tokens_to_ids(tag): tag for tag in tags or ()}
-        self._tags = {i: tag for i, tag in self._tags.items() if i in model.tokenizer.all_special_ids}
+        around = None if reasoning is None else model.format.reasoning
+        self._division = Division(around, bool(reasoning))
+        self._tags = _hidden(model.tokenizer, (*(around or ()), *tags))
         self._stop_ids = model.stop_ids
         ends = () if reasoning is None else model.format.stop
         self._text = Detokenizer(model, (*ends, *stop))

@@ -10,12 +10,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from sonic_kv.cache.cache import SessionCache
+from sonic_kv.errors import NumericalError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.reread import Reading
 from sonic_kv.session.generate import Piece
+from sonic_kv.session.sampling import NAN_LOGITS, Sampler
 
 T = TypeVar("T")
 
@@ -86,3 +89,14 @@ def run(model: SonicModel, operation: Operation[T]) -> T:
         except StopIteration as end:
             done: T = end.value
             return done
+
+
+def choose(following: Next, sampler: Sampler) -> int:
+    """The next token of a reply.
+
+    Raises:
+        NumericalError: the logits are not finite.
+    """
+    if not abs(following.largest) < torch.inf:
+        raise NumericalError(NAN_LOGITS)
+    return following.greedy if sampler.plain else sampler(following.logits)

@@ -1,0 +1,191 @@
+"""How a chat template writes the calls of tools: learned from what it makes of one, and read back from replies."""
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sonic_kv.errors import UnsupportedModelError
+from sonic_kv.model.common import same
+from sonic_kv.model.grammar import json_rule
+from sonic_kv.model.messages import Message
+
+ARGUMENTS = ("arguments", "parameters")  # what templates call them
+_NAME = "probename"
+_ASKED: Message = {"role": "user", "content": "probeone"}
+_ARGUMENTS = {"probekey": "probetwo"}
+_FUNCTION = {"name": _NAME, "arguments": _ARGUMENTS}
+_CALLED: Message = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"id": "probe0001", "type": "function", "function": _FUNCTION}],
+}
+PROBE = {
+    "type": "function",
+    "function": {"name": _NAME, "description": "probe", "parameters": {"type": "object"}},
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a tool."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a template writes a call: an object of name and arguments, and what stands around it.
+
+    Attributes:
+        opening: what stands before the object; empty: nothing does, and the call is the whole reply.
+        closing: what stands behind it.
+        head: from the opening to the arguments, with `probename` in the place of the name.
+        tail: from the arguments to the closing.
+        tags: the added tokens in all of it.
+    """
+
+    opening: str
+    closing: str
+    head: str
+    tail: str
+    tags: tuple[tuple[str, int], ...]
+
+    def rule(self, name: str, parameters: Mapping[str, Any]) -> str:
+        """A call with arguments that are valid for a schema, as a part of a grammar."""
+        head = self.head.replace(_NAME, json.dumps(name)[1:-1])
+        return f"{self._literal(head)} {json_rule(parameters)} {self._literal(self.tail)}".strip()
+
+    def _literal(self, text: str) -> str:
+        """A text as a part of a grammar, added tokens by their ids."""
+        for tag, token_id in self.tags:
+            before, found, behind = text.partition(tag)
+            if found:
+                return f"{self._literal(before)} <[{token_id}]> {self._literal(behind)}".strip()
+        return json.dumps(text, ensure_ascii=False) if text else ""
+
+
+def call_form(render: Callable[..., str], close: str, tokens: Mapping[str, int]) -> CallForm:
+    """How a template writes calls.
+
+    Args:
+        render: the template.
+        close: what closes a reply.
+        tokens: the tokenizer's added tokens.
+
+    Raises:
+        UnsupportedModelError: it cannot write them, or not as an object of name and arguments.
+    """
+    before, whole = render([_ASKED], generation=True), render([_ASKED, _CALLED])
+    text = whole[same(before, whole) :]
+    text = text[: text.find(close.strip())] if close.strip() and close.strip() in text else text
+    for start in [i for i, char in enumerate(text) if char == "{"]:
+        try:
+            found, length = json.JSONDecoder().raw_decode(text[start:])
+        except ValueError:
+            continue
+        if _call(found) == Call(_NAME, _ARGUMENTS):
+            break
+    else:
+        raise UnsupportedModelError(
+            "tools: the chat template writes calls in a form that this server cannot read"
+        )
+    opening, closing = text[:start], text[start + length :]
+    inner = text.index("{", text.index(_NAME))
+    _, size = json.JSONDecoder().raw_decode(text[inner:])
+    head, tail = text[:inner], text[inner + size :]
+    tags = tuple((tag, number) for tag, number in tokens.items() if tag in opening + closing)
+    return CallForm(opening.strip(), closing.strip(), head, tail, tags)
+
+
+def _call(value: Any) -> Call | None:
+    """The call that a JSON value is."""
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return None
+    arguments: Any = next((value[key] for key in ARGUMENTS if key in value), {})
+    return Call(value["name"], arguments) if isinstance(arguments, dict) else None
+
+
+class CallReader:
+    """Divides a reply into text and calls, as it comes. What is no call after all is text.
+
+    Args:
+        names: the tools that there are.
+        most: calls that a reply may have; what comes behind the last one is left out.
+    """
+
+    def __init__(self, form: CallForm, names: Collection[str], most: int | None = None) -> None:
+        self._form, self._names, self._left = form, names, most
+        self._held, self._inside, self._plain, self._found = "", False, False, False
+
+    def add(self, text: str, *, final: bool = False) -> list[str | Call]:
+        """Texts and calls that have become certain; all that is left if this is the `final` text."""
+        self._held += text
+        found: list[str | Call] = []
+        while self._held and self._left != 0:
+            part = self._read_call(final) if self._inside else self._read_text(final)
+            if part is None:
+                break
+            found += [part] if part else []
+            if isinstance(part, Call):
+                self._found = True
+                self._left = None if self._left is None else self._left - 1
+        return found
+
+    def _read_text(self, final: bool) -> str | None:
+        """Text before a call; None: more is needed to tell."""
+        tag = self._form.opening
+        if not tag:
+            return self._read_plain(final)
+        before, found, behind = self._held.partition(tag)
+        if found:
+            self._held, self._inside = behind, True
+            return before.strip("\n") if self._found else before.rstrip("\n")
+        sizes = range(0 if final else min(len(tag) - 1, len(before)), 0, -1)
+        keep = next((n for n in sizes if tag.startswith(before[-n:])), 0)
+        certain = before[: len(before) - keep]
+        certain = certain if final else certain.rstrip("\n")
+        self._held = before[len(certain) :]
+        if final and self._found and not certain.strip():
+            return ""
+        return certain or None
+
+    def _read_plain(self, final: bool) -> str | None:
+        """Text where nothing announces a call: it begins with one, or has none."""
+        begun = self._held.lstrip(" ;\n" if self._found else None)
+        if begun.startswith("{") and not self._plain:
+            self._held, self._inside = begun, True
+            return ""
+        if not begun and not final:
+            return None
+        text, self._held, self._plain = self._held, "", True
+        return "" if self._found and not text.strip() else text
+
+    def _read_call(self, final: bool) -> str | Call | None:
+        closing, begun = self._form.closing, self._held.lstrip()
+        at = begun.find(closing) if closing else -1
+        if not (final or at >= 0 or (not closing and begun.rstrip().endswith("}"))):
+            return None
+        try:
+            value, length = json.JSONDecoder().raw_decode(begun)
+        except (ValueError, RecursionError):
+            value, length = None, at + len(closing) if at >= 0 else len(begun)
+            if not (final or at >= 0):
+                return None
+        call = _call(value)
+        if call is not None and (self._form.opening or call.name in self._names):
+            rest = begun[length:]
+            self._held = rest.lstrip().removeprefix(closing) if closing else rest
+            self._inside = False
+            return call
+        end = at + len(closing) if at >= 0 else len(begun)
+        space = self._held[: len(self._held) - len(begun)]
+        self._held, self._inside, self._plain = begun[end:], False, True
+        return self._form.opening + space + begun[:end]
+
+
+def tool_rules(form: CallForm, tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A call of each tool, as parts of a grammar."""
+    functions = [tool["function"] for tool in tools]
+    return [form.rule(one["name"], one.get("parameters") or {"type": "object"}) for one in functions]

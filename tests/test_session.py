@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.growing import SPARE_ENTRIES, SPARE_SHARE
+from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import (
     AdapterError,
@@ -641,7 +642,7 @@ def _nan_after(chat: ChatSession, monkeypatch: pytest.MonkeyPatch, calls: int) -
 
 
 def _no_rebasing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SonicModel, "can_rebase", False)
+    monkeypatch.setattr(Compressor, "_rebase", lambda *_: None)
 
 
 def _raise(error: BaseException) -> Callable[..., Any]:

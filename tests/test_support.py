@@ -155,37 +155,6 @@ def test_every_family_is_supported(family: str) -> None:
 # --- lengths ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])
-def test_passing_a_sliding_window_is_refused_and_leaves_the_session_alone(family: str) -> None:
-    chat = ChatSession(tiny_model(family, sliding_window=96), HALF, config=SMALL)
-    chat.extend(DIALOGUE[:2])
-    before, stats = list(chat.token_ids), chat.stats
-    with pytest.raises(UnsupportedModelError, match="sliding window of 96") as caught:
-        chat.extend(DIALOGUE[2:])
-    assert "\n" not in str(caught.value)
-    assert chat.token_ids == before
-    assert chat.stats == stats
-    chat.extend(DIALOGUE[2:4])
-
-
-def test_within_its_window_a_sliding_layer_sees_everything() -> None:
-    chats = [
-        ChatSession(tiny_model("mistral", sliding_window=window), HALF, config=SMALL)
-        for window in (None, 400)
-    ]
-    for chat in chats:
-        chat.extend(DIALOGUE)
-    for one, other in zip(chats[0].cache.layers, chats[1].cache.layers, strict=True):
-        for key, far in zip(one.heads()[0], other.heads()[0], strict=True):
-            torch.testing.assert_close(key, far, atol=1e-5, rtol=0)
-
-
-def test_reply_ends_where_the_sliding_window_does() -> None:
-    chat = ChatSession(tiny_model("mistral", sliding_window=60), HALF)
-    assert chat.send("hi", SamplingConfig(max_new_tokens=100)).finish_reason in ("length", "stop")
-    assert chat.cache.logical_length <= 60
-
-
 @pytest.mark.parametrize("positions", ["original", "compact"])
 def test_a_message_longer_than_the_model_is_refused_with_advice(positions: Any) -> None:
     chat = ChatSession(tiny_model(), Budget(), config=SessionConfig(positions=positions))

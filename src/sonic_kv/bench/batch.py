@@ -13,7 +13,6 @@ from sonic_kv import __version__
 from sonic_kv.bench.options import BenchBatchOptions
 from sonic_kv.bench.report import Report, on
 from sonic_kv.bench.timing import Machine, decode_bound, measure_machine, seconds
-from sonic_kv.cache.cache import SessionCache
 from sonic_kv.model.batch import batch_step
 from sonic_kv.model.model import SonicModel
 from sonic_kv.text import Progress, bytes_text, table
@@ -77,7 +76,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _time(
     model: SonicModel, machine: Machine, ratio: float, entries: int, batch: int, options: BenchBatchOptions
 ) -> Step:
-    cache = SessionCache(model.num_layers)
+    cache = model.new_cache()
     shape = (1, model.num_heads, entries, model.head_dim)
     for layer in cache.layers:
         layer.update(*(torch.randn(shape, device=model.device, dtype=model.dtype) for _ in range(2)))

@@ -94,7 +94,7 @@ def _decode(
 def _session(compressor: Compressor, budget: Budget, ids: list[int], segment: int) -> SessionCache:
     """A cache of which all is closed, `segment` tokens at a time, but the prefix."""
     model = compressor.model
-    cache = SessionCache(model.num_layers)
+    cache = model.new_cache()
     model.feed(cache, ids[:4])
     cache.mark_prefix()
     for start in range(4, len(ids), segment):

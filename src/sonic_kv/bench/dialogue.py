@@ -49,7 +49,7 @@ class Way:
 
     def new_cache(self, model: SonicModel) -> SessionCache:
         bits = None if self.compressor is None else self.compressor.config.bits
-        return SessionCache(model.num_layers, bits=bits)
+        return model.new_cache(bits=bits)
 
 
 def ways(model: SonicModel, options: BenchDialogueOptions) -> list[Way]:

@@ -21,7 +21,6 @@ from sonic_kv import __version__
 from sonic_kv.bench.options import BenchServeOptions
 from sonic_kv.bench.report import Line, Panel, Report, on
 from sonic_kv.bench.timing import Machine, Ratio, in_turn, measure_machine, ratio_of_sums, seconds
-from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.data.options import SynthConfig
 from sonic_kv.data.synth import generate_dialogues
@@ -275,7 +274,7 @@ def _turns(model: SonicModel, options: BenchServeOptions, texts: _Texts) -> tupl
 @torch.no_grad()
 def _steps(model: SonicModel, options: BenchServeOptions) -> Ratio:
     """Decode steps of all dialogues together against one dialogue's: tokens/s."""
-    cache = SessionCache(model.num_layers)
+    cache = model.new_cache()
     entries = round((1 - options.ratio) * options.length)
     shape = (1, model.num_heads, entries, model.head_dim)
     for layer in cache.layers:

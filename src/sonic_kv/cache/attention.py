@@ -82,6 +82,18 @@ def attend_heads(
     return torch.cat(found, dim=1)
 
 
+def outside(own: Tensor, columns: int, window: int) -> Tensor:
+    """Which columns rows do not see in a layer with a sliding window.
+
+    Args:
+        own: the column of each row. (N,)
+
+    Returns:
+        (N, columns) bool
+    """
+    return torch.arange(columns, device=own.device) <= own[:, None] - window
+
+
 def attend_noting(
     query: Tensor,
     keys: Sequence[Tensor],
@@ -91,6 +103,7 @@ def attend_noting(
     *,
     scale: float,
     softcap: float | None,
+    window: int | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Attention of new tokens over held entries and one another, and the most that an entry gets of any of them.
 
@@ -98,6 +111,7 @@ def attend_noting(
         query: (1, H, T, D)
         keys, values: held, of each KV head. (n, D)
         new_keys, new_values: of the tokens. (1, G, T, D)
+        window: how many of the newest entries a token sees, itself included; None: all.
 
     Returns:
         (1, H, T, D), and of each KV head the largest weight in any of its query heads (n,) float32
@@ -116,6 +130,9 @@ def attend_noting(
                 logits = torch.tanh(logits / softcap) * softcap
             later = torch.ones(count, count, dtype=torch.bool, device=logits.device).triu(1)
             logits[..., size + start :].masked_fill_(later, -torch.inf)
+            if window is not None:
+                own = torch.arange(size + start, seen, device=logits.device)
+                logits.masked_fill_(outside(own, seen, window), -torch.inf)
             weights = logits.softmax(-1)
             most = torch.maximum(most, weights[..., :size].amax((0, 1)))
             parts.append(weights.to(value.dtype) @ value[:seen])

@@ -62,16 +62,24 @@ class SessionCache(Cache):
     Args:
         compact: kept keys stand at consecutive positions.
         bits: of a number in the memory while it rests; None: as the model computes.
+        windows: of the layers, None where a layer sees everything; empty: all do.
 
     Attributes:
         dropped: what every head has dropped, as one entry: its score, -inf if there is none, and its position in the
-            transcript; None: nobody has counted. (2, layers, G) float32
+            transcript; None: nobody has counted. (2, compressed layers, G) float32
     """
 
     layers: list[SessionLayer]
 
-    def __init__(self, num_layers: int, *, compact: bool = False, bits: int | None = None) -> None:
-        super().__init__(layers=[SessionLayer() for _ in range(num_layers)])
+    def __init__(
+        self,
+        num_layers: int,
+        *,
+        compact: bool = False,
+        bits: int | None = None,
+        windows: Sequence[int | None] = (),
+    ) -> None:
+        super().__init__(layers=[SessionLayer(window) for window in windows or [None] * num_layers])
         self.compact, self.bits = compact, bits
         self._lengths = Lengths()
         self.dropped: Tensor | None = None
@@ -80,6 +88,16 @@ class SessionCache(Cache):
     def lengths(self) -> Lengths:
         """How what is held divides into prefix, memory and open segment."""
         return self._lengths
+
+    @property
+    def window(self) -> int | None:
+        """How many of its newest tokens a token sees in layers that do not see all; None: there are none."""
+        return next((layer.window for layer in self.layers if layer.window is not None), None)
+
+    @property
+    def kept_layers(self) -> list[SessionLayer]:
+        """The layers whose memory is what was chosen: those without a window, or if there are none, all."""
+        return [layer for layer in self.layers if layer.window is None] or self.layers
 
     @property
     def raw(self) -> int:
@@ -128,11 +146,11 @@ class SessionCache(Cache):
         return self.layers[0].memory_positions
 
     def shares(self) -> Tensor:
-        """Which share of all layers' KV heads still holds each token of the transcript. (T,) float32, on the CPU"""
+        """Which share of the compressed layers' KV heads still holds each token. (T,) float32, on the CPU"""
         shares = torch.ones(self.logical_length)
         if self.lengths.history:
-            held = torch.cat([layer.memory_positions.cpu().long() for layer in self.layers])
-            heads = sum(len(layer.counts) for layer in self.layers)
+            held = torch.cat([layer.memory_positions.cpu().long() for layer in self.kept_layers])
+            heads = sum(len(layer.counts) for layer in self.kept_layers)
             past = slice(self.lengths.prefix, self.lengths.closed)
             shares[past] = torch.bincount(held, minlength=self.lengths.closed)[past] / heads
         return shares
@@ -176,9 +194,13 @@ class SessionCache(Cache):
         new = self.fork()
         for number, (layer, entries) in enumerate(zip(new.layers, memory, strict=True)):
             layer.unpack()
-            kept = entries if self.bits is None else layer.rounded(entries, self.bits)
+            kept = (
+                entries
+                if self.bits is None or layer.window is not None
+                else layer.rounded(entries, self.bits)
+            )
             layer.put_memory(kept, lengths.prefix, open_length, None if moved is None else moved[number])
-        counts = [n for layer in new.layers for n in layer.counts]
+        counts = [n for layer in new.kept_layers for n in layer.counts]
         new._count(replace(lengths, memory=round(sum(counts) / len(counts))))
         new.dropped = dropped
         self.restore(new)
@@ -195,7 +217,7 @@ class SessionCache(Cache):
     def pack(self) -> None:
         """Let the memory rest in few bits, if it is to; what appends or attends to it next unpacks it."""
         if self.bits is not None:
-            for layer in self.layers:
+            for layer in self.kept_layers:
                 layer.pack(self.lengths.prefix, self.bits)
 
     def unpack(self) -> None:
@@ -225,6 +247,17 @@ class SessionCache(Cache):
             mine.__dict__.update(theirs.__dict__)
         self._lengths, self.dropped = other.lengths, other.dropped
 
+    @property
+    def slides(self) -> bool:
+        """Whether layers with a window hold all that it reaches; a cache of an older version does not."""
+        end, windows = self.lengths.closed, [layer for layer in self.layers if layer.window is not None]
+        return all(
+            torch.equal(at.cpu(), torch.arange(end - len(at), end, dtype=torch.int32))
+            for layer in windows
+            if layer.is_initialized
+            for at in layer.memory_positions.split(layer.counts)
+        )
+
     def lend(self, other: Cache) -> None:
         """Let another cache of transformers hold the layers of this one."""
         other.layers = self.layers
@@ -249,13 +282,14 @@ class SessionCache(Cache):
         *,
         compact: bool,
         bits: int | None,
+        windows: Sequence[int | None] = (),
     ) -> "SessionCache":
         """The cache that `state` was taken of.
 
         Raises:
             KeyError: a tensor is missing.
         """
-        cache = cls(num_layers, compact=compact, bits=bits)
+        cache = cls(num_layers, compact=compact, bits=bits, windows=windows)
         if state:  # else nothing has been stored yet
             for number, layer in enumerate(cache.layers):
                 own = {

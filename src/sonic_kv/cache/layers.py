@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from sonic_kv.cache import bits as quantize
-from sonic_kv.cache.attention import attend_noting
+from sonic_kv.cache.attention import attend_noting, masked_attention
 from sonic_kv.cache.growing import GrowingLayer, Sizes
 from sonic_kv.cache.standin import StandIn
 from sonic_kv.errors import ModelError
@@ -36,9 +37,12 @@ class SessionLayer(GrowingLayer):
         passed: tokens for which the memory counts as length.
         memory_positions: transcript positions of the memory, head after head. (N,) int32
         channels: factors of packed keys; None until there is memory to pack. (1, G, 1, D)
+        window: how many of the newest tokens a token sees, itself included; None: all. Such a layer is not compressed:
+            its memory is what the window still reaches.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, window: int | None = None) -> None:
+        self.window = window
         self._packed: _PackedMemory | None = None
         self.counts: Sizes = ()
         self.widest = 0
@@ -129,6 +133,15 @@ class SessionLayer(GrowingLayer):
             self.memory_positions.split(self.counts),
             self._scores.split(self.counts),
         )
+
+    def slid(self, prefix: int, end: int) -> Memory:
+        """What the window still reaches from position `end` on, of all that stands behind the prefix."""
+        assert self.window is not None
+        start = max(self.sizes[0] - (self.window - 1), prefix)
+        keys, values = ([head[start:] for head in held] for held in self.heads())
+        at = torch.arange(end - len(keys[0]), end, dtype=torch.int32, device=keys[0].device)
+        scores = torch.zeros(len(at), device=at.device)
+        return Memory(keys, values, [at] * len(keys), [scores] * len(keys))
 
     def put_memory(self, memory: Memory, prefix: int, newest: int, moved: Tensor | None = None) -> None:
         """Hold the first `prefix` entries, `memory`, and the newest ones, in storage of just that size.
@@ -238,6 +251,9 @@ class SessionLayer(GrowingLayer):
 
     def read(self, query: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None) -> Tensor:
         self.unpack()
+        if mask is None and self.window is not None:
+            keys, values = self.keys[:, :, -self.window :], self.values[:, :, -self.window :]
+            return masked_attention(query, keys, values, None, scale=scale, softcap=softcap)
         return super().read(query, mask, scale=scale, softcap=softcap)
 
     def read_noting(
@@ -249,7 +265,8 @@ class SessionLayer(GrowingLayer):
             (1, H, T, D), and the largest weights; a head that has fewer entries begins with zeros. (G, S)
         """
         self.unpack()
-        output, largest = attend_noting(query, *self.heads(), key, value, scale=scale, softcap=softcap)
+        options: dict[str, Any] = {"scale": scale, "softcap": softcap, "window": self.window}
+        output, largest = attend_noting(query, *self.heads(), key, value, **options)
         return output, _padded(largest, 0.0)[0]
 
     def unpack(self) -> None:

@@ -63,12 +63,13 @@ def find(model: str) -> tuple[str, dict[str, Any]]:
 
 def dialogue_bytes(shape: ModelShape, tokens: int, way: Way) -> int:
     """Keys and values of a dialogue of so many tokens, all of it closed."""
+    slid, every = shape.window_bytes(tokens, NUMBER_BYTES), shape.compressed_heads
     if not way.ratio:
-        return tokens * shape.token_bytes(NUMBER_BYTES)
+        return slid + 2 * tokens * every * shape.head_dim * NUMBER_BYTES
     from sonic_kv.cache.bits import vector_bytes
 
     vector = NUMBER_BYTES * shape.head_dim if way.bits is None else vector_bytes(shape.head_dim, way.bits)
-    return round((1 - way.ratio) * tokens) * shape.heads * (2 * vector + ENTRY_BYTES)
+    return slid + round((1 - way.ratio) * tokens) * every * (2 * vector + ENTRY_BYTES)
 
 
 def plan(options: PlanOptions, model: str) -> dict[str, Any]:
@@ -86,6 +87,7 @@ def plan(options: PlanOptions, model: str) -> dict[str, Any]:
             f"the weights of {name} take {bytes_text(weights)}: --memory {options.memory} is too little"
         )
     token = shape.token_bytes(NUMBER_BYTES)
+    growing = token * shape.compressed_heads // shape.heads
     rows = []
     for way in WAYS:
         sizes = {str(n): dialogue_bytes(shape, n, way) for n in options.tokens}
@@ -102,7 +104,8 @@ def plan(options: PlanOptions, model: str) -> dict[str, Any]:
         "token_bytes": token,
         "memory": memory,
         "rows": rows,
-        "slower_from_tokens": round(SLOWER * weights / token),
+        "windows": [window for window in shape.windows if window is not None],
+        "slower_from_tokens": round(SLOWER * weights / growing) if growing else None,
         "training_operations": OPERATIONS * shape.parameters * TRAINING_TOKENS,
     }
 
@@ -120,9 +123,17 @@ def as_text(found: dict[str, Any]) -> str:
     ]
     longest = max(map(int, lengths))
     alone, operations = found["slower_from_tokens"], found["training_operations"]
-    notes = [
+    slow = (
         "Memory is saved from the first closed segment on. A decode step of full context is slower by a tenth at "
-        f"{alone:,} tokens; in a batch of 8 at {alone // 8:,} tokens each.",
+        f"{alone:,} tokens; in a batch of 8 at {alone // 8:,} tokens each."
+        if alone
+        else "Nothing is left to compress: the model forgets what its windows do not reach."
+    )
+    windows = found["windows"]
+    slides = [f"{len(windows)} layers see their newest {windows[0]:,} tokens alone."] if windows else []
+    notes = [
+        *slides,
+        slow,
         f"A scorer is trained on about {TRAINING_TOKENS:,} tokens: {operations:.2g} operations, "
         f"{operations / 1e11 / 60:.0f} minutes at 100 GFLOP/s, {operations / 1e14:.1f} s at 100 TFLOP/s.",
     ]

@@ -10,11 +10,11 @@ from torch import Tensor
 from sonic_kv.cache.bits import vector_bytes
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.layers import Memory
-from sonic_kv.compress.closing import Account, Kept, Sizes, allowed, close, shrink
+from sonic_kv.compress.closing import MIN_GROUPS, Account, Kept, Sizes, allowed, close, shrink
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.compress.policies import Closing, Policy, policy_of
 from sonic_kv.compress.selection import candidates, in_elastic_order
-from sonic_kv.errors import BudgetError, ConfigError, ModelError
+from sonic_kv.errors import BudgetError, ConfigError, ModelError, UnsupportedModelError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.reread import Reading, Reread
 
@@ -52,12 +52,17 @@ class Compressor:
         elif allocation == "shared" and config.positions == "compact":
             allocation = "per_head"
         self.allocation = allocation
-        self.sizes = Sizes(self.bytes_per_entry(), model.bytes_per_token, self._channel_bytes())
+        if model.sliding_window is not None and (self.learned_form or config.positions == "compact"):
+            raise UnsupportedModelError(
+                f"the model has a sliding window of {model.sliding_window} tokens, which needs "
+                "positions='original' and an adapter whose Nexus tokens are anchored"
+            )
+        other = self._channel_bytes() + self._window_bytes()
+        self.sizes = Sizes(self.bytes_per_entry(), model.bytes_per_token, other)
 
     def new_cache(self) -> SessionCache:
         """An empty cache for a dialogue."""
-        compact = self.config.positions == "compact"
-        return SessionCache(self.model.num_layers, compact=compact, bits=self.config.bits)
+        return self.model.new_cache(compact=self.config.positions == "compact", bits=self.config.bits)
 
     def close(self, cache: SessionCache, transcript: Sequence[int], budget: Budget) -> None:
         """Replace the open segment by its Nexus tokens, and let older segments make room.
@@ -91,6 +96,11 @@ class Compressor:
         self.check(budget, cache)
         target = allowed(lengths, budget, self.sizes)
         closing = Closing(self.model, cache, transcript, length, target)
+        if not closing.layers:  # windows alone
+            kept = Kept([], lengths.merge_oldest(MIN_GROUPS), [], whole=True)
+            self._store(cache, closing, [], [], kept, [], None)
+            self._rebase(cache)
+            return
         request = self.policy.reading(closing)
         if request is not None:
             yield request
@@ -117,7 +127,7 @@ class Compressor:
             for part in rows.split(MOST_ROWS):
                 encoded.append(Reread(cache, opened, part, encode=True, segment=lengths.segments))
                 yield encoded[-1]
-        self._store(cache, scores, positions, kept, encoded, dropped)
+        self._store(cache, closing, scores, positions, kept, encoded, dropped)
         self._rebase(cache)
 
     def shrink(self, cache: SessionCache, budget: Budget) -> None:
@@ -128,7 +138,7 @@ class Compressor:
         """
         self.check(budget, cache)
         target, held = allowed(cache.lengths, budget, self.sizes), cache.lengths.memory
-        if not held or (budget.max_damage is None and target == held):
+        if not held or not self.model.compressed_layers or (budget.max_damage is None and target == held):
             return
         closing, ranks, account = self._standing(cache, target)
         kept = self._shrunk(closing, ranks, budget, account)
@@ -136,7 +146,7 @@ class Compressor:
             scores = [closing.stored(layer) for layer in closing.layers]
             positions = [closing.positions(layer) for layer in closing.layers]
             dropped = self._dropped(closing, account, ranks, positions, kept)
-            self._store(cache, scores, positions, kept, None, dropped)
+            self._store(cache, closing, scores, positions, kept, None, dropped)
 
     def check(self, budget: Budget, cache: SessionCache | None = None) -> None:
         """Refuse a budget in nats where nats are not known.
@@ -186,14 +196,21 @@ class Compressor:
 
     def bytes_per_entry(self) -> int:
         """Bytes of one memory entry over all layers and KV heads, bookkeeping included."""
-        vectors, bits = self.model.bytes_per_token, self.config.bits
+        bits, vector = self.config.bits, self.model.head_dim * self.model.dtype.itemsize
         if bits is not None:
-            vectors = 2 * self._heads * vector_bytes(self.model.head_dim, bits)
-        return vectors + 8 * self._heads
+            vector = vector_bytes(self.model.head_dim, bits)
+        return self._heads * (2 * vector + 8)
 
     @property
     def _heads(self) -> int:
-        return self.model.num_layers * self.model.num_heads
+        """KV heads of the layers that are compressed; where there are none, of all."""
+        return (len(self.model.compressed_layers) or self.model.num_layers) * self.model.num_heads
+
+    def _window_bytes(self) -> int:
+        """The most bytes that layers with a sliding window keep of closed segments, beside compressed ones."""
+        heads = self.model.num_layers * self.model.num_heads - self._heads
+        entry = 2 * self.model.head_dim * self.model.dtype.itemsize + 8
+        return heads * entry * ((self.model.sliding_window or 1) - 1)
 
     def _channel_bytes(self) -> int:
         """Bytes of the key channels' factors, if the memory is packed."""
@@ -226,7 +243,7 @@ class Compressor:
         """Scores with what the distance to the history's end adds to them."""
         return [
             layer + self.policy.recency(closing, number, end - at)
-            for number, (layer, at) in enumerate(zip(scores, positions, strict=True))
+            for number, layer, at in zip(closing.layers, scores, positions, strict=True)
         ]
 
     def _gone(self, cache: SessionCache) -> Tensor | None:
@@ -234,17 +251,19 @@ class Compressor:
         nothing_yet = cache.dropped is None and cache.lengths.memory >= cache.lengths.history
         if not nothing_yet:
             return cache.dropped
-        nothing = torch.zeros(2, self.model.num_layers, self.model.num_heads, device=self.model.device)
+        layers, heads = len(self.model.compressed_layers), self.model.num_heads
+        nothing = torch.zeros(2, layers, heads, device=self.model.device)
         nothing[0] = -torch.inf
         return nothing
 
     def _account(self, closing: Closing, end: int) -> Account | None:
         """What has been dropped so far, as it counts when the history ends at `end`; None: it is not known."""
         gone = self._gone(closing.cache)
-        if self.scale is None or gone is None:
+        if self.scale is None or gone is None or not closing.layers:
             return None
         scores, positions = gone
-        far = [self.policy.recency(closing, n, end - at[:, None])[:, 0] for n, at in enumerate(positions)]
+        both = zip(closing.layers, positions, strict=True)
+        far = [self.policy.recency(closing, layer, end - at[:, None])[:, 0] for layer, at in both]
         return Account(self.scale, scores + torch.stack(far))
 
     def _dropped(
@@ -267,13 +286,15 @@ class Compressor:
             total = (2.0 * counts).logsumexp(-1) / 2.0  # (G,)
             weights = (2.0 * (counts - total[:, None])).exp().nan_to_num(0.0)
             place = (weights * places).sum(-1)
-            far = self.policy.recency(closing, number, kept.lengths.closed - place[:, None])[:, 0]
+            distance = kept.lengths.closed - place[:, None]
+            far = self.policy.recency(closing, closing.layers[number], distance)[:, 0]
             found.append(torch.stack((total - far, place)))
         return torch.stack(found, 1)
 
     def _store(
         self,
         cache: SessionCache,
+        closing: Closing,
         scores: Sequence[Tensor],
         positions: Sequence[Tensor],
         kept: Kept,
@@ -282,15 +303,22 @@ class Compressor:
     ) -> None:
         """Put each head's selection into the cache; in compact mode at consecutive positions.
 
+        Layers with a sliding window keep what it still reaches.
+
         Args:
             scores, positions: the memory's, and the open segment's if that is closed.
             encoded: what of the open segment was re-encoded; None: it stays open.
             dropped: as `SessionCache.dropped`.
         """
         lengths = kept.lengths
+        chosen = {
+            layer: _gather(cache, layer, *of, encoded=encoded)
+            for layer, *of in zip(closing.layers, scores, positions, kept.masks, strict=True)
+        }
+        prefix, end = lengths.prefix, cache.logical_length
         selected = [
-            _gather(cache, layer, scores[layer], positions[layer], kept.masks[layer], encoded)
-            for layer in range(self.model.num_layers)
+            chosen.get(number) or (layer.memory(prefix) if encoded is None else layer.slid(prefix, end))
+            for number, layer in enumerate(cache.layers)
         ]
         if cache.compact:
             selected = [self._move(layer, memory, kept.masks[layer]) for layer, memory in enumerate(selected)]
@@ -308,12 +336,12 @@ class Compressor:
         """Before the model's positions run out, move the memory's keys back, all by one distance.
 
         So distances stay what they are; what would pass the prefix stops behind it, as far away as the
-        model can see. Compact positions never run out, and a sliding window would lose sight of the keys.
+        model can see. Compact positions never run out.
         """
         lengths, limit = cache.lengths, self.model.max_length
         high = limit - max(limit // 4, min(limit // 2, 2 * self.config.max_segment_tokens))
         spare = cache.next_position <= high or lengths.prefix >= high
-        if spare or cache.compact or not self.model.can_rebase:
+        if spare or cache.compact:
             return
         rebased = cache.logical_length - (lengths.prefix + (high - lengths.prefix) * 2 // 3)
         moved = []
@@ -347,6 +375,7 @@ def _gather(
     scores: Tensor,
     positions: Tensor,
     kept: Tensor,
+    *,
     encoded: Sequence[Reread] | None,
 ) -> Memory:
     """The kept entries of each head of a layer; re-encoded ones instead of raw ones.

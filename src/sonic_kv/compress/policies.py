@@ -50,9 +50,9 @@ class Closing:
     read: Reading | None = None
 
     @property
-    def layers(self) -> range:
-        """The numbers of the layers."""
-        return range(self.model.num_layers)
+    def layers(self) -> tuple[int, ...]:
+        """The numbers of the layers that are compressed: those without a sliding window."""
+        return self.model.compressed_layers
 
     def keys(self, layer: int, *, rotated: bool = True) -> Tensor:
         """Keys of memory and open segment, 0 where absent; unrotated as if they stood at position 0. (G, n + L, D)"""
@@ -86,7 +86,8 @@ class Closing:
 
     def with_stored(self, fresh: Sequence[Tensor]) -> list[Tensor]:
         """Every layer's scores, if the memory keeps its own. (G, L) each → (G, n + L) each"""
-        return [torch.cat((self.stored(layer), new.float()), dim=-1) for layer, new in enumerate(fresh)]
+        both = zip(self.layers, fresh, strict=True)
+        return [torch.cat((self.stored(layer), new.float()), dim=-1) for layer, new in both]
 
     def watching(self, queries: int) -> Reread:
         """For `Policy.reading`: read the segment's last tokens again, and note what they attend to."""
@@ -180,8 +181,8 @@ class LearnedPolicy(Policy):
     def scores(self, closing: Closing) -> list[Tensor]:
         adapter = closing.model.adapter
         assert adapter is not None
-        opened = ([x[None] for x in closing.opened(layer)] for layer in closing.layers)
-        return closing.with_stored([adapter.scorer(n, *entries)[0] for n, entries in enumerate(opened)])
+        opened = ((layer, [x[None] for x in closing.opened(layer)]) for layer in closing.layers)
+        return closing.with_stored([adapter.scorer(layer, *entries)[0] for layer, entries in opened])
 
     @torch.no_grad()
     def recency(self, closing: Closing, layer: int, distance: Tensor) -> Tensor:

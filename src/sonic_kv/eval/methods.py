@@ -173,7 +173,7 @@ class OtherHistory(Closer):
     def close(self, row: Row) -> Steps:
         lengths = row.cache.lengths.closing(row.cache.open_length)
         size = min(lengths.memory, len(self.donor))
-        other = Row(SessionCache(self.model.num_layers))
+        other = Row(self.model.new_cache())
         yield Aside(other, [*row.token_ids[: lengths.prefix], *self.donor[:size]])
         other.cache.keep(_as_memory(other.cache, lengths.prefix, torch.zeros(size)), lengths)
         row.cache = other.cache
@@ -327,7 +327,7 @@ class Retold(Closer):
     def close(self, row: Row) -> Steps:
         lengths = row.cache.lengths.closing(row.cache.open_length)
         text = self.text(row, allowed(lengths, self.budget))
-        other = Row(SessionCache(self.model.num_layers, compact=True))
+        other = Row(self.model.new_cache(compact=True))
         yield Aside(other, row.token_ids[: lengths.prefix] + text)
         other.cache.keep(_as_memory(other.cache, lengths.prefix, torch.arange(len(text))), lengths)
         row.cache = other.cache

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.eval.methods import Method, close_all
 from sonic_kv.eval.suites import Case, Question
@@ -151,7 +150,7 @@ def open_dialogues(
         ids = torch.tensor([script.token_ids], device=model.device)
         positions = torch.arange(ids.shape[1], device=model.device)[None]
         full.append(forward(model.plain, ids, positions, logits=places)[0].log_softmax(-1))
-    rows = [Row(SessionCache(model.num_layers)) for _ in scripts]
+    rows = [Row(model.new_cache()) for _ in scripts]
     read(model, rows, [s.token_ids[: s.prefix] for s in scripts], [[] for _ in scripts])
     watches = tuple(dict.fromkeys(method.watch for method in methods if method.watch is not None))
     for row in rows:

@@ -64,7 +64,7 @@ class Row:
 
     def kept(self) -> float:
         """Memory entries, mean over layers and KV heads."""
-        counts = [n for layer in self.cache.layers for n in layer.counts]
+        counts = [n for layer in self.cache.kept_layers for n in layer.counts]
         return sum(counts) / len(counts)
 
 

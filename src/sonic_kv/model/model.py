@@ -25,6 +25,7 @@ from sonic_kv.model.probe import Probe
 from sonic_kv.model.reader import Held, OnePass, Repeating, Rereading
 from sonic_kv.model.reread import Reading, Repeat, Reread, portions
 from sonic_kv.model.rotary import Rope
+from sonic_kv.model.shapes import windows_of
 from sonic_kv.model.verify import verify
 from sonic_kv.options import expect
 
@@ -79,7 +80,8 @@ class SonicModel:
         self.head_dim: int = head_dim(self.config)
         verify(self.plain, self.twin, self.rope, self.num_heads, self.head_dim)
         self.max_length: int = self.config.max_position_embeddings
-        self.sliding_window = _sliding_window(self.config)
+        self.windows = windows_of(self.config.to_dict())
+        self.sliding_window = next((window for window in self.windows if window is not None), None)
         self._step: CompiledStep | None = None
 
     @classmethod
@@ -141,6 +143,11 @@ class SonicModel:
         """Bytes of one raw token's keys and values over all layers."""
         return 2 * self.num_layers * self.num_heads * self.head_dim * self.dtype.itemsize
 
+    def full_bytes(self, tokens: int) -> int:
+        """Bytes of so many tokens' keys and values in full context, where layers with a window keep what it reaches."""
+        reached = (tokens if window is None else min(tokens, window - 1) for window in self.windows)
+        return sum(reached) * self.bytes_per_token // self.num_layers
+
     def fingerprint(self) -> dict[str, Any]:
         """What saved sessions and adapters of this model depend on."""
         return fingerprint(self.base)
@@ -163,20 +170,25 @@ class SonicModel:
         )
 
     @property
-    def can_rebase(self) -> bool:
-        """Whether kept keys may be moved when positions run out: a sliding window would not see them."""
-        return self.sliding_window is None
+    def compressed_layers(self) -> tuple[int, ...]:
+        """The layers that see all of the past. Those with a sliding window keep what it reaches, as in the base."""
+        return tuple(number for number, window in enumerate(self.windows) if window is None)
+
+    def new_cache(self, *, compact: bool = False, bits: int | None = None) -> SessionCache:
+        """An empty cache for a dialogue."""
+        return SessionCache(self.num_layers, compact=compact, bits=bits, windows=self.windows)
 
     def room(self, cache: SessionCache) -> int:
         """Tokens that can still be fed."""
-        return min(self.max_length, self.sliding_window or self.max_length) - cache.next_position
+        slides = self.sliding_window is None or cache.window is not None
+        return (self.max_length if slides else self.sliding_window or 0) - cache.next_position
 
     def check_room(self, cache: SessionCache, new_tokens: int) -> None:
         """Raise unless `new_tokens` more tokens have positions.
 
         Raises:
             ContextLengthError: they would pass the model's trained positions.
-            UnsupportedModelError: they would pass a sliding window.
+            UnsupportedModelError: they would pass a sliding window that the cache knows nothing of.
         """
         end = cache.next_position + new_tokens
         if end > self.max_length:
@@ -187,8 +199,8 @@ class SonicModel:
             )
         if new_tokens > self.room(cache):
             raise UnsupportedModelError(
-                f"the dialogue would pass the model's sliding window of {self.sliding_window} tokens: kept entries "
-                "of older turns would be out of its sight; use a model with full attention"
+                f"the dialogue would pass the model's sliding window of {self.sliding_window} tokens, which its cache "
+                "does not have: make the cache with model.new_cache()"
             )
 
     def compile(self) -> None:
@@ -200,7 +212,7 @@ class SonicModel:
             ConfigError: it cannot be compiled here.
         """
         step = CompiledStep(self.twin)
-        step(SessionCache(self.num_layers), 0)
+        step(self.new_cache(), 0)
         self._step = step
 
     @torch.no_grad()
@@ -286,7 +298,14 @@ class SonicModel:
 
         Returns:
             logits (B, T, V), or (B, R, V)
+
+        Raises:
+            UnsupportedModelError: a dialogue is longer than the model's sliding window.
         """
+        if self.sliding_window is not None and int(layout.position.max()) >= self.sliding_window:
+            raise UnsupportedModelError(
+                f"one pass does not slide: keep dialogues within the model's window of {self.sliding_window} tokens"
+            )
         embeddings = self.embed(token_ids, layout)
         reader = OnePass(layout, lifetime, self.rope if compact else None, flex, probe)
         wanted = 0 if rows is None else rows
@@ -313,12 +332,3 @@ def _capped(base: PreTrainedModel) -> PreTrainedModel:
     if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         return twin(base, "eager")
     return base
-
-
-def _sliding_window(config: Any) -> int | None:
-    """Tokens that the narrowest sliding-window layer sees, if there is one."""
-    layer_types = getattr(config, "layer_types", None)
-    window = getattr(config, "sliding_window", None)
-    if window is None or (layer_types is not None and "sliding_attention" not in layer_types):
-        return None
-    return None if window >= config.max_position_embeddings else int(window)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypedDict
 import torch
 from torch import Tensor
 
-from sonic_kv.cache.attention import masked_attention
+from sonic_kv.cache.attention import masked_attention, outside
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.layers import SessionLayer
 from sonic_kv.model.layout import PREFIX, Layout, blocks, columns_of, mask_mod, visible
@@ -128,15 +128,8 @@ class Held:
         self._layers: list[tuple[SessionLayer, ...]] = list(
             zip(*(cache.layers for cache in caches), strict=True)
         )
-        # as SDPA adds it, made once instead of in every layer
-        self._masks = [
-            None
-            if count == 1
-            else torch.full((count, cache.longest + count), -torch.inf, dtype=dtype, device=device).triu(
-                cache.longest + 1
-            )[None, None]
-            for cache in caches
-        ]
+        # as SDPA adds them, made once instead of in every layer
+        self._masks = [_causal(cache, count, dtype, device) for cache in caches]
 
     def read(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
@@ -145,14 +138,28 @@ class Held:
         layers = self._layers[layer]
         if len(layers) == 1:  # the step of one dialogue is mostly what it takes to call operations
             layers[0].append(key, value)
-            return layers[0].read(query, self._masks[0], **options)
+            return layers[0].read(query, self._masks[0][layers[0].window is not None], **options)
         found = []
         for held, mask, own, *new in zip(
             layers, self._masks, query.split(1), key.split(1), value.split(1), strict=True
         ):
             held.append(*new)
-            found.append(held.read(own, mask, **options))
+            found.append(held.read(own, mask[held.window is not None], **options))
         return torch.cat(found)
+
+
+def _causal(
+    cache: SessionCache, count: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """What the newest `count` rows see of the head that has most: everything before them, and through a window."""
+    if count == 1:
+        return None, None
+    size = cache.longest + count
+    mask = torch.full((count, size), -torch.inf, dtype=dtype, device=device).triu(cache.longest + 1)
+    if cache.window is None:
+        return mask[None, None], None
+    far = outside(torch.arange(cache.longest, size, device=device), size, cache.window)
+    return mask[None, None], mask.masked_fill(far, -torch.inf)[None, None]
 
 
 class Rereading:
@@ -166,16 +173,24 @@ class Rereading:
         edges = accumulate((len(request.offsets) for request in requests), initial=0)
         spans = [slice(a, b) for a, b in pairwise(edges)]
         # as SDPA adds it, made once instead of in every layer
-        masks = [torch.zeros_like(s, dtype=dtype).masked_fill_(~s, -torch.inf) for s in seen]
-        self._parts = list(zip(requests, spans, seen, masks, strict=True))
+        near = [r.near(s) for r, s in zip(requests, seen, strict=True)]
+        self._parts = [
+            (
+                request,
+                span,
+                [(s, torch.zeros_like(s, dtype=dtype).masked_fill_(~s, -torch.inf)) for s in both],
+            )
+            for request, span, *both in zip(requests, spans, seen, near, strict=True)
+        ]
 
     def read(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
     ) -> Tensor:
         options: Options = {"scale": scale, "softcap": softcap}
         outputs = []
-        for request, span, seen, mask in self._parts:
+        for request, span, both in self._parts:
             own, held = query[:, :, span], request.cache.layers[layer]
+            seen, mask = both[held.window is not None]
             request.entries.append((key[:, :, span], value[:, :, span]))
             if request.probe is not None:
                 keys, values = held.padded()

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from sonic_kv.cache.attention import outside
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.model.probe import Probe
 
@@ -55,6 +56,13 @@ class Reread:
         last = size - self.cache.open_length + self.offsets[:, None]
         seen = columns < size if whole_segment else columns <= last
         return seen.expand(len(self.offsets), -1)[None, None]
+
+    def near(self, seen: Tensor) -> Tensor:
+        """What of it each row sees in layers with a sliding window. (1, 1, N, S) bool"""
+        size, window = seen.shape[-1], self.cache.window
+        if window is None:
+            return seen
+        return seen & ~outside(size - self.cache.open_length + self.offsets, size, window)
 
 
 @dataclass

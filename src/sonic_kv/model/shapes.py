@@ -6,6 +6,12 @@ from typing import Any
 
 from sonic_kv.errors import ConfigError
 
+EVERY = {
+    "gemma2": 2,
+    "gemma3": 6,
+    "gemma3_text": 6,
+}  # every so many-th layer sees all, where a file does not say so
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -14,6 +20,7 @@ class ModelShape:
     Attributes:
         parameters: number of weights, from the configuration: norms and biases are left out.
         positions: longest dialogue that the model was made for, in tokens.
+        windows: of every layer, how many of its newest tokens a token sees; None: all. Empty: all layers see all.
     """
 
     layers: int
@@ -22,11 +29,27 @@ class ModelShape:
     head_dim: int
     parameters: int
     positions: int
+    windows: tuple[int | None, ...] = ()
 
     @property
     def heads(self) -> int:
         """KV heads of all layers together."""
         return self.layers * self.kv_heads
+
+    @property
+    def compressed_heads(self) -> int:
+        """KV heads of the layers that see all of the past."""
+        return (self.layers - len(self._reached)) * self.kv_heads
+
+    @property
+    def _reached(self) -> list[int]:
+        """How many tokens layers with a sliding window keep."""
+        return [window - 1 for window in self.windows if window is not None]
+
+    def window_bytes(self, tokens: int, number_bytes: int) -> int:
+        """Bytes of a dialogue in the layers with a sliding window."""
+        kept = sum(min(tokens, reached) for reached in self._reached)
+        return 2 * kept * self.kv_heads * self.head_dim * number_bytes
 
     def token_bytes(self, number_bytes: int) -> int:
         """Bytes of one token's keys and values over all layers, `number_bytes` each number."""
@@ -52,11 +75,25 @@ def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
         attention = 2 * hidden * head_dim * (query_heads + kv_heads)
         block = attention + 3 * hidden * text["intermediate_size"] * text.get("num_local_experts", 1)
         parameters = tables * text["vocab_size"] * hidden + layers * block
-        return ModelShape(
-            layers, query_heads, kv_heads, head_dim, parameters, text["max_position_embeddings"]
-        )
+        positions, windows = text["max_position_embeddings"], windows_of(text)
+        return ModelShape(layers, query_heads, kv_heads, head_dim, parameters, positions, windows)
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise ConfigError(f"{name} is not the configuration of a causal language model ({error})") from error
+
+
+def windows_of(text: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """Of every layer of a configuration, how many of its newest tokens a token sees; None: all."""
+    window, count = text.get("sliding_window"), int(text["num_hidden_layers"])
+    if window is None or text.get("use_sliding_window") is False or window >= text["max_position_embeddings"]:
+        return (None,) * count
+    types, every = text.get("layer_types"), text.get("sliding_window_pattern")
+    if types is None:  # files of older versions
+        every = every or EVERY.get(text.get("model_type", ""))
+        first = text.get("max_window_layers", 0) if text.get("use_sliding_window") else 0
+        slides = [n >= first and not (every and (n + 1) % every == 0) for n in range(count)]
+    else:
+        slides = [kind == "sliding_attention" for kind in types[:count]]
+    return tuple(int(window) if sliding else None for sliding in slides)
 
 
 def _config(

@@ -379,7 +379,7 @@ class Dialogue:
 
     def _check_room(self, new_tokens: int) -> None:
         """Fail early, unless closing a segment on the way may make room: then every chunk is checked."""
-        if not (self.cache.compact or (self.limited and self.model.can_rebase)):
+        if not (self.cache.compact or self.limited):
             self.model.check_room(self.cache, new_tokens)
 
     def _close(self) -> Operation[None]:

@@ -234,7 +234,7 @@ def stream_generate(
     """
     _check(model, prompts, caches, sampling)
     sampling = SamplingConfig() if sampling is None else sampling
-    caches = [SessionCache(model.num_layers) for _ in prompts] if caches is None else list(caches)
+    caches = [model.new_cache() for _ in prompts] if caches is None else list(caches)
     for cache, prompt in zip(caches, prompts, strict=True):
         model.check_room(cache, len(prompt) + 1)
     writers = [

@@ -84,7 +84,12 @@ def dialogue_of(
             Lengths(**dict(lengths, segment_starts=tuple(lengths["segment_starts"]))),
             compact=config.positions == "compact",
             bits=config.bits,
+            windows=model.windows,
         )
+        if not cache.slides:
+            raise FileError(
+                f"{what} is of a version that compressed layers with a sliding window: make it again"
+            )
         dialogue = Dialogue(
             Compressor(model, config, policy or restored(header["policy"], model, what)),
             Budget(**header["budget"]),

@@ -47,7 +47,7 @@ def stats_of(compressor: Compressor, cache: SessionCache) -> SessionStats:
         memory=lengths.memory,
         open=cache.open_length,
         bytes=cache.nbytes,
-        full_bytes=cache.logical_length * compressor.model.bytes_per_token,
+        full_bytes=compressor.model.full_bytes(cache.logical_length),
         segments=tuple(
             SegmentStats(end - start, float(shares[start:end].sum()))
             for start, end in zip(lengths.segment_starts, ends, strict=True)

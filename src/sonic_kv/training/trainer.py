@@ -23,7 +23,7 @@ from torch import Tensor
 from sonic_kv import __version__
 from sonic_kv.data.mixture import Mixture, synthetic, tokenised
 from sonic_kv.data.options import SynthConfig
-from sonic_kv.errors import ConfigError, NumericalError, SonicError
+from sonic_kv.errors import ConfigError, NumericalError, SonicError, UnsupportedModelError
 from sonic_kv.model.adapter import Adapter
 from sonic_kv.model.encoded import Encoded
 from sonic_kv.model.model import SonicModel
@@ -68,6 +68,7 @@ class Trainer:
         plan: PlanConfig | None = None,
         objective: MakeObjective = DamageObjective,
     ) -> None:
+        _check_windows(model, adapter, config)
         self.model, self.config = model, config
         self.processes = PartialState(cpu=model.device.type == "cpu")
         torch.manual_seed(config.seed)
@@ -316,6 +317,16 @@ class Trainer:
             path = self.adapter.save(self.folder.path, self.folder.base, notes, self._behaviour)
         self.processes.wait_for_everyone()
         return path
+
+
+def _check_windows(model: SonicModel, adapter: AdapterConfig, config: TrainConfig) -> None:
+    """Refuse, as `UnsupportedModelError`, what one pass cannot show of a model with a sliding window."""
+    window = model.sliding_window
+    if window is not None and (adapter.lora_rank or config.max_tokens > window):
+        raise UnsupportedModelError(
+            f"the model has a sliding window of {window} tokens, and training reads a dialogue in one pass: "
+            f"set max_tokens to at most {window}, and lora_rank to 0"
+        )
 
 
 def multiplies_bf16(device: torch.device) -> bool:

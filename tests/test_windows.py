@@ -12,6 +12,7 @@ from tiny import DIALOGUE, random_adapter, talkative, tiny_base, tiny_tokenizer
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig, SonicModel, generate, sonic
 from sonic_kv.cache.attention import attend_noting, masked_attention, outside
 from sonic_kv.cache.cache import SessionCache
+from sonic_kv.cli.loading import say_adapter
 from sonic_kv.cli.options import PlanOptions
 from sonic_kv.cli.plan import Way, dialogue_bytes, plan
 from sonic_kv.data.options import SynthConfig
@@ -19,6 +20,7 @@ from sonic_kv.errors import FileError, UnsupportedModelError
 from sonic_kv.model.adapter import Adapter
 from sonic_kv.model.forward import with_cache
 from sonic_kv.model.layout import interleave
+from sonic_kv.model.nats import DamageScale
 from sonic_kv.model.options import AdapterConfig
 from sonic_kv.model.shapes import shape_of, windows_of
 from sonic_kv.training.options import TrainConfig
@@ -162,6 +164,22 @@ def test_a_lower_budget_leaves_windows_alone() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_damage_is_that_of_what_is_compressed(name: str) -> None:
+    model = model_of(name, adapter=True)
+    assert model.adapter is not None
+    model.adapter.scale = DamageScale(factor=2e-3, power=0.8)
+    chat = talk(model, Budget(max_damage=0.01))
+    if name == "mistral":
+        assert chat.stats.predicted_damage is None
+        return
+    assert chat.stats.predicted_damage is not None
+    assert 0.0 < chat.stats.predicted_damage <= 0.01
+    chat.set_budget(Budget(max_damage=0.02))
+    chat.set_budget(Budget(compression_ratio=0.9))
+    assert chat.stats.predicted_damage > 0.01
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_a_dialogue_outlives_the_models_positions(name: str) -> None:
     chat = talk(model_of(name, max_position_embeddings=160), Budget(compression_ratio=0.8))
     assert chat.cache.logical_length > 160 > chat.cache.next_position
@@ -243,6 +261,13 @@ def test_windows_of_files_of_any_version() -> None:
     assert windows_of({**file, "use_sliding_window": False}) == (None,) * 6
     assert windows_of({**file, "use_sliding_window": True, "max_window_layers": 4}) == (None,) * 4 + (64,) * 2
     assert windows_of({**file, "sliding_window": 512}) == windows_of({**file, "sliding_window": None})
+
+
+def test_chat_and_serve_say_that_there_is_nothing_to_compress(capsys: pytest.CaptureFixture[str]) -> None:
+    say_adapter(model_of("mistral", adapter=True))
+    assert "newest 48 tokens alone" in capsys.readouterr().err
+    say_adapter(model_of("gemma3", adapter=True))
+    assert not capsys.readouterr().err
 
 
 def test_plan_says_that_a_model_which_slides_everywhere_saves_nothing(tmp_path: Path) -> None:

@@ -60,8 +60,13 @@ def load_for_decoding(options: ModelOptions, *, compiled: bool = False) -> "Soni
 
 
 def say_adapter(model: "SonicModel") -> None:
-    """Say what a model without an adapter would gain by one."""
-    if model.adapter is None:
+    """Say what a model without an adapter would gain by one, or that there is nothing to compress."""
+    if not model.compressed_layers:
+        note(
+            f"every layer sees its newest {model.sliding_window} tokens alone: what is older is forgotten, as by the "
+            "model itself, and nothing else is removed"
+        )
+    elif model.adapter is None:
         note(
             "no adapter: every segment is read twice to find what to keep (reread), and half of the past is removed; "
             "with an adapter (sonic-kv train) more can go, and nothing is read twice"

@@ -248,7 +248,8 @@ class Compressor:
 
     def _gone(self, cache: SessionCache) -> Tensor | None:
         """What every head has dropped (`SessionCache.dropped`); None: that is not known."""
-        nothing_yet = cache.dropped is None and cache.lengths.memory >= cache.lengths.history
+        nothing_yet = cache.lengths.memory >= cache.lengths.history or not self.model.compressed_layers
+        nothing_yet = nothing_yet and cache.dropped is None
         if not nothing_yet:
             return cache.dropped
         layers, heads = len(self.model.compressed_layers), self.model.num_heads

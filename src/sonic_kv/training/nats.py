@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ConfigError, DataError
@@ -70,7 +69,7 @@ def _try(
         full: log-probabilities there, with full context. (R, V)
     """
     model, token_ids = compressor.model, encoded.token_ids
-    cache = SessionCache(model.num_layers)
+    cache = model.new_cache()
     if encoded.prefix_length:
         model.feed(cache, token_ids[: encoded.prefix_length])
     cache.mark_prefix()

@@ -35,7 +35,8 @@ export function showSession(session) {
   const damage = session?.predicted_damage;
   $("damage").hidden = typeof damage !== "number";
   if (typeof damage === "number")
-    $("damage").textContent = `Predicted damage: ${+damage.toPrecision(2)} nats, as what is dropped may change later replies.`;
+    $("damage").textContent = `What is dropped is predicted to make each token of later replies ${
+      +(100 * -Math.expm1(-damage)).toPrecision(2)} % less likely, on average (${+damage.toPrecision(2)} nats).`;
   $("segments").replaceChildren(...(session ? segments(session) : []));
 }
 

@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 from serving import Served, fresh, serving, user
-from tiny import tiny_model
+from test_tools import FORMS, TOOLS
+from tiny import random_adapter, tiny_base, tiny_tokenizer
 
 from sonic_kv.model.model import SonicModel
 
 NUMBER = int(os.environ.get("SONIC_KV_FUZZ", "500"))  # 10000 takes some minutes
 SAID = [user("hi"), {"role": "assistant", "content": "yes"}, user("and?")]
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+FORM = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 1}}, "required": ["a"]}
+JSON = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": FORM}}
 CHAT: dict[str, Any] = {
     "model": "tiny",
     "messages": [
@@ -45,8 +48,9 @@ CHAT: dict[str, Any] = {
     "seed": 1,
     "n": 1,
     "response_format": {"type": "text"},
-    "tools": [],
-    "tool_choice": "none",
+    "tools": TOOLS,
+    "tool_choice": "auto",
+    "chat_template_kwargs": {"enable_thinking": False},
     "user": "ada",
     "metadata": {"a": "b"},
     "sonic": {"compression_ratio": 0.5},
@@ -58,6 +62,8 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("POST", "/v1/completions", {"prompt": ["a", "b"], "max_tokens": 1, "logprobs": 1, "stream": True}),
     ("POST", "/tokenize", {"prompt": "hello", "add_special_tokens": True}),
     ("POST", "/tokenize", {"messages": SAID, "add_generation_prompt": True}),
+    ("POST", "/v1/chat/completions", {"messages": SAID, "max_tokens": 1, "sonic": {"max_damage": 0.1}}),
+    ("POST", "/v1/chat/completions", {"messages": SAID, "max_tokens": 3, "response_format": JSON}),
     ("PATCH", "/v1/sessions/known", {"compression_ratio": 0.7}),
     ("GET", "/v1/sessions/known", None),
     ("GET", "/v1/sessions/known/kept", None),
@@ -140,12 +146,14 @@ FOREIGN = re.compile(
 
 @pytest.fixture(scope="module")
 def model() -> SonicModel:
-    return tiny_model(max_position_embeddings=2048)
+    """The tests' model, with a template that knows tools."""
+    base = tiny_base(max_position_embeddings=2048)
+    return SonicModel(base, tiny_tokenizer(FORMS["hermes"]), random_adapter(base))
 
 
 @pytest.fixture(scope="module")
 def server(model: SonicModel) -> Iterator[Served]:
-    with serving(model, keys=("secret-key",)) as served:
+    with serving(model, keys=("secret-key",), max_reply_tokens=16) as served:
         yield served
 
 

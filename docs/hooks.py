@@ -100,7 +100,8 @@ def options() -> str:
             "",
         ]
         parts += ["| option | takes | default | meaning |", "|---|---|---|---|"]
-        parts += [*_rows(cls), ""]
+        flags = any(section in c.sections and section not in c.file_only for c in COMMANDS)
+        parts += [*_rows(cls, flags), ""]
     return "\n".join(parts)
 
 
@@ -118,10 +119,10 @@ def _section_link(name: str, file_only: bool) -> str:
     return f"[{name}](#{name})" + (" (in a file only)" if file_only else "")
 
 
-def _rows(cls: type) -> Iterator[str]:
+def _rows(cls: type, flags: bool) -> Iterator[str]:
     hints = type_hints(cls)
     for field in dataclasses.fields(cls):
-        flag = f"`--{field.name.replace('_', '-')}`" if has_flag(field) else f"*`{field.name}`*"
+        flag = f"`--{field.name.replace('_', '-')}`" if flags and has_flag(field) else f"*`{field.name}`*"
         default = "" if field.default in (None, (), "") else f"`{shown(field.default)}`"
         help = field.metadata["help"].replace("|", "\\|")
         yield f"| {flag} | {wanted(hints[field.name])} | {default} | {help} |"

@@ -120,7 +120,7 @@ def _show(call: Call, report: "Report", out: str | None = None) -> None:
 BENCH = (
     Command(
         "bench closing",
-        "time closing a segment and decoding on a compressed cache, as paired ratios",
+        "time closing a segment, and decoding over a compressed cache",
         closing,
         {"model": ModelOptions, "closing": BenchClosingOptions},
         json="the figures",
@@ -141,14 +141,14 @@ BENCH = (
     ),
     Command(
         "bench training",
-        "time the one-pass training forward against compressing segment by segment",
+        "time training in one pass, compared with segment by segment",
         training,
         {"model": ModelOptions, "bench_training": BenchTrainingOptions},
         json="the figures",
     ),
     Command(
         "bench serve",
-        "count and time a server's dialogues, compressed against full context",
+        "count and time a server's dialogues, compressed and with full context",
         serve,
         {"model": ModelOptions, "bench_serve": BenchServeOptions},
         json="the figures, and every time behind them",

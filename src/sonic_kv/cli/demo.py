@@ -26,7 +26,7 @@ def run(call: Call) -> None:
 
 DEMO = Command(
     "demo",
-    "replay dialogues with full, dropped and compressed history; writes a page",
+    "replay dialogues with full, dropped and compressed history, and write a page that compares them",
     run,
     {"model": ModelOptions, "demo": DemoOptions},
     json="the figures",

@@ -58,7 +58,7 @@ def report(call: Call) -> None:
 
 EVAL = Command(
     "eval",
-    "compare methods on multi-turn dialogues; a run that was stopped goes on where it was",
+    "compare ways to shrink the past on dialogues; a run that was stopped goes on where it was",
     evaluate,
     {"model": ModelOptions, "eval": EvalOptions, "session": SessionConfig},
     file_only=("session",),
@@ -66,7 +66,7 @@ EVAL = Command(
 )
 REPORT = Command(
     "report",
-    "write the report of a run of eval anew, or compare several",
+    "write the report of an evaluation anew, or compare several",
     report,
     {},
     target="folder of a run",

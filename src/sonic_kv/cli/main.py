@@ -25,17 +25,18 @@ from sonic_kv.cli.train import TRAIN
 from sonic_kv.errors import ConfigError, SonicError
 from sonic_kv.text import nearest
 
+SUMMARY = "Long chats in little memory: a dialogue's KV cache is compressed turn by turn."
 INTERRUPTED = 130  # what shells report for Ctrl-C
 BROKEN_PIPE = 141  # and for a reader that has gone
 COMMANDS = (CHAT, DEMO, TRAIN, *BENCH, EVAL, REPORT, SERVE, INSPECT, PLAN, *DATA)
-GROUPS = {"bench": "what compression costs and saves", "data": "dialogue files"}
+GROUPS = {"bench": "measure what compression costs and saves", "data": "make and convert dialogue files"}
 # One TOML file may hold the sections of several commands: each uses its own, all are checked.
 SECTIONS = {name: section for command in COMMANDS for name, section in command.sections.items()}
 
 
 def build_parser() -> Parser:
     """The parser of all commands."""
-    parser = Parser(prog="sonic-kv", description="Dialogues with a compressed KV cache.")
+    parser = Parser(prog="sonic-kv", description=SUMMARY)
     parser.add_argument("--version", action="version", version=f"sonic-kv {__version__}")
     top = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     groups = {
@@ -103,6 +104,10 @@ def print_config(call: Call) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if not sys.stderr.isatty():
+        os.environ.setdefault(
+            "TQDM_DISABLE", "1"
+        )  # no bars of other libraries in a file; read at tqdm's import
     try:
         command, call = parse(arguments)
         command.run(call)

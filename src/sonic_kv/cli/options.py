@@ -11,7 +11,7 @@ class DecodeOptions(Options):
 
     compile: bool = option(
         False,
-        "compile the decode step: small models decode faster, after up to a minute or more; needs a C++ compiler",
+        "compile the decode step: small models decode faster, after a minute of compiling; needs a C++ compiler",
     )
 
 
@@ -20,7 +20,9 @@ class ChatOptions(Options):
     """The dialogue."""
 
     system: str | None = option(None, "system prompt")
-    load: str | None = option(None, "go on with this saved session: it brings its system prompt and settings")
+    load: str | None = option(
+        None, "go on with this saved session; its system prompt and settings come with it"
+    )
 
 
 @dataclass(frozen=True)

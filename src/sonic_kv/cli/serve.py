@@ -50,7 +50,7 @@ def run(call: Call) -> None:
 
 SERVE = Command(
     "serve",
-    "serve a model over HTTP, as OpenAI's API does, with compressed and durable dialogues; a page at /",
+    "serve a model with OpenAI's API and a chat page; dialogues are compressed and survive a restart",
     run,
     {
         "model": ModelOptions,

@@ -26,17 +26,17 @@ class Budget(Options):
 
     compression_ratio: float | None = option(
         None,
-        "share of the history's entries that is removed (0.8 keeps one fifth)",
+        "share of the past that is removed: 0.8 keeps one fifth",
         least=0.0,
         below=1.0,
     )
     max_entries: int | None = option(
         None,
-        "most entries in the cache after a segment has been closed, the system prompt's included",
+        "most entries in the cache after a segment is closed, the system prompt included",
         least=1,
     )
     max_bytes: int | None = option(
-        None, "most bytes in the cache after a segment has been closed, the system prompt's included", least=1
+        None, "most bytes in the cache after a segment is closed, the system prompt included", least=1
     )
     max_damage: float | None = option(
         None,
@@ -77,26 +77,26 @@ class SessionConfig(Options):
     )
     allocation: Allocation = option(
         "shared",
-        "all layers and heads share one total (shared; with compact positions or learned Nexus tokens: per_head), or "
-        "each has as many entries, chosen over the whole history (per_head) or over each segment's share (segment)",
+        "who shares the budget: all layers and heads (shared), each head has the same number of entries (per_head), or "
+        "each segment has a share (segment); with compact positions or learned Nexus tokens shared means per_head",
     )
     reencode: bool = option(
-        True, "re-encode kept entries with the adapter; off: plain selection, no extra forward", flag=False
+        True, "let the adapter re-encode kept entries; off: they stay as they are", flag=False
     )
     candidates: float = option(
         1.0,
-        "tokens re-encoded per entry that a head keeps of a segment, on average; the others stay raw",
+        "re-encoded tokens for each entry that a head keeps of a segment, on average; others stay as they are",
         least=1.0,
         flag=False,
     )
     policy: PolicyName | None = option(
         None,
-        "how entries are chosen: by the adapter's scorer (learned), by what is looked at when the segment is repeated "
-        "(reread), by what recent queries (recent) or all of the segment's (h2o) look at, the first and newest ones "
-        "(streaming); without it: learned, or without an adapter reread",
+        "which entries stay: those that the adapter's scorer chooses (learned), that the model looks at while it "
+        "repeats the segment (reread), that its last queries (recent) or all of its queries (h2o) look at, or the "
+        "first and newest ones (streaming); without it: learned, or reread if there is no adapter",
     )
     bits: Bits | None = option(
-        None, "bits of a number in kept entries between two calls: 8 or 4; without it: as the model computes"
+        None, "store kept entries in 8 or 4 bits between two turns; without it: as the model computes them"
     )
     closing: When = option(
         "turn",

@@ -12,12 +12,10 @@ class EvalOptions(Options):
 
     out: str = option("runs/eval", "folder of the results; a run that was stopped goes on in it")
     suites: tuple[str, ...] = option(
-        (), "suites to run beside those that --data names; without it: synthetic; an unknown name lists them"
+        (), "suites to run, beside those of --data; without either: synthetic; an unknown name lists them all"
     )
-    data: tuple[str, ...] = option((), "files: NAME=PATH of a suite, or any dialogues (mine.jsonl)")
-    methods: tuple[str, ...] = option(
-        (), "methods to compare; without it: all that can run here but slow ones"
-    )
+    data: tuple[str, ...] = option((), "files: any dialogues (mine.jsonl), or NAME=PATH of a known suite")
+    methods: tuple[str, ...] = option((), "methods to compare; without it: the usual ones that can run here")
     ratios: tuple[float, ...] = option((0.5, 0.8, 0.9), "compression ratios", least=0.0, below=1.0)
     max_damages: tuple[float, ...] = option(
         (),
@@ -28,7 +26,7 @@ class EvalOptions(Options):
     seed: int = option(77, "seed of the synthetic dialogues and of the bootstrap", flag=False)
     exchanges: int = option(14, "exchanges of each synthetic dialogue", least=1)
     max_tokens: int = option(
-        1024, "longest dialogue in tokens; longer ones are cut behind an exchange", least=1
+        1024, "longest dialogue in tokens; longer ones are cut after an exchange", least=1
     )
     batch_size: int = option(
         64,
@@ -38,10 +36,10 @@ class EvalOptions(Options):
     workers: int = option(1, "processes of one thread each, for small models on a CPU; 1: this one", least=1)
     generate: Literal["none", "questions", "replies"] = option(
         "none",
-        "replies that the model writes itself: to questions whose answer can be checked, or all that are scored",
+        "let the model write replies itself: to questions whose answer can be checked, or to all that is scored",
     )
     max_new_tokens: int | None = option(
-        None, "longest of these replies, in tokens; without it: what the suite's answers need", least=1
+        None, "longest of these replies, in tokens; without it: as long as the suite's answers need", least=1
     )
     judge_url: str | None = option(
         None,

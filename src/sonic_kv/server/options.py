@@ -28,12 +28,12 @@ class ServeOptions(Options):
     served_model_name: tuple[str, ...] = option((), "names of the model for clients; the first is shown")
     log_level: LogLevel = option("warning", "the least that is logged; info logs every request")
     log_format: LogFormat = option("text", "log lines as text or as JSON")
-    kv_memory: str = option("2GiB", "keys and values of all dialogues together stay below this", size=True)
+    kv_memory: str = option("2GiB", "limit of the keys and values of all dialogues together", size=True)
     kv_memory_per_key: str | None = option(
-        None, "those of one API key's dialogues; without it: as of all", size=True, flag=False
+        None, "the same of one API key's dialogues; without it: as of all", size=True, flag=False
     )
     max_batch: int = option(
-        16, "replies made at the same time; an API key that has none under way gets one even then", least=1
+        16, "most replies at the same time; an API key without any gets one even beyond this", least=1
     )
     max_waiting: int = option(64, "requests that may wait; more are refused with 503", least=1)
     max_waiting_per_key: int = option(
@@ -44,7 +44,7 @@ class ServeOptions(Options):
     )
     drain_seconds: float = option(
         30.0,
-        "when told to end, the server does so within this time; replies under way have most of it",
+        "when told to stop, the server ends within this time; most of it is for replies under way",
         least=1.0,
     )
     max_connections: int = option(
@@ -54,16 +54,16 @@ class ServeOptions(Options):
         256, "tokens fed at once between two decode steps of the other dialogues", least=1, flag=False
     )
     max_dialogue_tokens: int | None = option(
-        None, "tokens that a dialogue may have; without it: eight times the model's positions", least=1
+        None, "most tokens of a dialogue; without it: eight times the model's positions", least=1
     )
     max_body: str = option("4MiB", "largest request body", size=True, flag=False)
     max_reply_tokens: int = option(4096, "most tokens that a request may ask for", least=1, flag=False)
     min_compression_ratio: float = option(
-        0.0, "a request that asks for less compression than this gets this much", least=0.0, below=1.0
+        0.0, "least compression: a request that asks for less gets this", least=0.0, below=1.0
     )
     pressure_ratio: float | None = option(
         None,
-        "before idle dialogues leave memory, compress them to this ratio; without it: they leave as they are",
+        "compress idle dialogues to this ratio before they leave memory; without it: they leave as they are",
         least=0.0,
         below=1.0,
     )
@@ -90,7 +90,7 @@ class ServeOptions(Options):
     vllm_url: str | None = option(None, "the vLLM server that engine=vllm decodes on, as http://host:port")
     vllm_folder: str = option(
         "~/.cache/sonic-kv/exports",
-        "where vLLM reads exported sessions, as its connector is told; unused ones go as in the store",
+        "folder of exported sessions, the same as in vLLM's connector; unused ones go as in the store",
     )
     vllm_timeout: float = option(
         120.0, "seconds without a sign from vLLM after which a reply fails", above=0.0, flag=False

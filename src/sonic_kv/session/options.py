@@ -12,34 +12,38 @@ class SamplingConfig(Options):
 
     max_new_tokens: int = option(128, "longest reply, in tokens", least=1)
     temperature: float | None = option(
-        None, "how random replies are; 0: not at all; without it: as the model's makers say", least=0.0
+        None, "how random replies are; 0: not at all; without it: the model's own default", least=0.0
     )
     top_k: int | None = option(
-        None, "only this many best tokens; 0: all; without it: as the model's makers say", least=0
+        None, "only this many best tokens; 0: all; without it: the model's own default", least=0
     )
     top_p: float | None = option(
         None,
-        "nucleus sampling: smallest set of tokens with this probability; without it: as the model's makers say",
+        "nucleus sampling: smallest set of tokens with this probability; without it: the model's own default",
         above=0.0,
         most=1.0,
     )
     min_p: float | None = option(
         None,
-        "only tokens with this share of the best one's probability; without it: as the model's makers say",
+        "only tokens with this share of the best one's probability; without it: the model's own default",
         least=0.0,
         most=1.0,
     )
     repetition_penalty: float | None = option(
         None,
-        "divides the logits of tokens that stand in the dialogue; without it: as the model's makers say",
+        "above 1: tokens that stand in the dialogue become less likely; without it: the model's own default",
         above=0.0,
     )
     presence_penalty: float = option(
-        0.0, "taken off the logits of tokens that the reply has", least=-2.0, most=2.0, flag=False
+        0.0,
+        "subtracted from the logits of tokens that the reply already has",
+        least=-2.0,
+        most=2.0,
+        flag=False,
     )
     frequency_penalty: float = option(
         0.0,
-        "taken off the logits of tokens that the reply has, as often as it has them",
+        "the same, once for each time that the reply has the token",
         least=-2.0,
         most=2.0,
         flag=False,

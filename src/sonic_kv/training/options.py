@@ -25,11 +25,13 @@ class TrainConfig(Options):
     )
     token_cache: str = option("runs/tokens", "folder that keeps tokenised files for the next run", flag=False)
     validation_data: tuple[str, ...] = option(
-        (), "dialogues to measure recovery on, in place of synthetic ones"
+        (), "dialogues to measure recovery on, instead of synthetic ones"
     )
-    validation_dialogues: int = option(16, "dialogues to measure recovery on", least=1)
+    validation_dialogues: int = option(16, "how many dialogues recovery is measured on", least=1)
     validate_every: int = option(
-        0, "steps between measurements; the best adapter is kept; 0: the last one is", least=0
+        0,
+        "steps between measurements of recovery; the best adapter is kept; 0: measure nothing and keep the last one",
+        least=0,
     )
     scale_dialogues: int = option(
         24,
@@ -39,7 +41,7 @@ class TrainConfig(Options):
     )
     max_steps: int = option(320, "optimiser steps", least=1)
     reuse: int = option(
-        5, "times that the scorer learns from a dialogue before the base runs over the next ones", least=1
+        5, "how often the scorer learns from a dialogue before the base reads the next ones", least=1
     )
     batch_size: int = option(4, "dialogues per step, over all processes together", least=1)
     max_tokens: int = option(768, "longest dialogue in tokens; longer ones are cut", least=4)
@@ -48,7 +50,7 @@ class TrainConfig(Options):
     )
     importance_steps: int | None = option(
         None,
-        "first steps, on the scorer alone; without it: three fifths of max_steps, all of them without a LoRA",
+        "first steps, which train the scorer alone; without it: three fifths of max_steps, all without a LoRA",
         least=0,
     )
     lr: float = option(1e-3, "peak learning rate of LoRA and embeddings", above=0.0)
@@ -58,12 +60,14 @@ class TrainConfig(Options):
     )
     grad_clip: float = option(1.0, "largest gradient norm", above=0.0, flag=False)
     bf16: bool | None = option(
-        None, "bf16 autocast; without it: where the device has instructions for bf16 products"
+        None, "compute in bf16 (autocast); without it: only if the device has instructions for that"
     )
-    gradient_checkpointing: bool = option(False, "run layers again in the backward pass: less memory, slower")
+    gradient_checkpointing: bool = option(
+        False, "compute layers again in the backward pass: less memory, slower"
+    )
     shard_base: bool = option(
         False,
-        "shard the frozen base's layers over the processes (FSDP2), as an FSDP file of accelerate does too",
+        "shard the frozen base's layers over the processes (FSDP2); an FSDP file of accelerate does the same",
     )
     tensorboard: bool = option(False, "write TensorBoard files beside log.jsonl")
     seed: int = option(0, "seed of data, budgets and initialisation", least=0)

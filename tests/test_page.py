@@ -178,7 +178,7 @@ def test_a_reply_that_is_stopped_stays_and_is_gone_on_from(tabs: Any) -> None:
         page.keyboard.press("Escape")
         page.locator("#send:text-is('Send')").wait_for()
         assert page.locator("#say").text_content() == ""
-        said = shown(page)["said"]
+        said = shown(page)["messages"]
         assert [message["role"] for message in said] == ["user", "assistant"]
         assert 5 < len(said[1]["content"]) < 1024
         page.reload()
@@ -188,7 +188,19 @@ def test_a_reply_that_is_stopped_stays_and_is_gone_on_from(tabs: Any) -> None:
         page.wait_for_function("() => document.querySelector('#log .waiting .body')?.textContent.length > 5")
         page.get_by_text("Stop").click()
         page.get_by_text("Another reply").wait_for()
-        assert shown(page)["said"][:2] == said
+        assert shown(page)["messages"][:2] == said
+
+
+def test_a_dialogue_that_the_server_has_forgotten_goes_on(server: Served, tabs: Any) -> None:
+    page = opened(tabs, server)
+    talk(page, "my sister Ada lives in Oslo")
+    assert server.http.delete(f"/v1/sessions/{shown(page)['id']}").status_code == 200
+    page.reload()
+    page.locator("#log .user p:text('my sister Ada')").wait_for()
+    talk(page, "where does Ada live?")
+    messages = server.http.get(f"/v1/sessions/{shown(page)['id']}").json()["messages"]
+    assert messages == shown(page)["messages"]
+    assert len(messages) == 4
 
 
 def test_what_is_kept_is_shown_in_the_text(server: Served, tabs: Any) -> None:

@@ -7,14 +7,14 @@ const NAMES = { user: "You", assistant: "Model", system: "System", tool: "Tool" 
 const newId = () => crypto.randomUUID?.() ?? `page-${Date.now()}-${String(Math.random()).slice(2)}`;
 
 // A tab has a dialogue of its own, also after a reload; the key is for all tabs.
-// `said` are the messages where the server's session lacks some: behind a reply that was stopped. A `detached` dialogue
-// goes on under a name that the server does not know yet.
-const fresh = () => ({ id: newId(), turns: [], said: null, detached: false });
+// It remembers the messages too: the server's session may be gone, and has no replies that were stopped. A `detached`
+// dialogue goes on under a name that the server does not know yet.
+const fresh = () => ({ id: newId(), turns: [], detached: false });
 let state = { ...fresh(), ratio: null, key: "", showKept: false };
 let served = null, messages = [], session = null, kept = [], running = null, starting = null, timer = 0;
 
 function remember() {
-  sessionStorage.setItem(SAVED, JSON.stringify({ ...state, key: undefined }));
+  sessionStorage.setItem(SAVED, JSON.stringify({ ...state, messages, key: undefined }));
   localStorage.setItem(`${SAVED}-key`, state.key);
 }
 
@@ -220,12 +220,12 @@ async function send(text, other = false) {
       frame ||= requestAnimationFrame(draw);
     }
     messages = [...history, mine, { role: "assistant", content: reply }];
-    [state.said, state.detached] = [null, false];
+    state.detached = false;
     show(await (await call(`v1/sessions/${state.id}`)).json(), !other);
     $("told").textContent = `Model: ${reply}`;
   } catch (error) {
     if (error.name === "AbortError" && reply) { // what was written stays, and is read with the next message
-      messages = state.said = [...history, mine, { role: "assistant", content: reply }];
+      messages = [...history, mine, { role: "assistant", content: reply }];
     } else if (messages === history) {
       messages = before;
       if (!other && !$("text").value) { $("text").value = text; fitText(); }
@@ -260,10 +260,9 @@ async function start() {
     served = (await (await call("v1/models")).json()).data[0];
     if (state.ratio === null) $("ratio").value = served.compression_ratio;
     $("model").textContent = served.id;
-    messages = state.said ?? [];
     if (state.turns.length) {
       const found = await (await call(`v1/sessions/${state.id}`)).json();
-      messages = state.said ?? found.messages;
+      if (!messages.length) messages = found.messages;
       show(found, false);
     }
   } catch (error) { if (error.status !== 404) say(error); }
@@ -278,7 +277,7 @@ function watchTabs() {
   const tabs = new BroadcastChannel(SAVED), me = newId();
   tabs.onmessage = ({ data: { asks, taken, from, to } }) => {
     if (asks === state.id && from !== me) tabs.postMessage({ taken: asks, to: from });
-    if (taken === state.id && to === me) { Object.assign(state, { id: newId(), detached: messages.length > 0, said: messages }); remember(); }
+    if (taken === state.id && to === me) { Object.assign(state, { id: newId(), detached: messages.length > 0 }); remember(); }
   };
   return () => tabs.postMessage({ asks: state.id, from: me });
 }
@@ -338,8 +337,11 @@ $("new").onclick = () => {
 };
 addEventListener("resize", () => showTurns(state.turns));
 
-try { state = { ...state, ...JSON.parse(sessionStorage.getItem(SAVED) ?? "{}"), key: localStorage.getItem(`${SAVED}-key`) ?? "" }; }
-catch { /* a fresh start */ }
+try {
+  const { messages: said = [], ...rest } = JSON.parse(sessionStorage.getItem(SAVED) ?? "{}");
+  state = { ...state, ...rest, key: localStorage.getItem(`${SAVED}-key`) ?? "" };
+  messages = said;
+} catch { /* a fresh start */ }
 if (state.ratio !== null) $("ratio").value = state.ratio;
 const ask = watchTabs();
 remember();

@@ -10,7 +10,7 @@ from tiny import DIALOGUE, random_adapter, talkative, tiny_base, tiny_tokenizer
 from transformers import DynamicCache, pipeline
 
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig, SonicModel, sonic
-from sonic_kv.errors import ConfigError, MessageError
+from sonic_kv.errors import ConfigError, ContextLengthError, MessageError
 from sonic_kv.model.forward import cache_name
 
 HALF, SMALL = Budget(compression_ratio=0.5), SessionConfig(16, 40)
@@ -130,6 +130,16 @@ def test_what_cannot_be_compressed_is_refused(options: dict[str, Any], reason: s
     with sonic(model, HALF), pytest.raises(ConfigError, match=reason) as caught:
         model.base.generate(torch.arange(40, 60)[None], **ONES, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_that_fails_can_be_given_again() -> None:
+    model, name = model_of(max_position_embeddings=300), cache_name(model_of().base)
+    ids, cache = ids_of(model, [*DIALOGUE, QUESTION]), DynamicCache()
+    with sonic(model, Budget(), config=SMALL), torch.no_grad():
+        with pytest.raises(ContextLengthError):
+            model.base(torch.arange(40, 260).repeat(2)[None], **{name: cache})
+        found = model.base(ids, **{name: cache}).logits
+    torch.testing.assert_close(found[:, -1], model.base(ids).logits[:, -1], atol=1e-5, rtol=0)
 
 
 def test_wrong_arguments_are_refused_at_the_entrance() -> None:

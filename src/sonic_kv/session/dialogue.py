@@ -122,7 +122,7 @@ class Dialogue:
             BudgetError: it cannot hold the prefix.
         """
         expect(budget, Budget, "budget")
-        with self._transaction():
+        with self.transaction():
             self.compressor.shrink(self.cache, budget)
             if not once:
                 self.budget = budget
@@ -156,7 +156,7 @@ class Dialogue:
         checked = check_messages(messages)
         if checked[0]["role"] == "system" and not self.messages:
             raise MessageError("a session takes its system prompt when it is made: ChatSession(system=…)")
-        with self._transaction():
+        with self.transaction():
             yield from self._append(checked, slice_tokens)
 
     def answer(self, text: str | None, sampling: SamplingConfig | None = None) -> Operation[Written]:
@@ -170,7 +170,7 @@ class Dialogue:
                 else "there is no message to answer: give the user's text"
             )
         form = self.format
-        with self._transaction() as before:
+        with self.transaction() as before:
             settled = len(self.messages)
             if text is not None:
                 self.messages += check_messages([{"role": "user", "content": text}])
@@ -243,7 +243,7 @@ class Dialogue:
 
     def compress(self) -> Operation[None]:
         """Close the open segment."""
-        with self._transaction():
+        with self.transaction():
             yield from self._close()
 
     # --- their parts --------------------------------------------------------------------------
@@ -390,7 +390,7 @@ class Dialogue:
             yield None
 
     @contextmanager
-    def _transaction(self) -> Iterator["Dialogue"]:
+    def transaction(self) -> Iterator["Dialogue"]:
         """Undo everything if the block fails or is abandoned; meanwhile no other operation may begin."""
         before = self.copy()
         self.busy = True

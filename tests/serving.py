@@ -56,13 +56,14 @@ def serving(
     store: Store | Path | str | None = None,
     keys: tuple[str, ...] = (),
     config: SessionConfig = SMALL,
+    budget: Budget = HALF,
     **options: Any,
 ) -> Iterator[Served]:
     """Serve `model` as "tiny"."""
     chosen = replace(OPTIONS, store="none" if store is None else str(store), **options)
     if isinstance(store, (Path, str)):
         store = store_of(chosen)
-    worker = Worker(model, config, HALF, chosen, store)
+    worker = Worker(model, config, budget, chosen, store)
     server = HttpServer(make_app(worker, "tiny", BRIEF, chosen, keys), worker, chosen)
     listener = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([listener],))

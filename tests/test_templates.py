@@ -35,7 +35,18 @@ TOOLS = CHATML.replace(
     "{{ m['content'] }}", "{{ m['content'] }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}"
 )
 MORE = {**TEMPLATES, "trimming": TRIMMING, "dated": DATED, "zephyr": ZEPHYR, "vicuna": VICUNA, "tools": TOOLS}
-TEXTS = ["hi", "", "  two  spaces ", "\n\nand\n", "a\n\n\nb", "Zoë 東京", "user:", "</s", "ok?"]
+TEXTS = [
+    "hi",
+    "",
+    "  two  spaces ",
+    "\n\nand\n",
+    "a\n\n\nb",
+    "Zoë 東京",
+    "user:",
+    "</s",
+    "ok?",
+    "hm</think>\n\nyes",
+]
 
 
 def sentencepiece(kind: str, template: str) -> PreTrainedTokenizerFast:
@@ -79,8 +90,12 @@ def assert_the_templates(form: ChatFormat, messages: list[dict[str, Any]]) -> No
         assert form.prompt(messages) == longer
     assert ids == longer[: len(ids)]
     assert len(rendered(tokenizer, messages)) - len(ids) <= 4
-    before = form.closed(messages[:-1]) if len(messages) > 1 else form.prefix(first=messages[0]["role"])
-    assert ids[: len(before)] == before
+    first = messages[0]
+    before = form.closed(messages[:-1]) if len(messages) > 1 else form.prefix(first=first["role"])
+    if len(messages) == 1 and first["role"] == "system":  # a session is told it when it begins
+        before = form.prefix(first["content"])
+    # a header of text, not of a token, can change the last token before it: a session takes that one back
+    assert step(before, ids).drop <= (messages[-1]["role"] not in ("user", "assistant"))
 
 
 # --- tokenizers ---------------------------------------------------------------------------------
@@ -132,7 +147,15 @@ def test_pieces_of_messages_are_their_texts_each_at_its_token(kind: str, name: s
 
 
 FRAGMENTS = st.tuples(
-    st.sampled_from(["", "{{ bos_token }}", "<|im_start|>system\nbe good<|im_end|>\n"]),
+    st.sampled_from(
+        [
+            "",
+            "{{ bos_token }}",
+            "<|im_start|>system\nbe good<|im_end|>\n",
+            "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nbe good<|im_end|>\n{% endif %}",
+            "{{ strftime_now('%d %B') }}\n",
+        ]
+    ),
     st.sampled_from(
         [
             "<|im_start|>{{ m['role'] }}\n",
@@ -141,9 +164,18 @@ FRAGMENTS = st.tuples(
             "[{{ m['role'] }}] ",
         ]
     ),
-    st.sampled_from(["{{ m['content'] }}", "{{ m['content'] | trim }}", " {{ m['content'] }} "]),
+    st.sampled_from(
+        [
+            "{{ m['content'] }}",
+            "{{ m['content'] | trim }}",
+            " {{ m['content'] }} ",
+            "{{ m['content'].split('</think>')[-1] }}",
+            "{{ m['content'].split('</think>')[-1].lstrip('\n') if not loop.last else m['content'] }}",
+        ]
+    ),
     st.sampled_from(["<|im_end|>\n", "<|end|>", "\n", "\n\n", "{{ eos_token }}"]),
     st.sampled_from(["", "{% if not loop.last %}\n{% endif %}"]),
+    st.sampled_from(["", "<think>\n", "<think>\n\n</think>\n\n"]),
 )
 MESSAGES = st.lists(
     st.tuples(
@@ -154,16 +186,16 @@ MESSAGES = st.lists(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(FRAGMENTS, MESSAGES)
 def test_any_template_and_any_messages(fragments: tuple[str, ...], said: list[tuple[str, str]]) -> None:
-    start, header, content, close, between = fragments
+    start, header, content, close, between, opened = fragments
     generation = header.replace("{{ m['role'] }}", "assistant").replace(
         "{{ m['role'] | upper }}", "ASSISTANT"
     )
     template = (
         f"{start}{{% for m in messages %}}{header}{content}{close}{between}{{% endfor %}}"
-        f"{{% if add_generation_prompt %}}{generation}{{% endif %}}"
+        f"{{% if add_generation_prompt %}}{generation}{opened}{{% endif %}}"
     )
     form = ChatFormat(merging_tokenizer(template))
     messages = [{"role": role, "content": text} for role, text in said]

@@ -153,7 +153,7 @@ def model() -> SonicModel:
 
 @pytest.fixture(scope="module")
 def server(model: SonicModel) -> Iterator[Served]:
-    with serving(model, keys=("secret-key",), max_reply_tokens=16) as served:
+    with serving(model, keys=("secret-key",), max_reply_tokens=16, max_dialogue_tokens=1000) as served:
         yield served
 
 

@@ -155,7 +155,8 @@ def formats() -> dict[str, ChatFormat]:
         ("hermes", '<tool_call>\n{"name": 5}\n</tool_call>'),
         ("hermes", "<tool_ca"),
         ("hermes", "<tool_call> cut {"),
-        ("hermes", '{"name": "clock", "arguments": {}}'),
+        ("hermes", '{"name": "other", "arguments": {}}'),
+        ("hermes", 'so: {"name": "clock", "arguments": {}}'),
         ("llama", "no call"),
         ("llama", '{"name": "other", "parameters": {}}'),
         ("llama", '{"town": "Oslo"} is what I know'),
@@ -167,6 +168,15 @@ def test_what_is_no_call_is_text(form: str, reply: str) -> None:
     reader = CallReader(formats()[form].calls, {"clock"})
     parts = [*(part for letter in reply for part in reader.add(letter)), *reader.add("", final=True)]
     assert "".join(part for part in parts if isinstance(part, str)) == reply
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_call_without_its_tags_is_a_call(form: str) -> None:
+    reader = CallReader(formats()[form].calls, {"clock"})
+    reply = ' {"name": "clock", "arguments": {"a": 1}}\n'
+    parts = [*(part for letter in reply for part in reader.add(letter)), *reader.add("", final=True)]
+    assert [part for part in parts if isinstance(part, Call)] == [Call("clock", {"a": 1})]
+    assert "".join(part for part in parts if isinstance(part, str)).strip() == ""
 
 
 def test_no_more_calls_are_read_than_there_may_be() -> None:

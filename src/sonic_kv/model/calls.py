@@ -110,6 +110,8 @@ def _call(value: Any) -> Call | None:
 class CallReader:
     """Divides a reply into text and calls, as it comes. What is no call after all is text.
 
+    A reply that calls a known tool without what the template puts around it is a call, too: small models forget it.
+
     Args:
         names: the tools that there are.
         most: calls that a reply may have; what comes behind the last one is left out.
@@ -118,6 +120,7 @@ class CallReader:
     def __init__(self, form: CallForm, names: Collection[str], most: int | None = None) -> None:
         self._form, self._names, self._left = form, names, most
         self._held, self._inside, self._plain, self._found = "", False, False, False
+        self._around = form.opening, form.closing  # of the call that is being read
 
     def add(self, text: str, *, final: bool = False) -> list[str | Call]:
         """Texts and calls that have become certain; all that is left if this is the `final` text."""
@@ -136,11 +139,14 @@ class CallReader:
     def _read_text(self, final: bool) -> str | None:
         """Text before a call; None: more is needed to tell."""
         tag = self._form.opening
-        if not tag:
+        begun = self._held.lstrip()
+        if not tag or (not (self._plain or self._found) and (begun or "{").startswith("{")):
+            self._around = "", ""
             return self._read_plain(final)
+        self._plain = True  # from here on only the tag begins a call
         before, found, behind = self._held.partition(tag)
         if found:
-            self._held, self._inside = behind, True
+            self._held, self._inside, self._around = behind, True, (tag, self._form.closing)
             return before.strip("\n") if self._found else before.rstrip("\n")
         sizes = range(0 if final else min(len(tag) - 1, len(before)), 0, -1)
         keep = next((n for n in sizes if tag.startswith(before[-n:])), 0)
@@ -163,7 +169,10 @@ class CallReader:
         return "" if self._found and not text.strip() else text
 
     def _read_call(self, final: bool) -> str | Call | None:
-        closing, begun = self._form.closing, self._held.lstrip()
+        (opening, closing), begun = self._around, self._held.lstrip()
+        if not opening and self._form.opening and self._form.opening in begun:  # it was text before a call
+            self._inside, self._plain = False, True
+            return ""
         at = begun.find(closing) if closing else -1
         if not (final or at >= 0 or (not closing and begun.rstrip().endswith("}"))):
             return None
@@ -174,7 +183,7 @@ class CallReader:
             if not (final or at >= 0):
                 return None
         call = _call(value)
-        if call is not None and (self._form.opening or call.name in self._names):
+        if call is not None and (opening or call.name in self._names):
             rest = begun[length:]
             self._held = rest.lstrip().removeprefix(closing) if closing else rest
             self._inside = False
@@ -182,7 +191,7 @@ class CallReader:
         end = at + len(closing) if at >= 0 else len(begun)
         space = self._held[: len(self._held) - len(begun)]
         self._held, self._inside, self._plain = begun[end:], False, True
-        return self._form.opening + space + begun[:end]
+        return opening + space + begun[:end]
 
 
 def tool_rules(form: CallForm, tools: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -131,6 +131,14 @@ def _rows(cls: type, flags: bool) -> Iterator[str]:
 # --- mkdocs -----------------------------------------------------------------------------------
 
 
+def on_config(config: Any) -> Any:
+    """Give the table of models its place, where there is one."""
+    if (ROOT / "docs" / "models.md").is_file():
+        results = next(entry["Results"] for entry in config["nav"] if "Results" in entry)
+        results.insert(0, {"Models": "models.md"})
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that are made here."""
     from mkdocs.structure.files import File

@@ -44,6 +44,8 @@ def run(call: Call) -> None:
         def show(record: dict[str, Any]) -> None:
             last.update(record)
             figures = [f"{name} {last[name]:.3f}" for name in SHOWN if name in last]
+            if record["phase"] == "scale":
+                figures = ["finding out what scores are worth in nats"]
             figures.append(f"{record['tokens_per_second']:.0f} tokens/s")
             bar.add(record["step"] - bar.done, ", ".join(figures), record["remaining"])
 

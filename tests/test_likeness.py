@@ -11,7 +11,7 @@ from tiny import random_adapter, tiny_base, tiny_tokenizer
 
 from sonic_kv import SonicModel
 from sonic_kv.errors import AdapterError
-from sonic_kv.model import likeness
+from sonic_kv.model import likeness, loading
 from sonic_kv.model.adapter import Adapter
 
 
@@ -104,3 +104,20 @@ def test_an_adapter_without_behaviour_fits_its_own_base_only(base: Any, tmp_path
     Adapter.load(base, path)
     with pytest.raises(AdapterError, match="weights"):
         Adapter.load(changed(base, 0.01), path)
+
+
+def test_a_shipped_adapter_is_found_for_any_base_that_does_the_same(
+    base: Any, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "SHIPPED", (path,))
+    for name, kept in (
+        ("same", changed(base, 0.005)),
+        ("other", tiny_base("qwen2")),
+        ("far", tiny_base(seed=5)),
+    ):
+        kept.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    models = [SonicModel.from_pretrained(tmp_path / name) for name in ("same", "other", "far")]
+    found = [None if model.adapter is None else model.adapter.digest() for model in models]
+    expected = Adapter.load(base, path).digest()
+    assert found == [expected, None, None]

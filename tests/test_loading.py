@@ -217,7 +217,6 @@ def test_the_default_model_is_the_packages_file(file: Path, monkeypatch: pytest.
     (package / "__init__.py").write_text("raise ImportError('asks for more')")
     file.rename(package / file.name)
     monkeypatch.syspath_prepend(str(file.parent))
-    monkeypatch.setattr(loading, "DEFAULT_ADAPTER", Path("nowhere"))  # of another base
     model = SonicModel.from_pretrained()
     assert model.base.name_or_path == loading.DEFAULT_HUB
     assert model.config.hidden_size == 32

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import asdict
@@ -15,11 +15,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sonic_kv.errors import FileError, NumericalError, UnsupportedModelError
+from sonic_kv.errors import AdapterError, FileError, NumericalError, UnsupportedModelError
 from sonic_kv.files import as_path, read_sealed, write_sealed
 from sonic_kv.model.attention import twin
 from sonic_kv.model.fingerprint import SAMPLE, check_fingerprint, describe, head_dim, kv_heads
-from sonic_kv.model.likeness import check_likeness, packed, unpacked
+from sonic_kv.model.likeness import FAR, SAME, check_likeness, packed, unpacked
 from sonic_kv.model.nats import DamageScale
 from sonic_kv.model.options import AdapterConfig
 from sonic_kv.options import expect
@@ -47,7 +47,9 @@ def with_scale(path: str | Path, scale: DamageScale, folder: str | Path) -> Path
     return written
 
 
-def _check_base(base: PreTrainedModel, made_for: Any, behaviour: dict[str, Tensor] | None, what: str) -> None:
+def _check_base(
+    base: PreTrainedModel, made_for: Any, behaviour: dict[str, Tensor] | None, what: str, far: float
+) -> None:
     """Refuse a base that an adapter does not fit: other shapes, or where weights differ, other predictions."""
     here = fingerprint(base)
     if behaviour is None:
@@ -55,7 +57,7 @@ def _check_base(base: PreTrainedModel, made_for: Any, behaviour: dict[str, Tenso
         return
     check_fingerprint(made_for, {name: here[name] for name in SHAPES}, what)
     if made_for["weights"] != here["weights"]:
-        check_likeness(base, behaviour, what)
+        check_likeness(base, behaviour, what, far)
 
 
 @contextmanager
@@ -232,8 +234,11 @@ class Adapter(nn.Module):
         return digest.hexdigest()[:16]
 
     @classmethod
-    def load(cls, base: PreTrainedModel, path: str | Path) -> "Adapter":
+    def load(cls, base: PreTrainedModel, path: str | Path, *, far: float = FAR) -> "Adapter":
         """Read an adapter folder or file.
+
+        Args:
+            far: nats a token by which the base's predictions may differ from those of the base it was made for.
 
         Raises:
             FileError: missing, damaged or changed.
@@ -244,7 +249,7 @@ class Adapter(nn.Module):
         path = as_path(path)
         path = path / FILE_NAME if path.is_dir() else path
         header, tensors = read_sealed(path, "adapter")
-        _check_base(base, header.get("base"), unpacked(tensors), f"adapter {path}")
+        _check_base(base, header.get("base"), unpacked(tensors), f"adapter {path}", far)
         bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
         if bad:
             raise NumericalError(f"adapter {path} holds NaN or infinite weights in {bad[0]}: train it again")
@@ -256,3 +261,13 @@ class Adapter(nn.Module):
             reason = json.dumps(str(error).splitlines()[0])
             raise FileError(f"adapter {path} does not fit this version of sonic-kv: {reason}") from error
         return adapter.eval()
+
+    @classmethod
+    def fitting(cls, base: PreTrainedModel, files: Iterable[Path]) -> "Adapter | None":
+        """The first of these files that was made for a base which does the same; None: none was."""
+        for file in files:
+            try:
+                return cls.load(base, file, far=SAME)
+            except AdapterError:  # of another base
+                continue
+        return None

@@ -65,16 +65,16 @@ def unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
     return found if len(found) == len(_NAMES) else None
 
 
-def check_likeness(base: Any, known: dict[str, Tensor], what: str) -> None:
+def check_likeness(base: Any, known: dict[str, Tensor], what: str, far: float = FAR) -> None:
     """Warn of a base that does other things than the one that `known` is of, and refuse one that is far from it.
 
     Raises:
         AdapterError: it is far.
     """
     kl = divergence(base, known)
-    if not kl <= FAR:
+    if not kl <= far:
         raise AdapterError(
-            f"{what} was made for another model: their predictions differ by {kl:.2f} nats a token (at most {FAR:g}); "
+            f"{what} was made for another model: their predictions differ by {kl:.2f} nats a token (at most {far:g}); "
             "load it with the model it was made for"
         )
     if kl > SAME:

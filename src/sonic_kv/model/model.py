@@ -101,7 +101,8 @@ class SonicModel:
 
         Args:
             model: its name, or "tiny": the small model that ships; or one that transformers has loaded already.
-            adapter: folder, file or hub id; None: the adapter beside the weights in a local folder, if any.
+            adapter: folder, file or hub id; None: the one beside the weights in a local folder, or one of this package
+                that was made for such a model, if there is any.
             gguf_file: a GGUF file in the folder or the hub repository `model`.
             device: None: the CPU.
             device_map: as transformers takes it, instead of `device`; everything must come to one device.
@@ -124,7 +125,9 @@ class SonicModel:
             )
             found = loading.find_adapter(adapter, source)
             self = cls(base, tokenizer, chat_template_kwargs=chat_template_kwargs)
-        if found is not None:
+        if found is None:
+            self.adapter = Adapter.fitting(self.base, loading.SHIPPED)
+        else:
             self.adapter = Adapter.load(self.base, found)
         return self
 

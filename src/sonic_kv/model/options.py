@@ -46,7 +46,8 @@ class ModelOptions(Options):
         "base model: folder, GGUF file, hub id, or tiny (in this package); without it: SmolLM2-135M-Instruct",
     )
     adapter: str | None = option(
-        None, "adapter: path or hub id; without it: the one in the model's local folder, if any"
+        None,
+        "adapter: path or hub id; without it: the one in the model's local folder, or this package's for such a model",
     )
     gguf_file: str | None = option(None, "GGUF file in the model's folder or hub repository")
     device: str = option("cpu", "torch device")

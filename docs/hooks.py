@@ -131,14 +131,6 @@ def _rows(cls: type, flags: bool) -> Iterator[str]:
 # --- mkdocs -----------------------------------------------------------------------------------
 
 
-def on_config(config: Any) -> Any:
-    """Give the table of models its place, where there is one."""
-    if (ROOT / "docs" / "models.md").is_file():
-        results = next(entry["Results"] for entry in config["nav"] if "Results" in entry)
-        results.insert(0, {"Models": "models.md"})
-    return config
-
-
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that are made here."""
     from mkdocs.structure.files import File
@@ -176,6 +168,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
             return text
         return f"{mark}[{text}]({posixpath.relpath(uri, at or '.')}{hash if anchor else ''}{anchor})"
 
+    markdown = re.sub(
+        r"`[^`\n]+`", lambda code: code[0].replace("\\|", "|"), markdown
+    )  # GitHub's tables need it
     parts = FENCE.split(markdown)
     return "".join(part if part.startswith("```") else LINK.sub(mended, part) for part in parts)
 

@@ -717,3 +717,11 @@ def test_bytes_that_are_being_read_are_counted(model: SonicModel) -> None:
             if not server.worker.engine.decoding and not len(server.worker.shelf):
                 most = max(most, server.worker.gauges()["kv_bytes"])
         assert most > 0
+
+
+def test_a_body_that_is_not_said_to_be_json_is_told_so(server: Served) -> None:
+    body = json.dumps({"model": "tiny", "messages": [user("hi")]})
+    for kind in ("application/x-www-form-urlencoded", "text/plain"):  # curl's own, a web form's
+        answer = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers={"content-type": kind})
+        assert answer.status_code == 400
+        assert "Content-Type: application/json" in answer.json()["error"]["message"]

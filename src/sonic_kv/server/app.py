@@ -67,11 +67,13 @@ async def refused(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(body, error.status_code, dict(error.headers or {}))
 
 
-async def invalid(_: Request, error: Exception) -> JSONResponse:
+async def invalid(request: Request, error: Exception) -> JSONResponse:
     """Answer a request that is none of ours, naming the first thing that is wrong with it."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     message, param = in_words(first)
+    if first["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
+        message += "; is it JSON? then send the header Content-Type: application/json"
     return JSONResponse(error_body(message, "invalid_request_error", first["type"], param), 400)
 
 

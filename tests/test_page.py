@@ -10,7 +10,9 @@ import pytest
 from serving import Served, assistant, fresh, serving, user
 from tiny import talkative, tiny_base, tiny_model, tiny_tokenizer
 
+from sonic_kv.compress.options import Budget
 from sonic_kv.model.model import SonicModel
+from sonic_kv.model.nats import DamageScale
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -189,6 +191,43 @@ def test_a_reply_that_is_stopped_stays_and_is_gone_on_from(tabs: Any) -> None:
         page.get_by_text("Stop").click()
         page.get_by_text("Another reply").wait_for()
         assert shown(page)["messages"][:2] == said
+
+
+def test_a_new_dialogue_is_new_also_while_a_reply_comes(tabs: Any) -> None:
+    talker = SonicModel(talkative(tiny_base(max_position_embeddings=2048)), tiny_tokenizer())
+    with serving(talker) as server:
+        page = opened(tabs, server)
+        page.locator("#text").fill("go on and on")
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => document.querySelector('#log .waiting .body')?.textContent.length > 5")
+        page.keyboard.press("Alt+n")
+        page.locator("#send:text-is('Send')").wait_for()
+        page.locator("#log .hint").wait_for()
+        assert shown(page)["messages"] == []
+
+
+@pytest.mark.parametrize("budget", [Budget(compression_ratio=0.72), Budget(max_damage=0.3)], ids=str)
+def test_a_dialogue_is_compressed_as_the_server_does_until_somebody_slides(budget: Budget, tabs: Any) -> None:
+    model = tiny_model(max_position_embeddings=2048)
+    assert model.adapter is not None
+    model.adapter.scale = DamageScale(0.5, 0.9)
+    with serving(model, budget=budget, max_reply_tokens=LENGTH) as server:
+        page = opened(tabs, server)
+
+        def asked() -> Budget:
+            found = server.http.get(f"/v1/sessions/{shown(page)['id']}").json()
+            ratio = found["compression_ratio"] if found["max_damage"] is None else None
+            return Budget(compression_ratio=ratio, max_damage=found["max_damage"])
+
+        for text in ("my sister Ada lives in Oslo", "where?"):
+            talk(page, text)
+            assert asked() == budget
+        page.keyboard.press("Alt+n")
+        talk(page, "hello")
+        assert asked() == budget
+        page.locator("#ratio").fill("0.5")
+        page.locator("#effect:text('segment'), #effect:text('freed')").wait_for()
+        assert asked() == Budget(compression_ratio=0.5)
 
 
 def test_a_dialogue_that_the_server_has_forgotten_goes_on(server: Served, tabs: Any) -> None:

@@ -12,6 +12,7 @@ const newId = () => crypto.randomUUID?.() ?? `page-${Date.now()}-${String(Math.r
 const fresh = () => ({ id: newId(), turns: [], detached: false });
 let state = { ...fresh(), ratio: null, key: "", showKept: false };
 let served = null, messages = [], session = null, kept = [], running = null, starting = null, timer = 0;
+let moved = false; // the slider was, since the server was told
 
 function remember() {
   sessionStorage.setItem(SAVED, JSON.stringify({ ...state, messages, key: undefined }));
@@ -159,8 +160,10 @@ function showSlider() {
 
 function show(found, turn) {
   session = found;
-  state.ratio = found.compression_ratio;
-  $("ratio").value = state.ratio;
+  if (!moved) {
+    state.ratio = found.max_damage === null ? found.compression_ratio : null; // null: as the server has it
+    $("ratio").value = found.compression_ratio;
+  }
   const point = [found.bytes, found.full_bytes];
   if (turn || !state.turns.length) state.turns.push(point);
   else state.turns[state.turns.length - 1] = point;
@@ -213,7 +216,10 @@ async function send(text, other = false) {
   try {
     const asked = { model: served?.id, messages: [...history, mine], stream: true, max_tokens: LONGEST };
     if (other) asked.temperature = 0.9;
-    if ((!session || state.detached) && state.ratio !== null) asked.sonic = { compression_ratio: state.ratio };
+    if ((!session || state.detached) && state.ratio !== null) {
+      asked.sonic = { compression_ratio: state.ratio };
+      moved = false;
+    }
     const response = await call("v1/chat/completions", { method: "POST", body: JSON.stringify(asked), signal: running.signal });
     for await (const event of events(response)) {
       reply += event.choices[0]?.delta.content ?? "";
@@ -221,12 +227,13 @@ async function send(text, other = false) {
     }
     messages = [...history, mine, { role: "assistant", content: reply }];
     state.detached = false;
-    show(await (await call(`v1/sessions/${state.id}`)).json(), !other);
+    show(await (await call(`v1/sessions/${state.id}`, { signal: running.signal })).json(), !other);
     $("told").textContent = `Model: ${reply}`;
   } catch (error) {
-    if (error.name === "AbortError" && reply) { // what was written stays, and is read with the next message
+    if (messages !== history) { // there is another dialogue by now
+    } else if (error.name === "AbortError" && reply) { // what was written stays, and is read with the next message
       messages = [...history, mine, { role: "assistant", content: reply }];
-    } else if (messages === history) {
+    } else {
       messages = before;
       if (!other && !$("text").value) { $("text").value = text; fitText(); }
     }
@@ -237,16 +244,17 @@ async function send(text, other = false) {
     running = null;
     $("send").textContent = "Send";
     if (state.showKept) await showKept(); else showLog();
-    if (session && Math.abs(+$("ratio").value - session.compression_ratio) > 1e-6) squeeze();
+    if (moved) squeeze();
   }
 }
 
 async function squeeze() {
   if (!session || running || state.detached) return;
   try {
-    const asked = JSON.stringify({ compression_ratio: +$("ratio").value });
-    const before = session;
-    show(await (await call(`v1/sessions/${state.id}`, { method: "PATCH", body: asked })).json(), false);
+    const before = session, ratio = $("ratio").value, body = JSON.stringify({ compression_ratio: +ratio });
+    const found = await (await call(`v1/sessions/${state.id}`, { method: "PATCH", body })).json();
+    moved = $("ratio").value !== ratio;
+    show(found, false);
     $("effect").textContent = before.entries === session.entries ? "From the next segment on."
       : `${before.entries} → ${session.entries} entries, ${size(before.bytes - session.bytes)} freed, without running the model.`;
     if (state.showKept) showKept();
@@ -321,14 +329,15 @@ $("panel").onclick = () => showPanel(!document.body.classList.contains("panel"))
 $("ratio").oninput = () => {
   showSlider();
   state.ratio = +$("ratio").value;
+  moved = true;
   clearTimeout(timer);
   timer = setTimeout(squeeze, 120);
 };
 $("length").onchange = showSlider;
 $("new").onclick = () => {
   running?.abort();
-  state = { ...state, ...fresh(), ratio: +$("ratio").value };
-  [messages, session, kept] = [[], null, []];
+  state = { ...state, ...fresh() };
+  [messages, session, kept, moved] = [[], null, [], false];
   remember();
   showPanel(false);
   showLog();

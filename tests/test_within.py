@@ -123,12 +123,16 @@ def test_the_model_is_as_before_whatever_happens_inside() -> None:
 
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [({"num_beams": 2}, "one dialogue at a time"), ({"cache_implementation": "static"}, "default cache")],
+    [
+        ({"num_beams": 2}, "one dialogue at a time"),
+        ({"cache_implementation": "static"}, "default cache"),
+        ({"attention_mask": torch.arange(20)[None].clamp_max(1)}, "no padding"),
+    ],
 )
 def test_what_cannot_be_compressed_is_refused(options: dict[str, Any], reason: str) -> None:
     model = model_of()
     with sonic(model, HALF), pytest.raises(ConfigError, match=reason) as caught:
-        model.base.generate(torch.arange(40, 60)[None], **ONES, **options)
+        model.base.generate(torch.arange(40, 60)[None], **{**ONES, **options})
     assert "\n" not in str(caught.value)
 
 

@@ -54,7 +54,7 @@ def _over_kept_cache(base: PreTrainedModel, given: dict[str, Any], feed: Feed) -
     """Arguments of a forward, but over the kept cache and of the tokens that are still to be fed; None: as they are.
 
     Raises:
-        ConfigError: it has no tokens, several dialogues, or a cache of another kind.
+        ConfigError: it has no tokens, several dialogues, padding, or a cache of another kind.
     """
     name = cache_name(base)
     ids, cache = given.get("input_ids"), given.get(name)
@@ -64,6 +64,9 @@ def _over_kept_cache(base: PreTrainedModel, given: dict[str, Any], feed: Feed) -
         raise ConfigError(
             "inside sonic() a model reads one dialogue at a time, as input_ids: no batches, no beams"
         )
+    mask = given.get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2 and not bool(mask.all()):
+        raise ConfigError("inside sonic() a prompt has no padding: leave out what attention_mask hides")
     cache = DynamicCache() if cache is None else cache
     if type(cache) is not DynamicCache:
         raise ConfigError(f"inside sonic() a model needs its default cache, not a {type(cache).__name__}")

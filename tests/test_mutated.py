@@ -311,6 +311,11 @@ def test_mutated_requests_never_break_the_server(server: Served) -> None:
             "half a character",
         ),
         ("/v1/chat/completions", '{"messages": [{"\\ud800": 1}]}', "half a character"),
+        (
+            "/v1/chat/completions",
+            '{"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"a": Infinity}}',
+            "chat_template_kwargs: is no JSON",
+        ),
         ("/v1/chat/completions", "[" * 100_000, "no JSON"),
         ("/v1/chat/completions", '{"seed": ' + "9" * 5000 + "}", "no JSON"),
         ("/v1/nowhere", "{}", "nothing at this path"),

@@ -153,6 +153,8 @@ def formats() -> dict[str, ChatFormat]:
         ("hermes", "no call"),
         ("hermes", "<tool_call>\n{no object}\n</tool_call> so"),
         ("hermes", '<tool_call>\n{"name": 5}\n</tool_call>'),
+        ("hermes", '<tool_call>\n{"name": "clock", "arguments": {"at": NaN}}\n</tool_call>'),
+        ("hermes", '<tool_call>\n{"name": "clock", "arguments": {"at": "\\ud83d"}}\n</tool_call>'),
         ("hermes", "<tool_ca"),
         ("hermes", "<tool_call> cut {"),
         ("hermes", '{"name": "other", "arguments": {}}'),
@@ -305,6 +307,20 @@ def test_a_call_that_the_client_began_is_completed(server: Served) -> None:
     assert [call["function"]["name"] for call in message.get("tool_calls", [])] in (["clock"], [])
 
 
+DEEP = '{"at":' * 500 + "1" + "}" * 500
+
+
+@pytest.mark.parametrize("arguments", ['{"at": NaN}', '{"at": 1e999}', '{"at": "\\ud83d"}', DEEP])
+def test_arguments_that_are_no_json_are_told_as_they_were_written(server: Served, arguments: str) -> None:
+    """A model may write anything; its session can be shown all the same."""
+    call = {"id": "c", "type": "function", "function": {"name": "clock", "arguments": arguments}}
+    messages = [user("hi"), {**assistant(""), "tool_calls": [call]}, {"role": "tool", "content": "noon"}]
+    named = {"x-session-id": "odd-arguments"}
+    assert server.chat(messages, tools=TOOLS, headers=named).status_code == 200
+    found = server.http.get("/v1/sessions/odd-arguments").json()["messages"]
+    assert found[1]["tool_calls"][0]["function"]["arguments"] == arguments
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -322,6 +338,7 @@ def test_a_call_that_the_client_began_is_completed(server: Served) -> None:
         ({"tools": TOOLS, "tool_choice": 5}, "tool_choice"),
         ({"chat_template_kwargs": {"tools": TOOLS}}, "give tools as tools"),
         ({"functions": [{"name": "f"}]}, "functions"),
+        ({"chat_template_kwargs": {"a": json.loads("[" * 500 + "]" * 500)}}, "nested too deeply"),
     ],
 )
 def test_tools_that_cannot_be_called_are_refused(server: Served, change: dict[str, Any], says: str) -> None:

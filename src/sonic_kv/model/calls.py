@@ -8,7 +8,7 @@ from typing import Any
 from sonic_kv.errors import UnsupportedModelError
 from sonic_kv.model.common import same
 from sonic_kv.model.grammar import json_rule
-from sonic_kv.model.messages import Message
+from sonic_kv.model.messages import Message, fault_of
 
 ARGUMENTS = ("arguments", "parameters")  # what templates call them
 _NAME = "probename"
@@ -104,7 +104,7 @@ def _call(value: Any) -> Call | None:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
     arguments: Any = next((value[key] for key in ARGUMENTS if key in value), {})
-    return Call(value["name"], arguments) if isinstance(arguments, dict) else None
+    return Call(value["name"], arguments) if isinstance(arguments, dict) and not fault_of(value) else None
 
 
 class CallReader:

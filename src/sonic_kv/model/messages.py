@@ -1,6 +1,7 @@
 """Messages of a dialogue, checked in one place for every entrance: sessions, files, the server."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from sonic_kv.errors import MessageError
@@ -9,6 +10,7 @@ Message = Mapping[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
 # What a chat template may read of a message; other keys are bookkeeping of whoever wrote it.
 KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
+DEEPEST = 100  # levels of objects and lists in one another
 
 
 def check_messages(messages: Any) -> list[dict[str, Any]]:
@@ -18,7 +20,7 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
     template to say.
 
     Raises:
-        MessageError: none at all, an unknown role, a content that is no text, or half a character.
+        MessageError: none at all, an unknown role, a content that is no text, half a character, or what is no JSON.
     """
     if not isinstance(messages, (list, tuple)):
         raise MessageError(f"a dialogue is a list of messages, not {type(messages).__name__}")
@@ -42,20 +44,25 @@ def _checked(number: int, message: Any) -> dict[str, Any]:
     if not found.get("tool_calls"):
         found.pop("tool_calls", None)
     found = {**found, "role": role, "content": content}
-    for text in texts(found):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise MessageError(f"message {number} holds half a character (a lone surrogate)") from error
+    fault = fault_of(found)
+    if fault:
+        raise MessageError(f"message {number} {fault}")
     return found
 
 
-def texts(value: Any) -> list[str]:
-    """All texts in a JSON-able value, keys of objects included."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, Mapping):
-        return [text for item in value.items() for part in item for text in texts(part)]
-    if isinstance(value, Sequence):
-        return [text for part in value for text in texts(part)]
-    return []
+def fault_of(value: Any) -> str | None:
+    """Why a value cannot be written into a file or an answer as JSON; None: it can."""
+    if _deeper(value, DEEPEST):
+        return f"is nested too deeply: {DEEPEST} levels are the most"
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        return "holds half a character (a lone surrogate)"
+    except (TypeError, ValueError) as error:
+        return f"is no JSON: {error}"
+    return None
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return levels < 0 or any(_deeper(part, levels - 1) for part in parts)

@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from sonic_kv.compress.options import Budget
-from sonic_kv.model.messages import texts
+from sonic_kv.model.messages import fault_of
 from sonic_kv.server.options import Engine
 from sonic_kv.server.words import HALF
 from sonic_kv.session.options import SamplingConfig
@@ -102,10 +102,11 @@ def _stops(value: Any) -> tuple[str, ...]:
 Text = Annotated[str, AfterValidator(whole)]
 
 
-def _whole_texts(value: T) -> T:
-    """A JSON-able value whose texts are made of whole characters."""
-    for text in texts(value):
-        whole(text)
+def _json(value: T) -> T:
+    """A value that can be told as JSON."""
+    fault = fault_of(value)
+    if fault:
+        raise wrong(fault)
     return value
 
 
@@ -121,7 +122,7 @@ def _tools(value: Any) -> list[dict[str, Any]]:
             raise wrong(f"tool {number} needs a function with a name of letters, digits or _ . : -")
         if not isinstance(function.get("parameters") or {}, dict):
             raise wrong(f"tool {number} has parameters that are no JSON schema")
-    return _whole_texts(value)
+    return _json(value)
 
 
 TEXT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]}
@@ -145,12 +146,13 @@ class Function(Body):
     arguments: Any = ""
 
     def plain(self) -> dict[str, Any]:
-        """As chat templates take it: arguments that are JSON as an object."""
+        """As chat templates take it: arguments that are JSON as an object, others as they were written."""
         try:
             read = json.loads(self.arguments) if isinstance(self.arguments, str) else self.arguments
         except (ValueError, RecursionError):
             read = None
-        return {"name": self.name, "arguments": read if isinstance(read, dict) else str(self.arguments)}
+        fit = isinstance(read, dict) and not (isinstance(self.arguments, str) and fault_of(read))
+        return {"name": self.name, "arguments": read if fit else str(self.arguments)}
 
 
 class ToolCall(Body):
@@ -305,7 +307,7 @@ class ChatRequest(Generation):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_whole_texts)] = {}
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_json)] = {}
     response_format: ResponseFormat = ResponseFormat()
     tools: Annotated[list[dict[str, Any]], BeforeValidator(_tools), WithJsonSchema(OBJECTS)] = []
     tool_choice: Any = None
@@ -362,7 +364,7 @@ class TextRequest(Body):
     messages: list[ChatMessage] = []
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_json)] = {}
 
 
 class SessionChange(SonicOptions):

@@ -173,6 +173,15 @@ def test_what_is_no_call_is_text(form: str, reply: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("begun", ["so", "so\n\n", ' {"a": ', "<tool_ca", "a<tool_call>\n {"])
+def test_how_a_reply_begins_is_not_told_again(form: str, begun: str) -> None:
+    reader = CallReader(formats()[form].calls, {"clock"})
+    reader.begin(begun)
+    told = [*(part for letter in "5, or {}" for part in reader.add(letter)), *reader.add("", final=True)]
+    assert "".join(str(part) for part in told) == "5, or {}"
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_call_without_its_tags_is_a_call(form: str) -> None:
     reader = CallReader(formats()[form].calls, {"clock"})
     reply = ' {"name": "clock", "arguments": {"a": 1}}\n'

@@ -121,6 +121,12 @@ class CallReader:
         self._form, self._names, self._left = form, names, most
         self._held, self._inside, self._plain, self._found = "", False, False, False
         self._around = form.opening, form.closing  # of the call that is being read
+        self._known = ""  # of what is held
+
+    def begin(self, text: str) -> None:
+        """Read how the reply begins, which is not told as text again."""
+        self.add(text)
+        self._known = (self._around[0] if self._inside else "") + self._held
 
     def add(self, text: str, *, final: bool = False) -> list[str | Call]:
         """Texts and calls that have become certain; all that is left if this is the `final` text."""
@@ -130,6 +136,9 @@ class CallReader:
             part = self._read_call(final) if self._inside else self._read_text(final)
             if part is None:
                 break
+            if part and self._known:
+                part = part if isinstance(part, Call) else part[same(self._known, part) :]
+                self._known = ""
             found += [part] if part else []
             if isinstance(part, Call):
                 self._found = True

@@ -28,7 +28,7 @@ class Tools:
     def reader(self, begun: str = "") -> CallReader:
         """What divides a reply into text and calls; it knows how the reply begins."""
         reader = CallReader(self.form, self.names, self.most)
-        reader.add(begun)
+        reader.begin(begun)
         return reader
 
     def call(self, number: int, call: Call) -> dict[str, Any]:

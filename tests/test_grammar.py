@@ -169,6 +169,13 @@ def test_a_schema_that_cannot_be_followed_is_refused(server: Served, given: Any,
     assert says in answer.json()["error"]["message"]
 
 
+def test_a_begun_reply_follows_no_schema(server: Served) -> None:
+    begun = [user("hi"), {"role": "assistant", "content": '{"a":'}]
+    answer = server.chat(begun, response_format={"type": "json_object"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "response_format"
+
+
 def test_masks_hide_what_may_not_come_next() -> None:
     model = tiny_model()
     state, scores = model.grammars.state('start: "a" ("b" | "c")'), torch.zeros(262)

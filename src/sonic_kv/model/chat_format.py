@@ -87,6 +87,7 @@ class ChatFormat:
         taken = {
             *signature(self.tokenizer.apply_chat_template).parameters,
             *self.tokenizer.special_tokens_map,
+            "messages",
         }
         strange = [name for name in self.options if name in taken - {"tools", "documents"}]
         if strange or not all(map(str.isidentifier, self.options)):

@@ -8,7 +8,7 @@ from typing import Any
 from sonic_kv.model.calls import CallForm, tool_rules
 from sonic_kv.model.grammar import json_rule
 from sonic_kv.server.dialogue import check_length, checked, without_idle_reasoning
-from sonic_kv.server.protocol import ChatRequest
+from sonic_kv.server.protocol import ChatRequest, RefusedError
 from sonic_kv.server.requests import Request
 from sonic_kv.server.service import Service
 from sonic_kv.server.tools import Tools
@@ -30,6 +30,11 @@ def requests_of(serving: Service, body: ChatRequest, namespace: str, session: st
     messages = without_idle_reasoning(model.format_told(told), messages)
     form = model.format.calls if tools else None
     grammar = _grammar(body, form, tools, forced)
+    if grammar is not None and begun:
+        name = "tool_choice" if forced else "response_format"
+        raise RefusedError(
+            name, f"{name}: a reply that is begun already cannot follow a grammar: end with another role"
+        )
     if grammar is not None:  # read here, and not while others wait for the model
         model.grammars.state(grammar)
     asked = []

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -218,7 +219,7 @@ def test_save_then_load_in_a_new_process_then_continue_is_uninterrupted(tmp_path
         capture_output=True,
         text=True,
         cwd=tests,
-        env={"PYTHONPATH": f"{tests}:{tests.parent / 'src'}", "OMP_NUM_THREADS": "1", "PATH": ""},
+        env={**os.environ, "PYTHONPATH": f"{tests}:{tests.parent / 'src'}"},
         check=False,
     )
     assert run.returncode == 0, run.stderr

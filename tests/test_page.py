@@ -170,13 +170,18 @@ def test_a_tab_that_was_duplicated_goes_on_by_itself(server: Served, tabs: Any) 
         tab.locator(f"#log .user p:text('{text}')").wait_for()
 
 
+def say_and_watch(page: Any, text: str) -> None:
+    """Say something, until the reply has begun to come."""
+    page.locator("#text").fill(text)
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('#log .waiting .body')?.textContent.length > 5")
+
+
 def test_a_reply_that_is_stopped_stays_and_is_gone_on_from(tabs: Any) -> None:
     talker = SonicModel(talkative(tiny_base(max_position_embeddings=2048)), tiny_tokenizer())
     with serving(talker) as server:
         page = opened(tabs, server)
-        page.locator("#text").fill("go on and on")
-        page.keyboard.press("Enter")
-        page.wait_for_function("() => document.querySelector('#log .waiting .body')?.textContent.length > 5")
+        say_and_watch(page, "go on and on")
         page.keyboard.press("Escape")
         page.locator("#send:text-is('Send')").wait_for()
         assert page.locator("#say").text_content() == ""
@@ -185,9 +190,7 @@ def test_a_reply_that_is_stopped_stays_and_is_gone_on_from(tabs: Any) -> None:
         assert 5 < len(said[1]["content"]) < 1024
         page.reload()
         page.locator("#log .assistant").wait_for()
-        page.locator("#text").fill("what?")
-        page.keyboard.press("Enter")
-        page.wait_for_function("() => document.querySelector('#log .waiting .body')?.textContent.length > 5")
+        say_and_watch(page, "what?")
         page.get_by_text("Stop").click()
         page.get_by_text("Another reply").wait_for()
         assert shown(page)["messages"][:2] == said
@@ -197,9 +200,7 @@ def test_a_new_dialogue_is_new_also_while_a_reply_comes(tabs: Any) -> None:
     talker = SonicModel(talkative(tiny_base(max_position_embeddings=2048)), tiny_tokenizer())
     with serving(talker) as server:
         page = opened(tabs, server)
-        page.locator("#text").fill("go on and on")
-        page.keyboard.press("Enter")
-        page.wait_for_function("() => document.querySelector('#log .waiting .body')?.textContent.length > 5")
+        say_and_watch(page, "go on and on")
         page.keyboard.press("Alt+n")
         page.locator("#send:text-is('Send')").wait_for()
         page.locator("#log .hint").wait_for()

@@ -52,7 +52,7 @@ class ChatSession:
 
     Args:
         model: base and adapter.
-        budget: limit of the cache; default: 80 % of the history's entries are removed.
+        budget: limit of the cache; default: half of the history's entries are removed, with an adapter 80 %.
         system: system prompt; part of the prefix, never compressed.
         config: segments, positions, selection.
         sampling: how replies are generated unless a call says otherwise.
@@ -90,7 +90,6 @@ class ChatSession:
 
         Raises:
             ContextLengthError: the dialogue does not fit the model's positions.
-            UnsupportedModelError: the dialogue would pass the model's sliding window.
             NumericalError: the model's logits are not finite.
             BudgetError: the budget cannot hold the prefix.
         """
@@ -125,7 +124,6 @@ class ChatSession:
         Raises:
             MessageError: a message has an unknown role, no text, or comes out of order.
             ContextLengthError: the dialogue does not fit the model's positions.
-            UnsupportedModelError: the dialogue would pass the model's sliding window.
             BudgetError: the budget cannot hold the prefix.
         """
         run(self.model, self.dialogue.extend(messages))

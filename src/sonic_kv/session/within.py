@@ -9,6 +9,7 @@ from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.options import Budget, PolicyName, SessionConfig
 from sonic_kv.compress.policies import Policy
 from sonic_kv.errors import MessageError
+from sonic_kv.model.common import same
 from sonic_kv.model.intercept import intercepted
 from sonic_kv.model.model import SonicModel
 from sonic_kv.options import require
@@ -59,11 +60,7 @@ def _read(dialogue: Dialogue, token_ids: list[int], last: int) -> Operation[None
     begun, end = len(dialogue.token_ids), len(ids) - last
     turns = form.turns(ids)
     if not begun:
-        own = form.prefix()
-        common = next(
-            (n for n, (a, b) in enumerate(zip(own, ids, strict=False)) if a != b), min(len(own), len(ids))
-        )
-        begun = min((turns[0] if turns else 0) or common or 1, end)
+        begun = min((turns[0] if turns else 0) or same(form.prefix(), ids) or 1, end)
         yield from dialogue.feed_prefix(ids[:begun])
     for turn in turns:
         if begun < turn <= end:

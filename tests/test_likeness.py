@@ -10,7 +10,7 @@ import torch
 from tiny import random_adapter, tiny_base, tiny_tokenizer
 
 from sonic_kv import SonicModel
-from sonic_kv.errors import AdapterError
+from sonic_kv.errors import AdapterError, FileError
 from sonic_kv.model import likeness, loading
 from sonic_kv.model.adapter import Adapter
 
@@ -121,3 +121,12 @@ def test_a_shipped_adapter_is_found_for_any_base_that_does_the_same(
     found = [None if model.adapter is None else model.adapter.digest() for model in models]
     expected = Adapter.load(base, path).digest()
     assert found == [expected, None, None]
+
+
+def test_of_an_adapter_for_another_shape_only_the_header_is_read(base: Any, path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert Adapter.fitting(tiny_base(num_hidden_layers=2), [path]) is None
+    with pytest.raises(FileError, match="checksum"):
+        Adapter.fitting(base, [path])

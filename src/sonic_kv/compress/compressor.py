@@ -11,12 +11,13 @@ from sonic_kv.cache.bits import vector_bytes
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.layers import Memory
 from sonic_kv.compress.closing import MIN_GROUPS, Account, Kept, Sizes, allowed, close, shrink
-from sonic_kv.compress.options import Budget, SessionConfig
+from sonic_kv.compress.options import Budget, PolicyName, SessionConfig
 from sonic_kv.compress.policies import Closing, Policy, policy_of
 from sonic_kv.compress.selection import candidates, in_elastic_order
 from sonic_kv.errors import BudgetError, ConfigError, ModelError, UnsupportedModelError
-from sonic_kv.model.model import SonicModel
+from sonic_kv.model.model import SonicModel, check_model
 from sonic_kv.model.reread import Reading, Reread
+from sonic_kv.options import expect
 
 NO_NATS = (
     "max_damage needs an adapter whose scores are known in nats: sonic-kv train --adapter PATH --out FOLDER finds them "
@@ -30,15 +31,23 @@ class Compressor:
 
     Args:
         model: base and adapter.
-        config: how segments are kept.
-        policy: which entries matter; None: what the configuration names.
+        config: how segments are kept; None: as by default.
+        policy: which entries matter, by name or an object; None: what the configuration names.
 
     Raises:
-        ConfigError: the policy needs an adapter.
+        ConfigError: an argument is of another type, or the policy needs an adapter.
     """
 
-    def __init__(self, model: SonicModel, config: SessionConfig, policy: Policy | None = None) -> None:
-        self.model, self.config = model, config
+    def __init__(
+        self,
+        model: SonicModel,
+        config: SessionConfig | None = None,
+        policy: Policy | PolicyName | None = None,
+    ) -> None:
+        config = expect(SessionConfig() if config is None else config, SessionConfig, "config")
+        if isinstance(policy, str):
+            config, policy = replace(config, policy=policy), None
+        self.model, self.config = check_model(model), config
         adapter = model.adapter
         self.learned_form = adapter is not None and adapter.config.form == "learned"
         self.reencode = config.reencode and adapter is not None and adapter.reencodes

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sonic_kv.errors import AdapterError, FileError, NumericalError, UnsupportedModelError
-from sonic_kv.files import as_path, read_sealed, write_sealed
+from sonic_kv.files import as_path, read_header, read_sealed, write_sealed
 from sonic_kv.model.attention import twin
 from sonic_kv.model.fingerprint import SAMPLE, check_fingerprint, describe, head_dim, kv_heads
 from sonic_kv.model.likeness import FAR, SAME, check_likeness, packed, unpacked
@@ -45,19 +45,6 @@ def with_scale(path: str | Path, scale: DamageScale, folder: str | Path) -> Path
     written = Path(folder) / FILE_NAME
     write_sealed(written, "adapter", {**header, "damage": scale.as_json()}, tensors)
     return written
-
-
-def _check_base(
-    base: PreTrainedModel, made_for: Any, behaviour: dict[str, Tensor] | None, what: str, far: float
-) -> None:
-    """Refuse a base that an adapter does not fit: other shapes, or where weights differ, other predictions."""
-    here = fingerprint(base)
-    if behaviour is None:
-        check_fingerprint(made_for, here, what)
-        return
-    check_fingerprint(made_for, {name: here[name] for name in SHAPES}, what)
-    if made_for["weights"] != here["weights"]:
-        check_likeness(base, behaviour, what, far)
 
 
 @contextmanager
@@ -248,18 +235,25 @@ class Adapter(nn.Module):
         expect(base, PreTrainedModel, "base", "Adapter.load(base, path) takes one of transformers")
         path = as_path(path)
         path = path / FILE_NAME if path.is_dir() else path
+        what, here = f"adapter {path}", fingerprint(base)
+        shapes = {name: here[name] for name in SHAPES}
+        check_fingerprint(read_header(path).get("base"), shapes, what)  # before the whole file is read
         header, tensors = read_sealed(path, "adapter")
-        _check_base(base, header.get("base"), unpacked(tensors), f"adapter {path}", far)
+        behaviour = unpacked(tensors)
+        if behaviour is None:
+            check_fingerprint(header["base"], here, what)
+        elif header["base"]["weights"] != here["weights"]:
+            check_likeness(base, behaviour, what, far)
         bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
         if bad:
-            raise NumericalError(f"adapter {path} holds NaN or infinite weights in {bad[0]}: train it again")
+            raise NumericalError(f"{what} holds NaN or infinite weights in {bad[0]}: train it again")
         try:
             adapter = cls(base, AdapterConfig(**header["config"]))
             adapter.load_state_dict(tensors)
-            adapter.scale = DamageScale.from_json(header.get("damage"), f"adapter {path}")
+            adapter.scale = DamageScale.from_json(header.get("damage"), what)
         except (KeyError, TypeError, RuntimeError) as error:
             reason = json.dumps(str(error).splitlines()[0])
-            raise FileError(f"adapter {path} does not fit this version of sonic-kv: {reason}") from error
+            raise FileError(f"{what} does not fit this version of sonic-kv: {reason}") from error
         return adapter.eval()
 
     @classmethod

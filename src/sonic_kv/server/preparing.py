@@ -5,12 +5,12 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 
+from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.model.model import SonicModel
 from sonic_kv.server.archive import Archive, Found
 from sonic_kv.server.dialogue import Step, Told, messages_of, told
 from sonic_kv.server.jobs import Job
-from sonic_kv.session.begin import begin, empty
 from sonic_kv.session.dialogue import Dialogue
 from sonic_kv.session.engine import Preparing
 from sonic_kv.session.state import dialogue_of
@@ -77,7 +77,7 @@ class Preparer:
 
     def prompt(self, job: Job) -> Preparing:
         """Feed a text that is no dialogue, all but its last token; none of it is compressed."""
-        session = empty(self._model, Budget())
+        session = Dialogue.new(Compressor(self._model), Budget())
         job.session = session
         yield from session.feed(job.request.prompt[:-1], self._slice)
         return session
@@ -95,12 +95,7 @@ class Preparer:
         budget, first = steps[0], messages_of(steps)[0]
         assert isinstance(budget, Budget)
         system = first["content"] if first["role"] == "system" else None
-        session = yield from begin(
-            self._model,
-            budget,
-            system,
-            self._config,
-            slice_tokens=self._slice,
-            chat_template_kwargs=told(steps),
-        )
+        compressor = Compressor(self._model, self._config)
+        session = Dialogue.new(compressor, budget, chat_template_kwargs=told(steps))
+        yield from session.begin(system, self._slice)
         return session, steps.index(first) + (system is not None)

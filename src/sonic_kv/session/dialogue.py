@@ -13,7 +13,7 @@ from typing import Any
 
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.compress.compressor import Compressor
-from sonic_kv.compress.options import Budget, SessionConfig
+from sonic_kv.compress.options import Budget, SessionConfig, default_budget
 from sonic_kv.errors import ContextLengthError, MessageError, NumericalError
 from sonic_kv.model.chat_format import ChatFormat, step
 from sonic_kv.model.messages import Message, check_messages
@@ -52,6 +52,25 @@ class Dialogue:
     token_ids: list[int] = field(default_factory=list)
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     busy: bool = False
+
+    @classmethod
+    def new(
+        cls,
+        compressor: Compressor,
+        budget: Budget | None = None,
+        sampling: SamplingConfig | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> "Dialogue":
+        """A dialogue of no tokens yet.
+
+        Raises:
+            ConfigError: an option is of another type, or not for the chat template.
+        """
+        model = compressor.model
+        budget = expect(default_budget(model.adapter) if budget is None else budget, Budget, "budget")
+        sampling = expect(SamplingConfig() if sampling is None else sampling, SamplingConfig, "sampling")
+        told = model.format_told(chat_template_kwargs or {}).options
+        return cls(compressor, budget, sampling, compressor.new_cache(), chat_template_kwargs=told)
 
     @property
     def model(self) -> SonicModel:
@@ -147,6 +166,16 @@ class Dialogue:
 
     # --- operations ---------------------------------------------------------------------------
 
+    def begin(self, system: str | None = None, slice_tokens: int | None = None) -> Operation[None]:
+        """Feed what stands before the first message of a new dialogue.
+
+        Raises:
+            BudgetError: the budget cannot hold it.
+        """
+        if system is not None:
+            self.messages += check_messages([{"role": "system", "content": system}])
+        yield from self.feed_prefix(self.format.prefix(system), slice_tokens)
+
     def extend(self, messages: Sequence[Message], slice_tokens: int | None = None) -> Operation[None]:
         """Append messages that are already written.
 
@@ -215,10 +244,10 @@ class Dialogue:
             yield None
 
     def feed_prefix(self, token_ids: Sequence[int], slice_tokens: int | None = None) -> Operation[None]:
-        """Feed what stands before the first message.
+        """Feed tokens that are never compressed; then the first segment is open.
 
         Raises:
-            BudgetError: the budget cannot hold it.
+            BudgetError: the budget cannot hold them.
         """
         self._check_room(len(token_ids))
         size = slice_tokens or max(len(token_ids), 1)

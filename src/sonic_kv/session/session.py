@@ -11,13 +11,13 @@ from torch import Tensor
 
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.export import Export
+from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, PolicyName, SessionConfig
 from sonic_kv.compress.policies import Policy
 from sonic_kv.files import read_sealed, write_sealed
 from sonic_kv.model.messages import Message
 from sonic_kv.model.model import SonicModel
 from sonic_kv.options import expect
-from sonic_kv.session.begin import begin
 from sonic_kv.session.dialogue import Dialogue
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.reply import Written
@@ -77,10 +77,10 @@ class ChatSession:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         dialogue: Dialogue | None = None,
     ) -> None:
-        self.dialogue = dialogue or run(
-            model,
-            begin(model, budget, system, config, sampling, policy, chat_template_kwargs=chat_template_kwargs),
-        )
+        if dialogue is None:
+            dialogue = Dialogue.new(Compressor(model, config, policy), budget, sampling, chat_template_kwargs)
+            run(model, dialogue.begin(system))
+        self.dialogue = dialogue
         self.last_reply: Reply | None = None
 
     # --- talking ------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from sonic_kv.cache.cache import SessionCache
+from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, PolicyName, SessionConfig
 from sonic_kv.compress.policies import Policy
 from sonic_kv.errors import MessageError
@@ -13,7 +14,6 @@ from sonic_kv.model.common import same
 from sonic_kv.model.intercept import intercepted
 from sonic_kv.model.model import SonicModel
 from sonic_kv.options import require
-from sonic_kv.session.begin import empty
 from sonic_kv.session.dialogue import Dialogue
 from sonic_kv.session.stats import SessionStats
 from sonic_kv.session.work import Operation, run
@@ -98,7 +98,7 @@ def sonic(
         UnsupportedModelError: the architecture cannot be compressed correctly.
     """
     ours = model if isinstance(model, SonicModel) else SonicModel(model, tokenizer)
-    first = empty(ours, budget, config, policy=policy)
+    first = Dialogue.new(Compressor(ours, config, policy), budget)
     require(
         first.config.positions == "original", "sonic() needs positions='original': the model's own are those"
     )

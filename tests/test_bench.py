@@ -148,8 +148,6 @@ def test_a_shape_is_a_model_with_random_weights(monkeypatch: pytest.MonkeyPatch)
         "vocab_size": 300,
     }
     for shape, config in list(SHAPES.items()):
-        if "head_dim" not in config:
-            small = {**small, "hidden_size": 2 * config["num_attention_heads"]}
         monkeypatch.setitem(SHAPES, shape, {**config, **small})
         model = random_model(shape, "cpu", torch.float32, tiny_tokenizer(), seed=0)
         assert model.num_heads == config["num_key_value_heads"]

@@ -1,5 +1,7 @@
 """Laws of closing a segment as a pure function."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -91,16 +93,10 @@ def test_many_segments_become_few_and_none_is_forgotten() -> None:
     assert shrink(scores, positions, lengths, Budget(compression_ratio=0.9), "per_head") is not None
 
 
-def test_given_weights_share_the_entries_among_segments() -> None:
-    scores, positions, lengths = drawn(0, [20, 20])
-    kept = close(
-        scores,
-        positions,
-        lengths,
-        Budget(compression_ratio=0.5),
-        "segment",
-        weigh=lambda held: [3.0 * held[0], 1.0 * held[1]],
-    )
+def test_segments_share_the_entries_by_the_attention_they_can_expect() -> None:
+    _, positions, lengths = drawn(0, [20, 20])
+    scores = [torch.where(at < PREFIX + 20, math.log(3.0), 0.0) for at in positions]
+    kept = close(scores, positions, lengths, Budget(compression_ratio=0.5), "segment")
     assert kept.counts == [15, 5]
 
 

@@ -656,7 +656,8 @@ def test_the_command_evaluates_a_local_model_and_reports(
     monkeypatch.chdir(tmp_path)
     tiny_base("llama").save_pretrained(tmp_path / "model")
     tiny_tokenizer(TEMPLATE).save_pretrained(tmp_path / "model")
-    common = ["eval", "--model", "model", "--exchanges", "3", "--limit", "2", "--ratios", "0.6", "--methods"]
+    (tmp_path / "short.toml").write_text("[eval]\nexchanges = 3\nlimit = 2\n")
+    common = ["eval", "--model", "model", "--config", "short.toml", "--ratios", "0.6", "--methods"]
     assert main([*common, "sliding", "h2o", "--out", "a"]) == 0
     assert "sliding" in capsys.readouterr().out
     assert main([*common, "random", "--out", "b", "--json"]) == 0

@@ -215,7 +215,7 @@ def made(config: LlamaConfig, step: Step) -> float:
 
 def table() -> str:
     """Predicted peaks for an 8B Llama; what fits is bold."""
-    config = LlamaConfig(**{k: v for k, v in SHAPES["llama-8b"].items() if k != "model_type"}, head_dim=128)
+    config = LlamaConfig(**{k: v for k, v in SHAPES["llama-8b"].items() if k != "model_type"})
     kinds = [(flex, checkpointing) for flex in (False, True) for checkpointing in (False, True)]
     lines = [
         "| attention | checkpointing | tokens | whole base | 4 shards | 8 shards | largest parts on 8 |",

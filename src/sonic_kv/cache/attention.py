@@ -9,6 +9,11 @@ from torch import Tensor, nn
 NOTED_ROWS = 128  # of tokens whose attention is noted, at a time
 
 
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Attention logits as Gemma bounds them; None: as they are."""
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
 def masked_attention(
     query: Tensor,
     key: Tensor,
@@ -39,7 +44,7 @@ def masked_attention(
             mask = mask.repeat_interleave(groups, 1)
     if softcap is None:
         return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    logits = torch.tanh(query @ key.transpose(-1, -2) * (scale / softcap)) * softcap
+    logits = capped(query @ key.transpose(-1, -2) * scale, softcap)
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
     weights = logits.softmax(-1, dtype=torch.float32)
@@ -125,9 +130,7 @@ def attend_noting(
             block = rows[:, start : start + NOTED_ROWS]
             count = block.shape[1]
             seen = size + start + count
-            logits = (block @ key[:seen].T).float() * scale
-            if softcap is not None:
-                logits = torch.tanh(logits / softcap) * softcap
+            logits = capped((block @ key[:seen].T).float() * scale, softcap)
             later = torch.ones(count, count, dtype=torch.bool, device=logits.device).triu(1)
             logits[..., size + start :].masked_fill_(later, -torch.inf)
             if window is not None:

@@ -31,7 +31,7 @@ def facts(target: str | Path | None) -> dict[str, Any]:
     if path.is_file():
         return _sealed(path)
     adapter, config = path / FILE_NAME, path / "config.json"
-    if adapter.is_file() and not (config.is_file() and "model_type" in _json(config)):
+    if adapter.is_file() and not (config.is_file() and "model_type" in read_json(config)):
         return _sealed(adapter)
     if config.is_file():
         found = _model(config)
@@ -44,7 +44,12 @@ def facts(target: str | Path | None) -> dict[str, Any]:
     return _model(from_hub(str(path), "config.json"))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileError: there is none.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -86,7 +91,7 @@ def _elements(path: Path) -> int:
 
 def _model(path: Path) -> dict[str, Any]:
     """The facts of a model's configuration that decide what its cache costs."""
-    whole = _json(path)
+    whole = read_json(path)
     config = whole.get("text_config", whole)
     try:
         heads = config["num_attention_heads"]

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from sonic_kv.cli.command import Call, Command
+from sonic_kv.cli.facts import read_json
 from sonic_kv.cli.options import PlanOptions
 from sonic_kv.errors import ConfigError, FileError
 from sonic_kv.model.shapes import KNOWN, ModelShape, shape_of
 from sonic_kv.options import parse_bytes
-from sonic_kv.text import bytes_text, nearest, percent_text, reason, table
+from sonic_kv.text import bytes_text, nearest, percent_text, table
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 NUMBER_BYTES = 2  # of a weight, a key or a value: bfloat16
@@ -45,10 +46,7 @@ def find(model: str) -> tuple[str, dict[str, Any]]:
     path = Path(model).expanduser()
     path = path / "config.json" if path.is_dir() else path
     if path.is_file():
-        try:
-            return str(model), dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise FileError(f"{path} cannot be read as JSON: {reason(error)}") from error
+        return str(model), read_json(path)
     short = {name.split("/")[1].lower(): name for name in KNOWN} | {name.lower(): name for name in KNOWN}
     if model.lower() in short:
         name = short[model.lower()]
@@ -56,7 +54,7 @@ def find(model: str) -> tuple[str, dict[str, Any]]:
     from sonic_kv.files import from_hub
 
     try:
-        return model, dict(json.loads(from_hub(model, "config.json").read_text(encoding="utf-8")))
+        return model, read_json(from_hub(model, "config.json"))
     except FileError as error:
         raise FileError(f"{error}{nearest(model, [n.split('/')[1] for n in KNOWN])}") from error
 

@@ -5,7 +5,7 @@ Sessions, the plans of training and the evaluation all decide here, and nowhere 
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,8 +27,6 @@ from sonic_kv.model.nats import DamageScale
 
 # Every segment keeps an entry while there are not more than this; then the oldest count as one.
 MIN_GROUPS, ENTRIES_PER_GROUP = 16, 4
-# From how many entries each segment has to how much of the budget it is given.
-Weigh = Callable[[list[int]], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,6 @@ def close(
     allocation: Allocation,
     *,
     sizes: Sizes | None = None,
-    weigh: Weigh | None = None,
     account: Account | None = None,
 ) -> Kept:
     """What stays of memory and open segment when the segment is closed.
@@ -115,7 +112,6 @@ def close(
         positions: in the transcript. (G, N)
         lengths: as if everything stayed: `Lengths.closing`.
         allocation: how the entries are shared among layers, heads and segments.
-        weigh: segments' weights where they have shares of their own; None: the attention they can expect.
         account: what has been dropped before, for a budget in nats.
 
     Raises:
@@ -126,7 +122,7 @@ def close(
         lengths = lengths.merge_oldest(max(MIN_GROUPS, total // ENTRIES_PER_GROUP))
     if total is None or total >= lengths.memory:
         return Kept([layer > -torch.inf for layer in scores], lengths, [], whole=True)
-    return _choose(scores, positions, lengths, total, allocation, weigh)
+    return _choose(scores, positions, lengths, total, allocation)
 
 
 def shrink(
@@ -143,7 +139,7 @@ def shrink(
     total = _total(scores, positions, lengths, budget, allocation, sizes, account)
     if total is None or total >= lengths.memory:
         return None
-    return _choose(scores, positions, lengths, total, allocation, None)
+    return _choose(scores, positions, lengths, total, allocation)
 
 
 def _target(lengths: Lengths, budget: Budget, sizes: Sizes | None) -> int | None:
@@ -179,8 +175,7 @@ def _total(
             range(lengths.memory),
             True,
             key=lambda total: (
-                account.damage(scores, _choose(scores, positions, lengths, total, allocation, None).masks)
-                <= most
+                account.damage(scores, _choose(scores, positions, lengths, total, allocation).masks) <= most
             ),
         )
     return max(total, least_entries(len(lengths.segment_starts), lengths.history))
@@ -192,7 +187,6 @@ def _choose(
     lengths: Lengths,
     total: int,
     allocation: Allocation,
-    weigh: Weigh | None,
 ) -> Kept:
     """The best `total` entries, of a head in the mean."""
     lengths = replace(lengths, memory=total)
@@ -205,8 +199,7 @@ def _choose(
     segments = len(lengths.segment_starts)
     owner = owners[0][0].cpu()
     held = torch.bincount(owner[(scores[0][0] > -torch.inf).cpu()], minlength=segments).tolist()
-    weights = weigh(held) if weigh else _expected(scores, owners, segments)
-    counts = allocate(weights, held, total)
+    counts = allocate(_expected(scores, owners, segments), held, total)
     return Kept(
         [select_by_segment(*layer, counts) for layer in zip(scores, owners, strict=True)], lengths, counts
     )

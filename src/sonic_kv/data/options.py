@@ -18,7 +18,7 @@ class SynthConfig(Options):
     min_exchanges: int = option(4, "fewest exchanges of a dialogue", least=1)
     max_exchanges: int = option(12, "most exchanges of a dialogue", least=1)
     min_distance: int = option(1, "fewest exchanges from a fact to its question", least=1, flag=False)
-    max_distance: int = option(64, "most exchanges from a fact to its question", least=1)
+    max_distance: int = option(64, "most exchanges from a fact to its question", least=1, flag=False)
     question_share: float = share(
         0.5, "share of the exchanges that ask, where there is a fact to ask for", flag=False
     )

@@ -6,6 +6,7 @@ segment is raw. What is kept stays at its own position, except where text is rea
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -50,7 +51,7 @@ class Aside:
 Steps = Generator[Reading | Aside, None, None]
 
 
-class Closer:
+class Closer(ABC):
     """Closes the segments of one row.
 
     Args:
@@ -62,9 +63,9 @@ class Closer:
     ) -> None:
         self.model, self.budget, self.config, self.donor = model, budget, config, donor
 
+    @abstractmethod
     def close(self, row: Row) -> Steps:
         """Close the open segment; the caller has the model read what is yielded."""
-        raise NotImplementedError
 
     def damage(self, row: Row) -> float | None:
         """What all that was dropped is predicted to cost, in nats a later token; None: that is not known."""
@@ -320,9 +321,9 @@ class _Chunks(Rival):
 class Retold(Closer):
     """The past is kept as text and read anew, after every segment, at the positions behind the prefix."""
 
+    @abstractmethod
     def text(self, row: Row, target: int) -> list[int]:
         """Tokens that stand for the closed history, at most `target`."""
-        raise NotImplementedError
 
     def close(self, row: Row) -> Steps:
         lengths = row.cache.lengths.closing(row.cache.open_length)

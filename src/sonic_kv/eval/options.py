@@ -24,7 +24,7 @@ class EvalOptions(Options):
     )
     limit: int = option(48, "dialogues of each suite, evenly over its file; 0: all", least=0)
     seed: int = option(77, "seed of the synthetic dialogues and of the bootstrap", flag=False)
-    exchanges: int = option(14, "exchanges of each synthetic dialogue", least=1)
+    exchanges: int = option(14, "exchanges of each synthetic dialogue", least=1, flag=False)
     max_tokens: int = option(
         1024, "longest dialogue in tokens; longer ones are cut after an exchange", least=1
     )

@@ -105,17 +105,23 @@ def compare(runs: Mapping[str, Summary]) -> str:
     """KL recovery, recall and accuracy of several runs side by side."""
     parts = []
     for name in dict.fromkeys(name for summary in runs.values() for name in summary["suites"]):
-        rows: dict[tuple[str, float | None], dict[str, Any]] = {}
-        for run, summary in runs.items():
-            for row in summary["suites"].get(name, {"methods": []})["methods"]:
-                cell = row["method"], row["ratio"]
-                rows.setdefault(cell, {"method": cell[0], "ratio": cell[1]})[run] = row
+        found = {run: summary["suites"].get(name, {"methods": []}) for run, summary in runs.items()}
         columns = [*_FIRST]
         for run in runs:
             for figure in ("kl_recovery", "recall", "accuracy"):
                 columns.append((f"{run}: {_TITLES[figure]}", _nested(run, figure)))
-        parts.append(f"## {name}\n\n{_table(columns, ordered(list(rows.values())))}")
+        parts.append(f"## {name}\n\n{_table(columns, ordered(_side_by_side(found)))}")
     return "\n\n".join(parts) + "\n"
+
+
+def _side_by_side(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each method and ratio, with the rows that several results have of it, by their names."""
+    rows: dict[tuple[str, float | None], dict[str, Any]] = {}
+    for name, result in found.items():
+        for row in result["methods"]:
+            cell = row["method"], row["ratio"]
+            rows.setdefault(cell, {"method": cell[0], "ratio": cell[1]})[name] = row
+    return list(rows.values())
 
 
 def number(found: Figure | None, digits: int = 2) -> str | None:
@@ -222,19 +228,15 @@ def _overview(summary: Summary) -> Iterator[str]:
     suites = summary["suites"]
     if len(suites) < 2:
         return
-    rows: dict[tuple[str, float | None], dict[str, Any]] = {}
-    for name, found in suites.items():
-        for row in found["methods"]:
-            cell = row["method"], row["ratio"]
-            rows.setdefault(cell, {"method": cell[0], "ratio": cell[1]})[name] = row
-    for row in rows.values():
+    rows = _side_by_side(suites)
+    for row in rows:
         kept = [row[name]["kl_recovery"]["value"] for name in suites if row.get(name, {}).get("kl_recovery")]
         row["kl_recovery"] = {"value": sum(kept) / len(kept)} if kept else None
     columns: list[Column] = [*_FIRST]
     for figure in ("kl_recovery", "accuracy_share", "recall"):
         columns += [(f"{_TITLES[figure]}, {name}", _nested(name, figure)) for name in suites]
     yield "## All suites"
-    yield _table(columns, ordered(list(rows.values())))
+    yield _table(columns, ordered(rows))
 
 
 def _details(found: dict[str, Any]) -> Iterator[str]:

@@ -5,6 +5,7 @@ many as any other, its own best; `shared` compares scores across all layers and 
 arXiv:2407.11550), where each head is sure of a fifth of its equal share.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -60,9 +61,9 @@ class Rival(Policy):
     def __init__(self, shared: bool = False) -> None:
         self.shared = shared
 
+    @abstractmethod
     def score(self, head: Head) -> Tensor:
         """The higher the sooner kept. (n,)"""
-        raise NotImplementedError
 
     def reading(self, closing: Closing) -> Reread | None:
         """What must be read again, where it has not been recorded."""

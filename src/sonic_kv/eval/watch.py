@@ -4,15 +4,18 @@ A recorder is a probe of its own kind, which keeps what its method needs and nev
 watched records while it is read; in a session the same recorder is filled by reading the segment again.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
+from sonic_kv.cache.attention import capped
 from sonic_kv.model.probe import Probe
 
 WINDOW = 64  # newest queries that SnapKV looks at
 
 
-class Recorder(Probe):
+class Recorder(Probe, ABC):
     """Records what the newest queries of a segment do.
 
     Args:
@@ -29,9 +32,9 @@ class Recorder(Probe):
         super().__init__(rows=self.offsets[None])
         self.found: list[Tensor] = []  # per layer
 
+    @abstractmethod
     def note(self, query: Tensor, weights: Tensor) -> None:
         """Keep what is needed of a layer. query (G, R, Q, D), attention weights (G, R, Q, S)"""
-        raise NotImplementedError
 
     def observe(
         self,
@@ -49,9 +52,7 @@ class Recorder(Probe):
         if not self.weighs:
             self.note(chosen, chosen[..., :0])
             return
-        logits = (chosen.flatten(1, 2) @ key[0].transpose(-1, -2)).float() * scale
-        if softcap is not None:
-            logits = torch.tanh(logits / softcap) * softcap
+        logits = capped((chosen.flatten(1, 2) @ key[0].transpose(-1, -2)).float() * scale, softcap)
         logits = logits.unflatten(1, chosen.shape[1:3])
         seen = self.narrowed(allowed[0][:, None, -chosen.shape[2] :])
         self.note(chosen, logits.masked_fill_(~seen, -torch.inf).softmax(-1))

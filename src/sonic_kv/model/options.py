@@ -25,7 +25,7 @@ class AdapterConfig(Options):
         0, "rank of the conditional LoRA; 0: importance only, entries are not re-encoded", least=0
     )
     lora_alpha: int = option(32, "LoRA scale is alpha / rank", flag=False)
-    scorer_hidden: int = option(256, "width of the importance scorer's hidden layer", least=1)
+    scorer_hidden: int = option(256, "width of the importance scorer's hidden layer", least=1, flag=False)
     turn_classes: int = option(
         8, "classes of the turn embedding (learned form): segments 1, 2–3, 4–7, …", least=1, flag=False
     )

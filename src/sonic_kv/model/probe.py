@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sonic_kv.cache.attention import capped
+
 
 @dataclass
 class Probe:
@@ -35,9 +37,7 @@ class Probe:
         heads, groups = query.shape[1], key.shape[1]
         at = self.rows[:, None, :, None].expand(-1, heads, -1, query.shape[-1])
         chosen = query.gather(2, at).unflatten(1, (groups, heads // groups))  # (B, G, R, Q, D)
-        logits = torch.einsum("bgrqd,bgsd->bgrqs", chosen, key).float() * scale
-        if softcap is not None:
-            logits = torch.tanh(logits / softcap) * softcap
+        logits = capped(torch.einsum("bgrqd,bgsd->bgrqs", chosen, key).float() * scale, softcap)
         self.seen[layer] = logits.masked_fill(~allowed[:, :, None], -torch.inf).softmax(-1)
         self.outputs[layer] = torch.einsum("bgrqs,bgsd->bgrqd", self.seen[layer], value.float())
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypedDict
 import torch
 from torch import Tensor
 
-from sonic_kv.cache.attention import masked_attention, outside
+from sonic_kv.cache.attention import capped, masked_attention, outside
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.layers import SessionLayer
 from sonic_kv.model.layout import PREFIX, Layout, blocks, columns_of, mask_mod, visible
@@ -239,15 +239,11 @@ def block_attention(
     rule = mask_mod(layout, lifetime, heads // key.shape[1])
     options: dict[str, Any] = {"device": query.device, "_compile": query.is_cuda}
     mask = create_block_mask(rule, batch, heads, length, length, **options)
-
-    def cap(score: Tensor, *_: Tensor) -> Tensor:
-        return score if softcap is None else torch.tanh(score / softcap) * softcap
-
     output: Tensor = _flex(query.is_cuda)(
         query,
         key,
         value,
-        score_mod=None if softcap is None else cap,
+        score_mod=None if softcap is None else lambda score, *_: capped(score, softcap),
         block_mask=mask,
         scale=scale,
         enable_gqa=heads != key.shape[1],

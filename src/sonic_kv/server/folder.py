@@ -68,7 +68,7 @@ class FolderStore(Store):
         elif not beside_others and not all(map(BEFORE.fullmatch, inside)):
             raise ConfigError(
                 f"the store's folder {place} holds other files: choose an empty one for --store, "
-                "or give --store-beside-others too"
+                "or set store_beside_others in a file (see --config)"
             )
 
     def _names(self, folder: str) -> list[str]:

@@ -54,12 +54,12 @@ class ServeOptions(Options):
         256, "tokens fed at once between two decode steps of the other dialogues", least=1, flag=False
     )
     max_dialogue_tokens: int | None = option(
-        None, "most tokens of a dialogue; without it: eight times the model's positions", least=1
+        None, "most tokens of a dialogue; without it: eight times the model's positions", least=1, flag=False
     )
     max_body: str = option("4MiB", "largest request body", size=True, flag=False)
     max_reply_tokens: int = option(4096, "most tokens that a request may ask for", least=1, flag=False)
     min_compression_ratio: float = option(
-        0.0, "least compression: a request that asks for less gets this", least=0.0, below=1.0
+        0.0, "least compression: a request that asks for less gets this", least=0.0, below=1.0, flag=False
     )
     pressure_ratio: float | None = option(
         None,
@@ -81,7 +81,7 @@ class ServeOptions(Options):
         None, "size of what the store keeps for one API key; without it: as the whole", size=True, flag=False
     )
     store_beside_others: bool = option(
-        False, "the store's folder may hold other files too; they are left alone"
+        False, "the store's folder may hold other files too; they are left alone", flag=False
     )
     engine: Engine = option(
         "local",

@@ -28,11 +28,13 @@ class SamplingConfig(Options):
         "only tokens with this share of the best one's probability; without it: the model's own default",
         least=0.0,
         most=1.0,
+        flag=False,
     )
     repetition_penalty: float | None = option(
         None,
         "above 1: tokens that stand in the dialogue become less likely; without it: the model's own default",
         above=0.0,
+        flag=False,
     )
     presence_penalty: float = option(
         0.0,

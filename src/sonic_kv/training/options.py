@@ -21,7 +21,7 @@ class TrainConfig(Options):
         0.8, "share of the dialogues that come from them, if any are given; the others are synthetic"
     )
     skip_malformed: bool = option(
-        True, "leave malformed rows of files out, and count them, instead of stopping there"
+        True, "leave malformed rows of files out, and count them, instead of stopping there", flag=False
     )
     token_cache: str = option("runs/tokens", "folder that keeps tokenised files for the next run", flag=False)
     validation_data: tuple[str, ...] = option(
@@ -41,7 +41,10 @@ class TrainConfig(Options):
     )
     max_steps: int = option(320, "optimiser steps", least=1)
     reuse: int = option(
-        5, "how often the scorer learns from a dialogue before the base reads the next ones", least=1
+        5,
+        "how often the scorer learns from a dialogue before the base reads the next ones",
+        least=1,
+        flag=False,
     )
     batch_size: int = option(4, "dialogues per step, over all processes together", least=1)
     max_tokens: int = option(768, "longest dialogue in tokens; longer ones are cut", least=4)
@@ -72,7 +75,7 @@ class TrainConfig(Options):
     tensorboard: bool = option(False, "write TensorBoard files beside log.jsonl")
     seed: int = option(0, "seed of data, budgets and initialisation", least=0)
     log_every: int = option(10, "steps between lines of log.jsonl", least=1, flag=False)
-    save_every: int = option(50, "steps between checkpoints", least=1)
+    save_every: int = option(50, "steps between checkpoints", least=1, flag=False)
 
     def check(self) -> None:
         require(
@@ -89,8 +92,6 @@ class PlanConfig(Options):
     ratio_min: float = option(0.3, "lowest compression ratio of a dialogue", least=0.0, below=1.0)
     ratio_max: float = option(0.97, "highest compression ratio", least=0.0, below=1.0)
     ratio_jitter: float = share(0.1, "at every closing the ratio moves by up to this")
-    shrink_share: float = share(0.0, "share of dialogues whose budget is lowered for good at some closing")
-    random_share: float = share(0.0, "share of dialogues whose budget is shared among segments at random")
     segment_share: float = share(0.1, "share of dialogues whose budget is shared by the segments' importance")
     pooled_share: float = share(0.7, "share of dialogues whose budget all layers and heads share")
     raw_share: float = share(0.1, "share of closed segments whose kept entries are not re-encoded")
@@ -113,7 +114,7 @@ class PlanConfig(Options):
     def check(self) -> None:
         require(self.ratio_min <= self.ratio_max, "ratios need ratio_min <= ratio_max")
         require(
-            self.random_share + self.segment_share + self.pooled_share <= 1.0,
-            "random_share + segment_share + pooled_share must not pass 1",
+            self.segment_share + self.pooled_share <= 1.0,
+            "segment_share + pooled_share must not pass 1",
         )
         require(max(self.group_tokens) <= min(self.split_tokens), "sizes need group_tokens <= split_tokens")

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -45,30 +44,24 @@ def draw_plan(
 ) -> Plan:
     """Close the segments as a session would, under budgets drawn at random.
 
-    The ratio is drawn for the dialogue, may rise for good at one closing, and is jittered at every
-    closing. Entries are then shared as drawn: over all layers and heads, or each head chooses over the whole
-    history, or counts per segment by importance, or at random; their sum is exact. Some segments stay raw,
-    and scores may get Gumbel noise, which makes any subset likely.
+    The ratio is drawn for the dialogue and jittered at every closing. Entries are then shared as drawn: over all
+    layers and heads, or each head chooses over the whole history, or counts per segment by importance; their sum is
+    exact. Some segments stay raw, and scores may get Gumbel noise, which makes any subset likely.
 
     Args:
         scores: per layer, of every token of the transcript, recency apart. (1, G, T)
     """
     prefix, length = encoded.prefix_length, len(encoded.token_ids)
     learned = adapter.config.form == "learned"
-    shared = rng.random()
-    at_random = shared < config.random_share
-    allocation = "segment" if at_random else _allocation(learned, shared, config)
+    allocation = _allocation(learned, rng.random(), config)
     ratio = rng.uniform(config.ratio_min, config.ratio_max)
-    lowered = rng.randrange(len(ends)) if rng.random() < config.shrink_share else len(ends)
     scores = _noisy([s.float() for s in scores], rng.choice(config.noise), rng)
     heads, device = scores[0].shape[1], scores[0].device
     memory = [s[0, :, prefix:prefix] for s in scores]  # of all closed tokens; -inf: dropped
     lengths = Lengths(prefix=prefix, closed=prefix)
     nexus: list[Tensor] = []
     alive: list[list[list[Tensor]]] = [[] for _ in scores]
-    for number, (start, end) in enumerate(zip([prefix, *ends], ends, strict=False)):
-        if number == lowered:
-            ratio = rng.uniform(ratio, config.ratio_max)
+    for start, end in zip([prefix, *ends], ends, strict=False):
         here = min(max(ratio + rng.uniform(-1, 1) * config.ratio_jitter, 0.0), config.ratio_max)
         budget, lengths = Budget(compression_ratio=here), lengths.closing(end - start)
         memory = [torch.cat((m, s[0, :, start:end]), -1) for m, s in zip(memory, scores, strict=True)]
@@ -76,8 +69,7 @@ def draw_plan(
             memory = [in_elastic_order(m, start - prefix) for m in memory]
         closed = torch.arange(prefix, end, device=device).expand(heads, -1)
         ranks = [m + adapter.scorer.recency(layer, end - closed) for layer, m in enumerate(memory)]
-        weigh = partial(_at_random, rng) if at_random else None
-        kept = close(ranks, [closed] * len(ranks), lengths, budget, allocation, weigh=weigh)
+        kept = close(ranks, [closed] * len(ranks), lengths, budget, allocation)
         lengths = kept.lengths
         if learned:
             size = 0 if kept.whole else kept.counts[-1]
@@ -99,7 +91,7 @@ def draw_plan(
 
 def _allocation(learned: bool, shared: float, config: PlanConfig) -> Allocation:
     """How a dialogue's entries are shared, by a number drawn from [0, 1)."""
-    if learned or config.random_share <= shared < config.random_share + config.segment_share:
+    if learned or shared < config.segment_share:
         return "segment"
     return "shared" if shared >= 1.0 - config.pooled_share else "per_head"
 
@@ -111,8 +103,3 @@ def _noisy(scores: list[Tensor], scale: float, rng: random.Random) -> list[Tenso
     generator = torch.Generator().manual_seed(rng.getrandbits(48))
     uniform = torch.rand(scores[0].shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(scores[0].device)
     return [s - scale * (-uniform.log()).log() for s in scores]
-
-
-def _at_random(rng: random.Random, held: list[int]) -> list[float]:
-    """Random weights (exponential: any split is likely) of segments that hold so many entries."""
-    return [rng.expovariate(1.0) * count for count in held]

@@ -25,8 +25,6 @@ def session_plan(ratio: float, reencode: bool) -> PlanConfig:
         ratio_min=ratio,
         ratio_max=ratio,
         ratio_jitter=0.0,
-        shrink_share=0.0,
-        random_share=0.0,
         segment_share=0.0,
         pooled_share=1.0,
         raw_share=0.0 if reencode else 1.0,

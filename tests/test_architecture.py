@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import sonic_kv
+from sonic_kv.cli.flags import has_flag
+from sonic_kv.cli.main import COMMANDS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
 from house import LEVELS, PACKAGE, draw, edges, folder, imported, is_options, modules
@@ -271,3 +273,18 @@ def test_a_session_is_learnt_in_one_look() -> None:
         if name[0] != "_" and not isinstance(value, property)
     ]
     assert len(public) <= 13, ", ".join(sorted(public))
+
+
+def test_flags_are_few() -> None:
+    """Each section counts once; what is left of the options stands in files only."""
+    flags = {
+        command.name: {
+            section: sum(map(has_flag, dataclasses.fields(section)))
+            for name, section in command.sections.items()
+            if name not in command.file_only
+        }
+        for command in COMMANDS
+    }
+    assert sum({section: n for found in flags.values() for section, n in found.items()}.values()) <= 130
+    assert sum(flags["train"].values()) <= 40
+    assert sum(flags["serve"].values()) <= 40

@@ -134,40 +134,40 @@ def test_absolute_limit_counts_prefix_and_memory(limit: int, prefix: int, in_byt
 
 
 @st.composite
-def shares(draw: st.DrawFn) -> tuple[list[float], list[int], int, int]:
+def shares(draw: st.DrawFn) -> tuple[list[float], list[int], int]:
     number = draw(st.integers(1, 8))
     weights = draw(st.lists(st.floats(1e-9, 1e6) | st.just(0.0), min_size=number, max_size=number))
     capacity = draw(st.lists(st.integers(0, 40), min_size=number, max_size=number))
-    return weights, capacity, draw(st.integers(0, 400)), draw(st.integers(0, 3))
+    return weights, capacity, draw(st.integers(0, 400))
 
 
 @given(shares())
-def test_allocation_sums_exactly_and_respects_capacity_and_floor(
-    case: tuple[list[float], list[int], int, int],
+def test_allocation_sums_exactly_and_respects_capacity_and_gives_each_one(
+    case: tuple[list[float], list[int], int],
 ) -> None:
-    weights, capacity, total, floor = case
-    counts = allocate(weights, capacity, total, floor)
+    weights, capacity, total = case
+    counts = allocate(weights, capacity, total)
     assert sum(counts) == min(total, sum(capacity))
     assert all(0 <= n <= most for n, most in zip(counts, capacity, strict=True))
-    least = [min(floor, most) for most in capacity]
+    least = [min(1, most) for most in capacity]
     if total >= sum(least):
         assert all(n >= low for n, low in zip(counts, least, strict=True))
 
 
 @given(shares(), st.integers(1, 40))
 def test_smaller_total_takes_from_segments_and_gives_to_none(
-    case: tuple[list[float], list[int], int, int], fewer: int
+    case: tuple[list[float], list[int], int], fewer: int
 ) -> None:
-    weights, capacity, total, floor = case
-    more = allocate(weights, capacity, total, floor)
-    less = allocate(weights, capacity, max(total - fewer, 0), floor)
+    weights, capacity, total = case
+    more = allocate(weights, capacity, total)
+    less = allocate(weights, capacity, max(total - fewer, 0))
     assert all(a >= b for a, b in zip(more, less, strict=True))
 
 
 @given(shares())
-def test_heavier_segment_of_the_same_size_gets_no_less(case: tuple[list[float], list[int], int, int]) -> None:
-    weights, _, total, floor = case
-    counts = allocate(weights, [30] * len(weights), total, floor)
+def test_heavier_segment_of_the_same_size_gets_no_less(case: tuple[list[float], list[int], int]) -> None:
+    weights, _, total = case
+    counts = allocate(weights, [30] * len(weights), total)
     for i, heavy in enumerate(weights):
         for j, light in enumerate(weights):
             if heavy > light:
@@ -179,7 +179,7 @@ def test_allocation_is_proportional_where_nothing_stops_it() -> None:
     assert allocate([1.0, 2.0, 5.0], [100, 100, 10], 40) == [10, 20, 10]
 
 
-def test_floor_goes_to_the_heaviest_where_it_does_not_last() -> None:
+def test_the_first_ones_go_to_the_heaviest_where_they_do_not_last() -> None:
     assert allocate([1.0, 3.0, 2.0], [5, 5, 5], 2) == [0, 1, 1]
 
 

@@ -48,7 +48,7 @@ def test_the_first_closing_is_kvpress_in_its_own_prefill(
     before = row.cache.fork()
     # kvpress's own request, where there is no chat template; it keeps no sinks of a chunk that begins with them
     asked = model.tokenizer.encode("\n\nRepeat the previous context exactly.\n", add_special_tokens=False)
-    monkeypatch.setattr(methods.KVzip, "request", lambda self, row: asked)
+    monkeypatch.setattr(methods.KVzip, "repetition", lambda self, row: asked + row.open_ids)
     kept = int(0.5 * len(ids))
     (error,) = close_all(model, [(closer(model, name, 1 - kept / len(ids)), row)])
     assert error is None

@@ -8,6 +8,7 @@ import random
 import re
 import time
 import unicodedata
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from sonic_kv.data import wordings
 from sonic_kv.data.options import SynthConfig
-from sonic_kv.data.phrasing import Shares, expanded
+from sonic_kv.data.phrasing import Shares
 from sonic_kv.data.synth import REFUSAL, Dialogue, generate_dialogues
 from sonic_kv.data.values import LISTED, entities, split_of
 from sonic_kv.data.wordings import SPLITS, attributes
@@ -29,6 +30,14 @@ BLOCKS = (
     *SENTENCES.instructions.values(),
 )
 PAIRS = tuple(itertools.combinations(SPLITS, 2))
+
+
+def expanded(wording: str) -> Iterator[str]:
+    """A wording with every choice of its alternatives "(a|b)"."""
+    *texts, last = re.split(r"\(([^()]*)\)", wording)
+    choices = [text.split("|") for text in texts[1::2]]
+    for chosen in itertools.product(*choices):
+        yield "".join(map("".join, zip(texts[::2], chosen, strict=True))) + last
 
 
 @cache

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sonic_kv.errors import FileError
 from sonic_kv.options import expect
+from sonic_kv.text import reason
 
 HEADER = "sonic_kv"
 VERSION = 1
@@ -61,7 +62,7 @@ def replacing(path: str | Path, *, make_folder: bool = False, private: bool = Fa
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-            raise FileError(f"cannot write {path}: {error.strerror}") from error
+            raise FileError(f"cannot write {path}: {reason(error)}") from error
         raise
 
 
@@ -222,5 +223,4 @@ def from_hub(name: str, file: str) -> Path:
     try:
         return Path(hf_hub_download(name, file))
     except Exception as error:  # network, authentication, no such repository, a name that is none …
-        reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
-        raise FileError(f"{name} is neither a path nor to be had from the hub: {reason}") from error
+        raise FileError(f"{name} is neither a path nor to be had from the hub: {reason(error)}") from error

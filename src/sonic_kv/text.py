@@ -39,8 +39,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What an error says; of the operating system's without number and path."""
-    return getattr(error, "strerror", None) or str(error)
+    """What an error says, its first line; of the operating system's without number and path."""
+    said = getattr(error, "strerror", None) or str(error)
+    return (said.strip().splitlines() or [type(error).__name__])[0]
 
 
 def duration(seconds: float) -> str:

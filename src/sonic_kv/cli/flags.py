@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from sonic_kv.errors import ConfigError, FileError
 from sonic_kv.options import fits, strip_none, type_hints, wanted
-from sonic_kv.text import nearest
+from sonic_kv.text import nearest, reason
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -116,7 +116,7 @@ def read_toml(path: str | Path, sections: Sections) -> dict[str, dict[str, Any]]
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror}") from error
+        raise FileError(f"cannot read {path}: {reason(error)}") from error
     except ValueError as error:  # TOML syntax, or not UTF-8
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     for name, table in tables.items():

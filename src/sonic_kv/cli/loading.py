@@ -8,6 +8,7 @@ from sonic_kv.bench.options import Shape
 from sonic_kv.cli.command import note
 from sonic_kv.errors import ConfigError
 from sonic_kv.model.options import ModelOptions
+from sonic_kv.text import reason
 
 if TYPE_CHECKING:
     from sonic_kv.model.model import SonicModel
@@ -28,8 +29,7 @@ def load_model(options: ModelOptions) -> "SonicModel":
         device = torch.device(options.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {options.device} cannot be used: {reason}") from error
+        raise ConfigError(f"--device {options.device} cannot be used: {reason(error)}") from error
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     return SonicModel.from_pretrained(
         options.model,

@@ -73,17 +73,17 @@ def _together(scores: Sequence[Tensor]) -> Tensor:
     return 2.0 * flat.to(torch.float32 if flat.device.type == "mps" else torch.float64)
 
 
-def allocate(weights: Sequence[float], capacity: Sequence[int], total: int, floor: int = 1) -> list[int]:
+def allocate(weights: Sequence[float], capacity: Sequence[int], total: int) -> list[int]:
     """Share `total` entries among segments in proportion to `weights`.
 
-    Entries are given one by one to the segment that is furthest below its share (Sainte-Laguë), so
-    that a smaller total never gives any segment more: lowering a budget in steps is lowering it once.
+    Every segment gets one first, the heaviest before others. Then entries are given one by one to the segment that is
+    furthest below its share (Sainte-Laguë), so that a smaller total never gives any segment more: lowering a budget in
+    steps is lowering it once.
 
     Args:
         weights: non-negative, one a segment (length × importance × recency).
         capacity: most entries each segment can take.
         total: entries to share; with more than the capacity, all segments are full.
-        floor: entries every segment gets first, while they last (the heaviest first).
 
     Returns:
         counts with `sum(counts) == min(total, sum(capacity))` and `counts[i] <= capacity[i]`.
@@ -93,11 +93,10 @@ def allocate(weights: Sequence[float], capacity: Sequence[int], total: int, floo
     by_weight = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
     counts = [0] * len(weights)
     left = min(total, sum(capacity))
-    for _ in range(floor):
-        for i in by_weight:
-            if left and counts[i] < capacity[i]:
-                counts[i] += 1
-                left -= 1
+    for i in by_weight:
+        if left and capacity[i]:
+            counts[i] += 1
+            left -= 1
 
     def claim(i: int) -> tuple[float, int, int]:
         return -weights[i] / (2 * counts[i] + 1), counts[i], i

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.errors import ConfigError
+from sonic_kv.model.chat_format import ChatFormat
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.nats import DamageScale
 from sonic_kv.model.probe import Probe
@@ -24,6 +25,19 @@ REQUEST = "Repeat the previous context exactly."
 REQUEST_PART = "Repeat the part of the previous context exactly, starting with"
 QUOTED = 8  # tokens before the segment, with which its repetition starts
 FIRST = 1e30  # the score of what is kept before all others
+
+
+def repetition(form: ChatFormat, cache: SessionCache, token_ids: Sequence[int]) -> list[int]:
+    """A request of the user to repeat the open segment, as KVzip has it (arXiv:2505.23416), and the reply that does.
+
+    Where other segments are before it, the reply begins with the newest tokens of these.
+
+    Args:
+        token_ids: the transcript.
+    """
+    first, start = not cache.lengths.segments, len(token_ids) - cache.open_length
+    request = form.user(REQUEST if first else REQUEST_PART) + form.generation_prompt()
+    return [*request, *token_ids[start if first else max(start - QUOTED, 0) :]]
 
 
 @dataclass(frozen=True)
@@ -102,18 +116,9 @@ class Closing:
         assert self.read.probe is not None
         return self.read.probe.seen[layer][0, ..., self._prefix : self.cache.layers[layer].longest]
 
-    def repeating(self, request: str = REQUEST, part: str = REQUEST_PART) -> Repeat:
-        """For `Policy.reading`: read the segment once more behind a request to repeat it.
-
-        Args:
-            request: of the user, for the first segment.
-            part: for later ones, followed by the newest tokens before the segment.
-        """
-        form, start = self.model.format, len(self.token_ids) - self.length
-        first = not self.cache.lengths.segment_starts
-        ids = form.user(request if first else part) + form.generation_prompt()
-        quoted = start if first else max(start - QUOTED, 0)
-        return Repeat(self.cache, [*ids, *self.token_ids[quoted:]])
+    def repeating(self) -> Repeat:
+        """For `Policy.reading`: read the segment once more behind a request to repeat it."""
+        return Repeat(self.cache, repetition(self.model.format, self.cache, self.token_ids))
 
     def largest_attention(self, layer: int) -> Tensor:
         """The most that any token of `repeating` attends to each entry, in any query head. (G, n + L)"""

@@ -167,5 +167,4 @@ def _rows(source: str, name: str, **options: Any) -> Iterator[tuple[str, Any]]:
     except DataError:
         raise
     except Exception as error:  # the library raises its own and everybody else's
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{source}: cannot be loaded as a dataset: {reason}") from error
+        raise DataError(f"{source}: cannot be loaded as a dataset: {reason(error)}") from error

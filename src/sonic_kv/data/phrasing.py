@@ -1,9 +1,7 @@
 """How synthetic facts are said: draws wordings, puts training ones together, and fills them in."""
 
-import itertools
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,14 +11,6 @@ from sonic_kv.data.wordings import Attribute, BySplit, Lines, frames, sentences,
 _FORM = re.compile(r"<([^/<>]*)/([^/<>]*)>")
 _SMALL = re.compile(r"\b(What|Where|Who|When|How|Which|My|The|It|Our|We|Do|Can|Please|Tell|In|By|For)\b")
 _CHOICE = re.compile(r"\(([^()]*)\)")
-
-
-def expanded(wording: str) -> Iterator[str]:
-    """A wording with every choice of its alternatives "(a|b)"."""
-    *texts, last = _CHOICE.split(wording)
-    choices = [text.split("|") for text in texts[1::2]]
-    for chosen in itertools.product(*choices):
-        yield "".join(map("".join, zip(texts[::2], chosen, strict=True))) + last
 
 
 def capital(text: str) -> str:

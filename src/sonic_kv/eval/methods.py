@@ -22,7 +22,14 @@ from sonic_kv.cache.layers import Memory
 from sonic_kv.compress.closing import allowed
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
-from sonic_kv.compress.policies import H2OPolicy, Policy, RecentPolicy, RereadPolicy, StreamingPolicy
+from sonic_kv.compress.policies import (
+    H2OPolicy,
+    Policy,
+    RecentPolicy,
+    RereadPolicy,
+    StreamingPolicy,
+    repetition,
+)
 from sonic_kv.eval import rivals
 from sonic_kv.eval.rivals import Rival
 from sonic_kv.eval.turns import Row, read
@@ -35,9 +42,7 @@ from sonic_kv.session.options import SamplingConfig
 SUMMARY_TOKENS = 64  # longest summary: writing one takes a decoding step a token
 SUMMARY_REQUEST = "Sum up our conversation so far in a few words. Keep every name, number and wish of mine."
 SUMMARY_HEAD = "What we have said so far, in short: "
-REPEAT = "Repeat the previous context exactly."
-REPEAT_FROM = "Repeat the part of the previous context exactly, starting with"
-KVZIP_SINKS, TAIL = 4, 8  # entries that KVzip always keeps, tokens that it shows of the chunk before
+KVZIP_SINKS = 4  # entries that KVzip always keeps
 
 
 @dataclass(frozen=True)
@@ -287,18 +292,14 @@ class KVzip(Closer):
 
     def close(self, row: Row) -> Steps:
         aside = row.fork((partial(Repeated, length=row.cache.open_length, sinks=KVZIP_SINKS),))
-        yield Aside(aside, self.request(row) + row.open_ids)
+        yield Aside(aside, self.repetition(row))
         recorder = aside.noted[Repeated]
         self._policy.fresh = recorder.found
         yield from self._compressor.steps(row.cache, row.token_ids, self.budget)
 
-    def request(self, row: Row) -> list[int]:
-        """Tokens that ask for the open segment, up to where its repetition begins."""
-        form = self.model.format
-        if not row.cache.lengths.segments:
-            return form.user(REPEAT) + form.generation_prompt()
-        before = row.token_ids[: row.cache.lengths.closed]
-        return form.user(REPEAT_FROM) + form.generation_prompt() + before[-TAIL:]
+    def repetition(self, row: Row) -> list[int]:
+        """What is read behind the open segment."""
+        return repetition(self.model.format, row.cache, row.token_ids)
 
 
 class _Chunks(Rival):

@@ -23,6 +23,7 @@ from sonic_kv.model.likeness import FAR, SAME, check_likeness, packed, unpacked
 from sonic_kv.model.nats import DamageScale
 from sonic_kv.model.options import AdapterConfig
 from sonic_kv.options import expect
+from sonic_kv.text import reason
 
 FILE_NAME = "adapter.safetensors"
 LORA_NAME = "sonic"
@@ -252,8 +253,9 @@ class Adapter(nn.Module):
             adapter.load_state_dict(tensors)
             adapter.scale = DamageScale.from_json(header.get("damage"), what)
         except (KeyError, TypeError, RuntimeError) as error:
-            reason = json.dumps(str(error).splitlines()[0])
-            raise FileError(f"{what} does not fit this version of sonic-kv: {reason}") from error
+            raise FileError(
+                f"{what} does not fit this version of sonic-kv: {json.dumps(reason(error))}"
+            ) from error
         return adapter.eval()
 
     @classmethod

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from sonic_kv.errors import UnsupportedModelError
 from sonic_kv.model.reader import Reader
+from sonic_kv.text import reason
 
 NAME = "sonic_kv"
 
@@ -70,8 +71,7 @@ def twin(base: PreTrainedModel, attention: str = NAME) -> PreTrainedModel:
         with _SharedTensors():
             other = copy.deepcopy(base, memo)
     except Exception as error:  # anything may hang on a model
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnsupportedModelError(f"{type(base).__name__} cannot be copied: {reason}") from error
+        raise UnsupportedModelError(f"{type(base).__name__} cannot be copied: {reason(error)}") from error
     other.config.get_text_config()._attn_implementation = attention
     for module in other.modules():
         # a compiled forward is the base's; __dict__, as the class has one, too

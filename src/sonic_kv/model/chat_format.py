@@ -20,6 +20,7 @@ from sonic_kv.model.common import common, common_suffix, same
 from sonic_kv.model.encoded import Encoded
 from sonic_kv.model.messages import Message, check_messages
 from sonic_kv.model.tokens import Tokens
+from sonic_kv.text import reason
 
 # Probe texts that no template rewrites: plain words, no surrounding space.
 _PROBES = ("probeone", "probetwo", "probethree", "probefour")
@@ -119,9 +120,10 @@ class ChatFormat:
         except Exception as error:  # Jinja errors are whatever the template's author raised
             roles = [message["role"] for message in messages]
             shown = ", ".join(roles if len(roles) <= 6 else ["…", *roles[-5:]])
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             advice = "; put the system prompt into the first user message" if roles[0] == "system" else ""
-            raise MessageError(f"the chat template refuses the roles {shown}: {reason}{advice}") from error
+            raise MessageError(
+                f"the chat template refuses the roles {shown}: {reason(error)}{advice}"
+            ) from error
 
     def _render_plain(self, messages: Sequence[Message], generation: bool) -> str:
         text = self.tokenizer.bos_token or ""

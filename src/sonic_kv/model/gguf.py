@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sonic_kv.errors import ConfigError, FileError, ModelError, UnsupportedModelError
 from sonic_kv.options import parse_bytes
+from sonic_kv.text import reason
 
 HOME, SIZE = "SONIC_KV_HOME", "SONIC_KV_CACHE_SIZE"  # environment variables
 DEFAULT_SIZE = "20GB"
@@ -72,7 +73,7 @@ def unpacked(path: Path) -> Path:
             _unpack(path, folder)
         except OSError as error:
             raise FileError(
-                f"cannot write the cache {root}: {error.strerror or error}; {HOME} names another folder"
+                f"cannot write the cache {root}: {reason(error)}; {HOME} names another folder"
             ) from error
         limit_cache(root, keep=folder)
     with contextlib.suppress(OSError):
@@ -134,8 +135,7 @@ def _convert(path: Path, folder: Path) -> None:
     except Exception as error:  # transformers raises anything from KeyError to its own classes
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"cannot load model '{path}': {reason}") from error
+        raise ModelError(f"cannot load model '{path}': {reason(error)}") from error
     words = {i: word for word, i in tokenizer.get_added_vocab().items() if i < base.config.vocab_size}
     ends = {base.generation_config.eos_token_id, *(i for i, word in words.items() if word in ENDS)}
     base.generation_config.update(eos_token_id=sorted(ends - {None}), **_sampling(path))

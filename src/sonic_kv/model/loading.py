@@ -26,6 +26,7 @@ from sonic_kv.model import gguf
 from sonic_kv.model.adapter import FILE_NAME
 from sonic_kv.model.options import Quantization
 from sonic_kv.options import expect
+from sonic_kv.text import reason
 
 ASSETS = Path(__file__).parent / "assets"
 TINY = ASSETS / "tiny"  # `--model tiny`: ships with the package
@@ -189,13 +190,13 @@ def _one_line(source: Source) -> Iterator[None]:
     except SonicError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        why = reason(error)
         folder = Path(source.place).exists()
         if source.local and not folder and not _on_disk(source.place):
-            reason = "it is no folder and not in the local cache, and the hub cannot be reached"
+            why = "it is no folder and not in the local cache, and the hub cannot be reached"
             if "/" not in source.place:
-                raise FileError(f"cannot load model {source.name!r}: no such folder, and {reason}") from error
-        raise ModelError(f"cannot load model {source.name!r}: {reason}") from error
+                raise FileError(f"cannot load model {source.name!r}: no such folder, and {why}") from error
+        raise ModelError(f"cannot load model {source.name!r}: {why}") from error
 
 
 def _load_peft(source: Source, options: dict[str, Any]) -> tuple[Any, Any]:

@@ -48,7 +48,6 @@ def generate_step(
     prompts: Sequence[Sequence[int]],
     caches: Sequence[SessionCache],
     sampling: SamplingConfig,
-    said: Sequence[Sequence[int]] | None = None,
 ) -> Generator[list[int], None, None]:
     """Feed each prompt to its cache, then yield one token a row, endlessly: close it to stop.
 
@@ -57,11 +56,9 @@ def generate_step(
     Args:
         prompts: new tokens of each dialogue, none empty.
         caches: what each dialogue has already fed; lengths may differ.
-        said: transcripts before the prompts, for penalties on repetition.
     """
     _check(model, prompts, caches, sampling)
-    said = [[] for _ in prompts] if said is None else said
-    samplers = [sampler_of(model, sampling, [*a, *b]) for a, b in zip(said, prompts, strict=True)]
+    samplers = [sampler_of(model, sampling, prompt) for prompt in prompts]
     logits = torch.stack([model.feed(cache, ids) for cache, ids in zip(caches, prompts, strict=True)])
     if len(caches) == 1:
         while True:
@@ -218,9 +215,6 @@ def stream_generate(
     prompts: Sequence[Sequence[int]],
     caches: Sequence[SessionCache] | None = None,
     sampling: SamplingConfig | None = None,
-    *,
-    said: Sequence[Sequence[int]] | None = None,
-    reasoning: bool = False,
 ) -> Generator[list[Piece | None], None, None]:
     """Yield, at each step, a `Piece` for every row that is still going (None: that row has ended).
 
@@ -229,8 +223,6 @@ def stream_generate(
 
     Args:
         caches: of the dialogues so far; None: fresh ones.
-        said: their transcripts, for penalties on repetition.
-        reasoning: the prompts have opened the replies' reasoning.
     """
     _check(model, prompts, caches, sampling)
     sampling = SamplingConfig() if sampling is None else sampling
@@ -238,17 +230,12 @@ def stream_generate(
     for cache, prompt in zip(caches, prompts, strict=True):
         model.check_room(cache, len(prompt) + 1)
     writers = [
-        Writer(
-            model,
-            sampling.stop,
-            min(sampling.max_new_tokens, model.room(cache) - len(prompt)),
-            reasoning=reasoning,
-        )
+        Writer(model, sampling.stop, min(sampling.max_new_tokens, model.room(cache) - len(prompt)))
         for cache, prompt in zip(caches, prompts, strict=True)
     ]
     done = [False] * len(prompts)
     try:
-        with closing(generate_step(model, prompts, caches, sampling, said)) as steps:
+        with closing(generate_step(model, prompts, caches, sampling)) as steps:
             for tokens in steps:
                 pieces: list[Piece | None] = []
                 for row, token in enumerate(tokens):

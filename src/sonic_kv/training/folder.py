@@ -14,6 +14,7 @@ from sonic_kv import __version__
 from sonic_kv.errors import ConfigError, FileError
 from sonic_kv.files import read_sealed, write_atomic, write_sealed
 from sonic_kv.model.adapter import Adapter
+from sonic_kv.text import reason
 
 CHECKPOINT = "checkpoint.safetensors"
 BEST = "best.safetensors"
@@ -107,7 +108,7 @@ class RunFolder:
             with open(self.path / LOG, "a", encoding="utf-8") as log:
                 log.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise FileError(f"cannot write {self.path / LOG}: {error.strerror}") from error
+            raise FileError(f"cannot write {self.path / LOG}: {reason(error)}") from error
 
     def progress(self, record: Record) -> None:
         """Say how far the run is; a reader sees a whole file at any time."""

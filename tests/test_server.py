@@ -172,6 +172,25 @@ def test_logprobs_are_the_models_own(server: Served, model: SonicModel) -> None:
     assert found == told
 
 
+def test_logprobs_end_where_the_text_does(server: Served) -> None:
+    """A stop text takes its tokens with it, also those that were known before it was complete."""
+    messages = [user("tell me more")]
+    letters = {str(number): 100 for number in range(64, 90)}
+    asked = {"logprobs": True, "temperature": 1.5, "seed": 3, "max_tokens": 12, "logit_bias": letters}
+    whole = server.chat(messages, **asked).json()["choices"][0]
+    tokens = [token["token"] for token in whole["logprobs"]["content"]]
+    for first, last in ((3, 4), (2, 6), (0, 3)):
+        stop = "".join(tokens[first:last])
+        choice = server.chat(messages, stop=stop, **asked).json()["choices"][0]
+        told = [token["token"] for token in choice["logprobs"]["content"]]
+        assert "".join(told) == choice["message"]["content"] == "".join(tokens).partition(stop)[0]
+        streamed = events(server.chat(messages, stream=True, stop=stop, **asked))
+        pieces = [
+            t["token"] for c in streamed for t in (c["choices"][0]["logprobs"] or {"content": []})["content"]
+        ]
+        assert pieces == told
+
+
 def completed(server: Served, prompt: Any, **more: Any) -> httpx.Response:
     return server.http.post("/v1/completions", json={"model": "tiny", "prompt": prompt, **more})
 
@@ -217,6 +236,9 @@ def test_several_prompts_and_choices_are_each_as_if_alone(server: Served) -> Non
         ({"echo": True}, "echo"),
         ({"best_of": 2}, "best_of"),
         ({"logprobs": 1}, "logprobs"),
+        ({"sonic": {"compression_ratio": 0.9}}, "sonic"),
+        ({"tools": [{"type": "function", "function": {"name": "a"}}]}, "tools"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
         ({"model": "gpt-5"}, "gpt-5"),
     ],
 )

@@ -553,6 +553,21 @@ def test_a_cache_that_says_the_impossible_is_made_again(
         assert server.reply(messages, headers=NAMED) == fresh(messages)
 
 
+def test_a_clients_mistake_costs_its_session_nothing(tmp_path: Path, model: SonicModel) -> None:
+    """Neither its state in memory nor its cache on the store."""
+    with serving(model, tmp_path) as server:
+        converse(server, model, [], TEXTS[:2])
+    (cache,) = tmp_path.rglob("caches/*.safetensors")
+    with serving(model, tmp_path) as server:
+        for _ in range(2):
+            assert server.http.patch("/v1/sessions/keeper", json={"max_damage": 0.1}).status_code == 400
+        assert cache.exists()
+        assert server.http.patch("/v1/sessions/keeper", json={"compression_ratio": 0.5}).status_code == 200
+        (there,) = server.worker.shelf
+        assert server.http.patch("/v1/sessions/keeper", json={"max_damage": 0.1}).status_code == 400
+        assert list(server.worker.shelf) == [there]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own with little room."""

@@ -130,10 +130,10 @@ class Completion:
         if piece.reasoning:
             deltas.append({"reasoning_content": piece.reasoning})
         deltas += self._divided(index, piece.text)
-        if piece.logprob is None:
+        if not piece.logprobs:
             return [self.chunk(index, delta) for delta in deltas]
         first, *more = deltas or [{"content": ""}]
-        told = self.chunk(index, first, logprobs=[piece.logprob])
+        told = self.chunk(index, first, logprobs=piece.logprobs)
         return [told, *(self.chunk(index, delta) for delta in more)]
 
     def _divided(self, index: int, text: str, *, final: bool = False) -> list[dict[str, Any]]:
@@ -220,9 +220,18 @@ def error_body(message: str, kind: str, code: str | None, param: str | None = No
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def _row(error: Exception) -> tuple[type[Exception], int, str, str]:
+    return next(row for row in ERRORS if isinstance(error, row[0]))
+
+
+def is_failure(error: Exception) -> bool:
+    """Whether the server itself has failed: not its client, its store or another engine, and nobody has to wait."""
+    return _row(error)[1] == 500
+
+
 def error_answer(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers for an error of the request under way."""
-    _, status, kind, code = next(row for row in ERRORS if isinstance(error, row[0]))
+    _, status, kind, code = _row(error)
     if isinstance(error, BusyError) and error.yours:
         status, kind, code = 429, "rate_limit_error", "too_many_requests"
     # what was not raised on purpose may say anything: it goes to the log, not to the client

@@ -238,7 +238,6 @@ class Generation(Body):
     logit_bias: dict[int, Bias] = {}
     seed: int | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
-    sonic: SonicOptions = SonicOptions()
 
     def check(self, engine: Engine) -> None:
         """Refuse what would change the reply and is not supported.
@@ -307,6 +306,7 @@ class ChatRequest(Generation):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    sonic: SonicOptions = SonicOptions()
     chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_json)] = {}
     response_format: ResponseFormat = ResponseFormat()
     tools: Annotated[list[dict[str, Any]], BeforeValidator(_tools), WithJsonSchema(OBJECTS)] = []
@@ -391,8 +391,11 @@ def _empty(value: Any) -> bool:
 UNSUPPORTED: dict[str, Callable[[Any], bool]] = {
     "functions": _empty,
     "function_call": _is("none", "auto"),
-    "response_format": _is({}, {"type": "text"}),  # of a text that is no dialogue
+    "response_format": _is({}, {"type": "text"}),  # this and the next four: of a text that is no dialogue
     "logprobs": _is(False),
+    "sonic": _empty,
+    "tools": _empty,
+    "chat_template_kwargs": _empty,
     "repeat_penalty": _is(1),
     "typical_p": _is(0, 1),
     "best_of": _is(1),
@@ -410,4 +413,9 @@ UNSUPPORTED: dict[str, Callable[[Any], bool]] = {
     "guided_choice": _empty,
     "guided_grammar": _empty,
     "mirostat": _is(0),
+    "min_tokens": _is(0),
+    "ignore_eos": _is(False),
+    "stop_token_ids": _empty,
+    "bad_words": _empty,
+    "allowed_token_ids": _empty,
 }

@@ -20,6 +20,7 @@ from sonic_kv.errors import (
     StoreError,
 )
 from sonic_kv.model.model import SonicModel
+from sonic_kv.server.answers import is_failure
 from sonic_kv.server.archive import Archive
 from sonic_kv.server.dialogue import (
     Step,
@@ -363,7 +364,7 @@ class Worker:
             job.base.used = time.monotonic()
         if turn.error is not None or turn.cancelled:
             error = turn.error or BusyError("cancelled")
-            if turn.error is not None:
+            if is_failure(error):
                 self._distrust(job)
             job.request.on_end(Outcome(error=error))
             return

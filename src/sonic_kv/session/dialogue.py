@@ -334,11 +334,10 @@ class Dialogue:
         while True:
             sampler.thinking = writer.thinking
             written.append(choose(following, sampler))
-            told = top_logprobs is not None and writer.answers(written[-1])
-            piece = writer.add(written[-1])
-            if told:
-                chances = logprob_of(self.model.tokenizer, following.logits, written[-1], top_logprobs or 0)
-                piece = replace(piece, logprob=chances)
+            logprob = None
+            if top_logprobs is not None and writer.answers(written[-1]):
+                logprob = logprob_of(self.model.tokenizer, following.logits, written[-1], top_logprobs)
+            piece = writer.add(written[-1], logprob)
             text += piece.text
             reasoning += piece.reasoning
             yield piece

@@ -72,10 +72,10 @@ class Turn:
         """Count one more token of the reply, and pass its text on."""
         self.text += piece.text
         self.reasoning += piece.reasoning
-        self.logprobs += [piece.logprob] if piece.logprob else []
+        self.logprobs += piece.logprobs
         self.completion_tokens += 1
         self.finish_reason = piece.finish_reason
-        if piece.text or piece.reasoning or piece.logprob:
+        if piece.text or piece.reasoning or piece.logprobs:
             self.on_piece(piece)
 
 

@@ -32,14 +32,14 @@ class Piece:
     """One step of one row: new text (may be empty), the token, why the reply ended, if it did, and new reasoning.
 
     Attributes:
-        logprob: of the token, if it is asked for and the token is of the answer.
+        logprobs: of the tokens whose text has become certain, if they are asked for and of the answer.
     """
 
     text: str
     token_id: int
     finish_reason: str | None = None
     reasoning: str = ""
-    logprob: Logprob | None = None
+    logprobs: tuple[Logprob, ...] = ()
 
 
 @torch.no_grad()
@@ -102,7 +102,12 @@ def detokenize(tokenizer: Any, token_ids: list[int]) -> str:
 
 
 class Detokenizer:
-    """Text of a growing list of tokens, without half characters and without stop texts."""
+    """Text of a growing list of tokens, without half characters and without stop texts.
+
+    Attributes:
+        certain: characters of the text so far that no stop text can take back.
+        stopped: a stop text has ended it.
+    """
 
     def __init__(self, model: SonicModel, stop: Sequence[str]) -> None:
         self._tokenizer = model.tokenizer
@@ -112,7 +117,13 @@ class Detokenizer:
         self._context = 0  # first token of the decoding window
         self._read = 0  # tokens whose text is known
         self._held = ""  # text that may be the beginning of a stop text
+        self.certain = 0
         self.stopped = False
+
+    @property
+    def length(self) -> int:
+        """Characters of the text so far."""
+        return self.certain + len(self._held)
 
     def add(self, token_id: int) -> str:
         """Text that has become certain with this token."""
@@ -143,6 +154,7 @@ class Detokenizer:
             sizes = range(min(self._longest, len(self._held)), 0, -1)
             keep = next((n for n in sizes if any(s.startswith(self._held[-n:]) for s in self._stop)), 0)
         certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        self.certain += len(certain)
         return certain
 
 
@@ -177,6 +189,7 @@ class Writer:
         ends = () if reasoning is None else model.format.stop
         self._text = Detokenizer(model, (*ends, *stop))
         self._room = room
+        self._logprobs: list[tuple[int, Logprob]] = []  # of tokens, and where their text begins
         self.count = 0
 
     @property
@@ -193,12 +206,20 @@ class Writer:
         """Whether this token, if it comes next, is of the answer: it ends no reply, and is no reasoning."""
         return token_id not in self._stop_ids and not self.thinking
 
-    def add(self, token_id: int) -> Piece:
-        """What this token adds to the text, and whether it ends the reply."""
+    def add(self, token_id: int, logprob: Logprob | None = None) -> Piece:
+        """What this token adds to the text, and whether it ends the reply. Its `logprob` is told with its text."""
         self.count += 1
+        self._logprobs += [] if logprob is None else [(self._text.length, logprob)]
         text, reason = self._next(token_id)
         reasoning, answer = self._division.add(text, final=reason is not None)
-        return Piece(answer, token_id, reason, reasoning)
+        return Piece(answer, token_id, reason, reasoning, self._certain(whole=reason is not None))
+
+    def _certain(self, whole: bool) -> tuple[Logprob, ...]:
+        """Those that are to be told by now: of tokens whose text begins in what is certain, or of all that are left."""
+        end = self._text.certain if not whole or self._text.stopped else self._text.certain + 1
+        told = tuple(logprob for start, logprob in self._logprobs if start < end)
+        self._logprobs = self._logprobs[len(told) :]
+        return told
 
     def _next(self, token_id: int) -> tuple[str, str | None]:
         if token_id in self._stop_ids:

@@ -108,9 +108,8 @@ def plain(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 TEXTS = st.text(alphabet="a <{\n", max_size=8)
 CALLS = st.lists(
-    st.builds(
-        Call,
-        st.sampled_from(["get_weather", "clock"]),
+    st.tuples(
+        st.sampled_from(["get_weather", "clock", "other"]),
         st.dictionaries(st.text(max_size=3), st.text(max_size=4), max_size=2),
     ),
     min_size=1,
@@ -122,24 +121,35 @@ CALLS = st.lists(
 @given(TEXTS, CALLS, st.data())
 @pytest.mark.parametrize("form", FORMS)
 def test_calls_are_read_wherever_the_reply_is_cut(
-    form: str, text: str, calls: list[Call], data: st.DataObject
+    form: str, text: str, calls: list[tuple[str, dict[str, Any]]], data: st.DataObject
 ) -> None:
-    """As the template itself writes them, behind any text where they have an opening."""
+    """As the template itself writes them, behind any text where they have an opening; known tools in pieces."""
     text = text.strip() if form == "hermes" else ""
+    known = {"get_weather", "clock", *(["other"] if form == "llama" else [])}
     calls = calls if form == "hermes" else calls[:1]
     message = {
         **assistant(text),
-        "tool_calls": [{"function": {"name": c.name, "arguments": c.arguments}} for c in calls],
+        "tool_calls": [{"function": {"name": name, "arguments": given}} for name, given in calls],
     }
     chat = formats()[form]
     before, whole = chat.render([user("x")], generation=True), chat.render([user("x"), message])
     reply = whole[len(before) :].removesuffix("<|end|>")
     cuts = sorted(data.draw(st.lists(st.integers(0, len(reply)), max_size=4)))
-    reader = CallReader(chat.calls, {"get_weather", "clock"})
+    reader = CallReader(chat.calls, known)
     parts = [p for a, b in zip([0, *cuts], [*cuts, len(reply)], strict=True) for p in reader.add(reply[a:b])]
     parts += reader.add("", final=True)
-    assert [part for part in parts if isinstance(part, Call)] == calls
+    assert [(name, json.loads(arguments)) for name, arguments in whole_calls(parts)] == calls
     assert "".join(part for part in parts if isinstance(part, str)) == text
+
+
+def whole_calls(parts: list[str | Call]) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for part in parts:
+        if isinstance(part, Call) and part.name:
+            found.append((part.name, part.arguments))
+        elif isinstance(part, Call):
+            found[-1] = (found[-1][0], found[-1][1] + part.arguments)
+    return found
 
 
 @cache
@@ -153,8 +163,9 @@ def formats() -> dict[str, ChatFormat]:
         ("hermes", "no call"),
         ("hermes", "<tool_call>\n{no object}\n</tool_call> so"),
         ("hermes", '<tool_call>\n{"name": 5}\n</tool_call>'),
-        ("hermes", '<tool_call>\n{"name": "clock", "arguments": {"at": NaN}}\n</tool_call>'),
-        ("hermes", '<tool_call>\n{"name": "clock", "arguments": {"at": "\\ud83d"}}\n</tool_call>'),
+        ("hermes", '<tool_call>\n{"name": "other", "arguments": {"at": NaN}}\n</tool_call>'),
+        ("hermes", '<tool_call>\n{"name": "other", "arguments": {"at": "\\ud83d"}}\n</tool_call>'),
+        ("hermes", '<tool_call>\n{"name": "clock", "arguments": "now"}\n</tool_call>'),
         ("hermes", "<tool_ca"),
         ("hermes", "<tool_call> cut {"),
         ("hermes", '{"name": "other", "arguments": {}}'),
@@ -186,14 +197,42 @@ def test_a_call_without_its_tags_is_a_call(form: str) -> None:
     reader = CallReader(formats()[form].calls, {"clock"})
     reply = ' {"name": "clock", "arguments": {"a": 1}}\n'
     parts = [*(part for letter in reply for part in reader.add(letter)), *reader.add("", final=True)]
-    assert [part for part in parts if isinstance(part, Call)] == [Call("clock", {"a": 1})]
+    assert whole_calls(parts) == [("clock", '{"a": 1}')]
     assert "".join(part for part in parts if isinstance(part, str)).strip() == ""
 
 
 def test_no_more_calls_are_read_than_there_may_be() -> None:
     text = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>\n' * 2
     parts = CallReader(formats()["hermes"].calls, {"clock"}, 1).add(text, final=True)
-    assert parts == [Call("clock", {})]
+    assert whole_calls(parts) == [("clock", "{}")]
+    assert not any(isinstance(part, str) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("written", "rest", "arguments"),
+    [
+        ('{"at": [1, "}"]}', ', "id": {"a": 1}}\n</tool_call>', '{"at": [1, "}"]}'),
+        ('{"at": NaN}', "}\n</tool_call>", '{"at": NaN}'),
+        ('{"at": "\\ud83d"}', "}\n</tool_call>", '{"at": "\\ud83d"}'),
+        ("{at: noon", "</tool_call>", "{at: noon"),
+        ('{"at": "no', "", '{"at": "no'),
+        ('{"at": 1}', "", '{"at": 1}'),
+    ],
+)
+@pytest.mark.parametrize("begun", [0, 1, 12, 44, 48])
+def test_a_call_whose_arguments_have_begun_is_told_as_it_comes(
+    written: str, rest: str, arguments: str, begun: int
+) -> None:
+    """By name first, then what the model writes, letter by letter; also where the client has begun it."""
+    reply = '<tool_call>\n{"name": "clock", "arguments": ' + written + rest
+    reader = CallReader(formats()["hermes"].calls, {"clock"})
+    reader.begin(reply[:begun])
+    told = [reader.add(letter) for letter in reply[begun:]] + [reader.add("", final=True)]
+    parts = [part for found in told for part in found]
+    assert whole_calls(parts) == [("clock", arguments)]
+    assert all(isinstance(part, Call) for part in parts)
+    assert parts[0] == Call("clock", "")
+    assert max(len(found) for found in told[1:]) <= 2
 
 
 def test_a_template_that_knows_no_tools_is_refused() -> None:
@@ -255,7 +294,7 @@ def test_a_stream_tells_calls_as_openai_does(server: Served) -> None:
     }
     whole = server.chat([user("hm")], **asked).json()["choices"]
     calls: dict[int, dict[str, str]] = {0: {}, 1: {}}
-    reasons = {}
+    reasons, pieces = {}, 0
     for chunk in events(server.chat([user("hm")], stream=True, **asked)):
         (choice,) = chunk["choices"]
         for part in choice["delta"].get("tool_calls", []):
@@ -263,10 +302,12 @@ def test_a_stream_tells_calls_as_openai_does(server: Served) -> None:
             found = calls[choice["index"]]
             if "id" in part:
                 found |= {"id": part["id"], "name": part["function"]["name"], "arguments": ""}
+            pieces += len(part["function"]["arguments"]) > 0
             found["arguments"] += part["function"]["arguments"]
         assert not choice["delta"].get("content")
         reasons[choice["index"]] = choice["finish_reason"]
     assert set(reasons.values()) == {"tool_calls"}
+    assert pieces > 2
     for choice in whole:
         (call,) = choice["message"]["tool_calls"]
         check_call(call)

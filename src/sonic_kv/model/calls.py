@@ -1,6 +1,7 @@
 """How a chat template writes the calls of tools: learned from what it makes of one, and read back from replies."""
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from sonic_kv.model.grammar import json_rule
 from sonic_kv.model.messages import Message, fault_of
 
 ARGUMENTS = ("arguments", "parameters")  # what templates call them
+_HEAD = re.compile(r'\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 _NAME = "probename"
 _ASKED: Message = {"role": "user", "content": "probeone"}
 _ARGUMENTS = {"probekey": "probetwo"}
@@ -28,10 +30,14 @@ PROBE = {
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a tool."""
+    """A call of a tool, or its beginning; without a name, what goes on the last one's arguments.
+
+    Attributes:
+        arguments: JSON as the model wrote it.
+    """
 
     name: str
-    arguments: dict[str, Any]
+    arguments: str
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def call_form(render: Callable[..., str], close: str, tokens: Mapping[str, int])
             found, length = json.JSONDecoder().raw_decode(text[start:])
         except ValueError:
             continue
-        if _call(found) == Call(_NAME, _ARGUMENTS):
+        if _call(found) == Call(_NAME, json.dumps(_ARGUMENTS)):
             break
     else:
         raise UnsupportedModelError(
@@ -104,13 +110,50 @@ def _call(value: Any) -> Call | None:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
     arguments: Any = next((value[key] for key in ARGUMENTS if key in value), {})
-    return Call(value["name"], arguments) if isinstance(arguments, dict) and not fault_of(value) else None
+    if not isinstance(arguments, dict) or fault_of(value):
+        return None
+    return Call(value["name"], json.dumps(arguments, ensure_ascii=False))
+
+
+def arguments_of(written: str) -> dict[str, Any] | str:
+    """Arguments as chat templates take them: an object, or what is no JSON of one as it was written."""
+    try:
+        read = json.loads(written)
+    except (ValueError, RecursionError):
+        return written
+    return read if isinstance(read, dict) and not fault_of(read) else written
+
+
+@dataclass
+class _Brackets:
+    """How many brackets are open in JSON that comes in pieces."""
+
+    open: int
+    _quoted: bool = False
+    _escaped: bool = False
+
+    def until(self, text: str, least: int) -> int | None:
+        """Where in the text no more than `least` are open, or a tag begins; None: nowhere in it."""
+        for at, char in enumerate(text):
+            if self._escaped:
+                self._escaped = False
+            elif self._quoted:
+                self._escaped, self._quoted = char == "\\", char != '"'
+            elif char == "<":
+                return at
+            else:
+                self._quoted = char == '"'
+                self.open += (char in "{[") - (char in "}]")
+                if char in "}]" and self.open <= least:
+                    return at + 1
+        return None
 
 
 class CallReader:
     """Divides a reply into text and calls, as it comes. What is no call after all is text.
 
     A reply that calls a known tool without what the template puts around it is a call, too: small models forget it.
+    One that has named a known tool and begun its arguments is a call, whatever follows; it is told in pieces.
 
     Args:
         names: the tools that there are.
@@ -121,29 +164,58 @@ class CallReader:
         self._form, self._names, self._left = form, names, most
         self._held, self._inside, self._plain, self._found = "", False, False, False
         self._around = form.opening, form.closing  # of the call that is being read
+        self._brackets: _Brackets | None = None  # of the call that is being told
+        self._least = 0  # of them that are open behind what is being read of it
         self._known = ""  # of what is held
+        self._begun: list[str | Call] = []  # of a call that how the reply begins leaves open
 
     def begin(self, text: str) -> None:
         """Read how the reply begins, which is not told as text again."""
-        self.add(text)
-        self._known = (self._around[0] if self._inside else "") + self._held
+        parts = self.add(text)
+        names = [number for number, part in enumerate(parts) if isinstance(part, Call) and part.name]
+        if self._brackets is not None:
+            self._begun = parts[names[-1] :]
+        else:
+            self._known = (self._around[0] if self._inside else "") + self._held
 
     def add(self, text: str, *, final: bool = False) -> list[str | Call]:
         """Texts and calls that have become certain; all that is left if this is the `final` text."""
         self._held += text
-        found: list[str | Call] = []
+        found, self._begun = self._begun, []
         while self._held and self._left != 0:
-            part = self._read_call(final) if self._inside else self._read_text(final)
+            part = self._read(final)
             if part is None:
                 break
             if part and self._known:
                 part = part if isinstance(part, Call) else part[same(self._known, part) :]
                 self._known = ""
             found += [part] if part else []
-            if isinstance(part, Call):
-                self._found = True
-                self._left = None if self._left is None else self._left - 1
         return found
+
+    def _read(self, final: bool) -> str | Call | None:
+        """The next part; None: more is needed to tell."""
+        if self._brackets is not None:
+            return self._go_on(self._brackets, final)
+        return self._read_call(final) if self._inside else self._read_text(final)
+
+    def _go_on(self, brackets: _Brackets, final: bool) -> str | Call | None:
+        """What goes on a call that is being told: its arguments, the end of its object, what closes it."""
+        if self._least >= 0:
+            end = brackets.until(self._held, self._least)
+            part, self._held = self._held[:end], "" if end is None else self._held[end:]
+            arguments = part if self._least else ""
+            self._least -= end is not None
+            return Call("", arguments) if arguments else ""
+        closing, rest = self._around[1], self._held.lstrip()
+        if closing and not final and closing != rest and closing.startswith(rest):
+            return None
+        self._end(rest.removeprefix(closing) if closing else self._held)
+        return ""
+
+    def _end(self, held: str) -> None:
+        """Leave a call; `held` is behind it."""
+        self._held, self._inside, self._found, self._brackets = held, False, True, None
+        self._left = None if self._left is None else self._left - 1
 
     def _read_text(self, final: bool) -> str | None:
         """Text before a call; None: more is needed to tell."""
@@ -182,6 +254,11 @@ class CallReader:
         if not opening and self._form.opening and self._form.opening in begun:  # it was text before a call
             self._inside, self._plain = False, True
             return ""
+        head = _HEAD.match(begun)
+        if head is not None and head[1] in self._names:
+            self._held, self._found = begun[head.end() :], True
+            self._brackets, self._least = _Brackets(1), 1
+            return Call(head[1], "")
         at = begun.find(closing) if closing else -1
         if not (final or at >= 0 or (not closing and begun.rstrip().endswith("}"))):
             return None
@@ -194,8 +271,7 @@ class CallReader:
         call = _call(value)
         if call is not None and (opening or call.name in self._names):
             rest = begun[length:]
-            self._held = rest.lstrip().removeprefix(closing) if closing else rest
-            self._inside = False
+            self._end(rest.lstrip().removeprefix(closing) if closing else rest)
             return call
         end = at + len(closing) if at >= 0 else len(begun)
         space = self._held[: len(self._held) - len(begun)]

@@ -146,13 +146,13 @@ class Completion:
             if isinstance(part, str):
                 deltas.append({"content": part})
                 continue
-            number = self._calls[index]
-            call = tools.call(number, part)
-            named = {"name": call["function"]["name"], "arguments": ""}
-            arguments = {"arguments": call["function"]["arguments"]}
-            deltas.append({"tool_calls": [{"index": number, **call, "function": named}]})
-            deltas.append({"tool_calls": [{"index": number, "function": arguments}]})
-            self._calls[index] += 1
+            if part.name:
+                number = self._calls[index]
+                deltas.append({"tool_calls": [{"index": number, **tools.call(number, part.name)}]})
+                self._calls[index] += 1
+            if part.arguments:
+                function = {"arguments": part.arguments}
+                deltas.append({"tool_calls": [{"index": self._calls[index] - 1, "function": function}]})
         return deltas
 
     def closing(self, index: int, outcome: Outcome) -> list[dict[str, Any]]:

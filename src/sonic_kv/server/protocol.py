@@ -4,7 +4,6 @@ What is only bookkeeping, or says what would happen anyway, is accepted and igno
 is not supported, is refused by name.
 """
 
-import json
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,6 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from sonic_kv.compress.options import Budget
+from sonic_kv.model.calls import arguments_of
 from sonic_kv.model.messages import fault_of
 from sonic_kv.server.options import Engine
 from sonic_kv.server.words import HALF
@@ -146,13 +146,12 @@ class Function(Body):
     arguments: Any = ""
 
     def plain(self) -> dict[str, Any]:
-        """As chat templates take it: arguments that are JSON as an object, others as they were written."""
-        try:
-            read = json.loads(self.arguments) if isinstance(self.arguments, str) else self.arguments
-        except (ValueError, RecursionError):
-            read = None
-        fit = isinstance(read, dict) and not (isinstance(self.arguments, str) and fault_of(read))
-        return {"name": self.name, "arguments": read if fit else str(self.arguments)}
+        """As chat templates take it."""
+        given = self.arguments
+        return {
+            "name": self.name,
+            "arguments": given if isinstance(given, dict) else arguments_of(str(given)),
+        }
 
 
 class ToolCall(Body):

@@ -1,11 +1,10 @@
 """The tools of one chat request: how the model is told of them, and what becomes of its calls."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sonic_kv.model.calls import Call, CallForm, CallReader
+from sonic_kv.model.calls import CallForm, CallReader, arguments_of
 from sonic_kv.session.reply import reply_message
 
 
@@ -31,18 +30,23 @@ class Tools:
         reader.begin(begun)
         return reader
 
-    def call(self, number: int, call: Call) -> dict[str, Any]:
+    def call(self, number: int, name: str, arguments: str = "") -> dict[str, Any]:
         """A call as a message has it, its arguments in JSON."""
-        arguments = json.dumps(call.arguments, ensure_ascii=False)
-        function = {"name": call.name, "arguments": arguments}
+        function = {"name": name, "arguments": arguments}
         return {"id": f"call_{self.mark}{number}", "type": "function", "function": function}
 
     def read(self, text: str, begun: str = "") -> tuple[str, list[dict[str, Any]]]:
         """The text and the calls of a reply."""
         parts = self.reader(begun).add(text, final=True)
-        calls = [part for part in parts if isinstance(part, Call)]
-        said = "".join(part for part in parts if isinstance(part, str))
-        return said, [self.call(number, call) for number, call in enumerate(calls)]
+        said, calls = "", list[dict[str, Any]]()
+        for part in parts:
+            if isinstance(part, str):
+                said += part
+            elif part.name:
+                calls.append(self.call(len(calls), part.name, part.arguments))
+            else:
+                calls[-1]["function"]["arguments"] += part.arguments
+        return said, calls
 
 
 def message_of(tools: Tools | None, text: str) -> dict[str, Any]:
@@ -55,4 +59,4 @@ def message_of(tools: Tools | None, text: str) -> dict[str, Any]:
 
 
 def _plain(function: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": function["name"], "arguments": json.loads(function["arguments"])}
+    return {"name": function["name"], "arguments": arguments_of(function["arguments"])}

@@ -207,7 +207,11 @@ def test_a_new_dialogue_is_new_also_while_a_reply_comes(tabs: Any) -> None:
         assert shown(page)["messages"] == []
 
 
-@pytest.mark.parametrize("budget", [Budget(compression_ratio=0.72), Budget(max_damage=0.3)], ids=str)
+@pytest.mark.parametrize(
+    "budget",
+    [Budget(compression_ratio=0.72), Budget(compression_ratio=0.97), Budget(max_damage=0.3)],
+    ids=str,
+)
 def test_a_dialogue_is_compressed_as_the_server_does_until_somebody_slides(budget: Budget, tabs: Any) -> None:
     model = tiny_model(max_position_embeddings=2048)
     assert model.adapter is not None
@@ -223,6 +227,8 @@ def test_a_dialogue_is_compressed_as_the_server_does_until_somebody_slides(budge
         for text in ("my sister Ada lives in Oslo", "where?"):
             talk(page, text)
             assert asked() == budget
+        shown_ratio = page.locator("#percent").text_content()
+        assert shown_ratio == f"{100 * (budget.compression_ratio or 0):.0f} %"
         page.keyboard.press("Alt+n")
         talk(page, "hello")
         assert asked() == budget
@@ -241,6 +247,55 @@ def test_a_dialogue_that_the_server_has_forgotten_goes_on(server: Served, tabs: 
     messages = server.http.get(f"/v1/sessions/{shown(page)['id']}").json()["messages"]
     assert messages == shown(page)["messages"]
     assert len(messages) == 4
+
+
+def test_dialogues_are_gone_on_with_and_erased(model: SonicModel, tmp_path: Path, tabs: Any) -> None:
+    """By keyboard alone; the others' are not listed."""
+    with serving(model, tmp_path, keys=("secret-key", "other-key"), max_reply_tokens=LENGTH) as server:
+        server.reply([user("somebody else's")], headers={"authorization": "Bearer other-key"})
+        for number, name in enumerate(("first", "<b>second</b>")):
+            server.reply([user(name)], headers={"x-session-id": f"dialogue-{number}"})
+        page = tabs.new_page()
+        page.goto(server.url)
+        page.get_by_label("API key").fill("secret-key")
+        page.keyboard.press("Enter")
+        page.locator("#model:text('tiny')").wait_for()
+        page.locator("#list").focus()
+        page.keyboard.press("Enter")
+        page.locator("#names li").nth(1).wait_for()
+        assert sorted(page.locator("#names b").all_text_contents()) == ["<b>second</b>", "first"]
+        page.locator("#names .go:has-text('first')").focus()
+        page.keyboard.press("Enter")
+        page.locator("#log .user p:text('first')").wait_for()
+        assert not page.locator("#dialogues").is_visible()
+        talk(page, "go on")
+        assert len(server.http.get("/v1/sessions/dialogue-0").json()["messages"]) == 4
+        page.locator("#list").click()
+        page.locator("#names li").nth(1).wait_for()
+        for title in ("<b>second</b>", "first"):
+            page.get_by_label(f"Erase: {title}").focus()
+            page.keyboard.press("Enter")
+            page.get_by_label(f"Erase for good: {title}").wait_for()
+            page.keyboard.press("Enter")
+            page.locator(f"#listed:text-is('“{title}” is erased.')").wait_for()
+        assert page.evaluate("document.activeElement.id") == "close"
+        page.keyboard.press("Escape")
+        page.locator("#log .hint").wait_for()  # what was erased is not shown either
+        assert server.http.get("/v1/sessions").json()["data"] == []
+        assert [
+            path.name for path in tmp_path.rglob("dialogues/*") if path.is_file()
+        ] != []  # the other key's
+
+
+def test_a_dialogue_that_is_open_in_another_tab_is_gone_on_with_apart(server: Served, tabs: Any) -> None:
+    page = opened(tabs, server)
+    talk(page, "here and there")
+    other = opened(tabs, server)
+    other.locator("#list").click()
+    other.locator("#names .go:has-text('here and there')").first.click()
+    other.wait_for_function("() => JSON.parse(sessionStorage.getItem('sonic-kv')).detached")
+    assert shown(other)["messages"] == shown(page)["messages"]
+    assert shown(other)["id"] != shown(page)["id"]
 
 
 def test_what_is_kept_is_shown_in_the_text(server: Served, tabs: Any) -> None:
@@ -337,6 +392,11 @@ def test_everybody_can_use_it(server: Served, browser: Any, size: Any, scheme: s
     page.locator("#kept").click()
     page.locator("#log .token").first.wait_for()
     check()
+    page.locator("#list").click()
+    page.locator("#names li .erase").first.click()
+    page.locator("#names li.sure").wait_for()
+    check()
+    page.keyboard.press("Escape")
     if size is PHONE:
         assert not page.locator("#cache").is_visible()
         page.locator("#panel").click()
@@ -363,10 +423,21 @@ def test_the_keyboard_reaches_everything(server: Served, tabs: Any) -> None:
     page.locator("#log .token").first.wait_for()
     page.locator("#text").focus()
     reached = set()
-    for _ in range(30):
+    for _ in range(31):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-    assert {"kept", "new", "log", "Copy", "Another reply", "text", "send", "ratio", "length"} <= reached
+    assert {
+        "kept",
+        "list",
+        "new",
+        "log",
+        "Copy",
+        "Another reply",
+        "text",
+        "send",
+        "ratio",
+        "length",
+    } <= reached
     page.keyboard.press("Alt+n")
     page.locator("#log .hint").wait_for()
     assert page.evaluate("document.activeElement.id") == "text"

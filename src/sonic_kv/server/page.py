@@ -10,6 +10,7 @@ PARTS = {
     "page.js": "text/javascript",
     "panel.js": "text/javascript",
     "markdown.js": "text/javascript",
+    "dialogues.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
 PATHS = frozenset({"/", *(f"/page/{name}" for name in PARTS)})

@@ -1,8 +1,9 @@
+import { listDialogues } from "./dialogues.js";
 import { markdown } from "./markdown.js";
 import { element, percent, showServer, showSession, showTurns, size } from "./panel.js";
 
 const $ = id => document.getElementById(id);
-const SAVED = "sonic-kv", LONGEST = 1024;
+const SAVED = "sonic-kv", LONGEST = 1024, MOST = 0.95;
 const NAMES = { user: "You", assistant: "Model", system: "System", tool: "Tool" };
 const newId = () => crypto.randomUUID?.() ?? `page-${Date.now()}-${String(Math.random()).slice(2)}`;
 
@@ -151,7 +152,14 @@ function showCache() {
   showSlider();
 }
 
+/** Put the slider where the dialogue is, beyond its usual end too. */
+function slideTo(ratio) {
+  $("ratio").max = Math.max(MOST, ratio);
+  $("ratio").value = ratio;
+}
+
 function showSlider() {
+  $("most-removed").textContent = percent($("ratio").max);
   const text = percent($("ratio").value);
   $("percent").textContent = text;
   $("ratio").setAttribute("aria-valuetext", `${text} removed`);
@@ -162,7 +170,7 @@ function show(found, turn) {
   session = found;
   if (!moved) {
     state.ratio = found.max_damage === null ? found.compression_ratio : null; // null: as the server has it
-    $("ratio").value = found.compression_ratio;
+    slideTo(found.compression_ratio);
   }
   const point = [found.bytes, found.full_bytes];
   if (turn || !state.turns.length) state.turns.push(point);
@@ -266,7 +274,7 @@ async function start() {
   say();
   try {
     served = (await (await call("v1/models")).json()).data[0];
-    if (state.ratio === null) $("ratio").value = served.compression_ratio;
+    if (state.ratio === null) slideTo(served.compression_ratio);
     $("model").textContent = served.id;
     if (state.turns.length) {
       const found = await (await call(`v1/sessions/${state.id}`)).json();
@@ -320,6 +328,7 @@ $("text").onkeydown = event => {
   }
 };
 document.onkeydown = event => {
+  if ($("dialogues").open) return;
   if (event.key === "Escape") { if (running) running.abort(); else showPanel(false); }
   const pressed = event.altKey && { KeyN: "new", KeyK: "kept" }[event.code];
   if (pressed) { event.preventDefault(); $(pressed).click(); }
@@ -334,16 +343,22 @@ $("ratio").oninput = () => {
   timer = setTimeout(squeeze, 120);
 };
 $("length").onchange = showSlider;
-$("new").onclick = () => {
+/** Leave the dialogue for a new one, or for one that the server knows. */
+function turnTo(found) {
   running?.abort();
-  state = { ...state, ...fresh() };
-  [messages, session, kept, moved] = [[], null, [], false];
+  state = { ...state, ...fresh(), ...(found && { id: found.id }) };
+  [messages, session, kept, moved] = [found?.messages ?? [], null, [], false];
+  say();
   remember();
   showPanel(false);
-  showLog();
-  showCache();
+  if (found) show(found, true); else showCache();
+  showKept().then(down);
   $("text").focus();
-};
+}
+
+$("new").onclick = () => turnTo(null);
+listDialogues(call, async id => { turnTo(await (await call(`v1/sessions/${id}`)).json()); ask?.(); },
+  id => { if (id === state.id) turnTo(null); });
 addEventListener("resize", () => showTurns(state.turns));
 
 try {
@@ -351,7 +366,7 @@ try {
   state = { ...state, ...rest, key: localStorage.getItem(`${SAVED}-key`) ?? "" };
   messages = said;
 } catch { /* a fresh start */ }
-if (state.ratio !== null) $("ratio").value = state.ratio;
+if (state.ratio !== null) slideTo(state.ratio);
 const ask = watchTabs();
 remember();
 starting = start();

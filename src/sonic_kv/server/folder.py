@@ -155,7 +155,8 @@ class FolderStore(Store):
             except OSError as error:
                 self.close()
                 raise ConfigError(
-                    f"another server uses the store in {self._root}: give each a --store of its own"
+                    f"another server keeps its dialogues in {self._root}: give this one a folder of its own with "
+                    "--store, or --store none"
                 ) from error
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from serving import serving
 from tiny import tiny_model, tiny_tokenizer
 
 from sonic_kv.bench import batch, dialogue, timing
@@ -21,7 +22,7 @@ from sonic_kv.bench.options import (
 )
 from sonic_kv.bench.shapes import SHAPES, random_model
 from sonic_kv.bench.timing import decode_bound, measure_machine, paired, ratio_of_sums
-from sonic_kv.errors import ConfigError
+from sonic_kv.errors import ConfigError, ServeError
 
 
 def test_paired_ratio_is_that_of_the_two_sides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +62,8 @@ def test_bench_options_are_checked() -> None:
 SHORT = BenchDialogueOptions(
     lengths=(24, 96), user_tokens=(8,), reply_tokens=(16,), ratios=(0.5, 0.8), repetitions=2
 )
-NAMES = ["full", "re-prefilled", *(f"{k} {r}" for k in ("streaming", "h2o", "sonic") for r in (0.5, 0.8))]
+FULL = ["full", "re-prefilled", "full, int8", "full, int4"]
+NAMES = [*FULL, *(f"{kind} {ratio}" for kind in ("streaming", "sonic") for ratio in (0.5, 0.8))]
 
 
 def test_a_ratio_of_sums_has_an_interval_that_holds_it() -> None:
@@ -75,14 +77,14 @@ def test_a_ratio_of_sums_has_an_interval_that_holds_it() -> None:
 @pytest.mark.parametrize("size", [1, 3])
 def test_every_method_lives_through_the_same_dialogue(size: int) -> None:
     model = tiny_model()
-    (result,) = dialogue.measure(model, "tiny", replace(SHORT, batch=size))
+    (result,) = dialogue.measure(model, "tiny", replace(SHORT, batch=(size,)))
     assert list(result.turns) == NAMES
     found = {(row.method, row.length): row for row in dialogue.rows(result)}
     for name, turns in result.turns.items():
-        assert [len(times) for times in turns.total()] == [2] * 4
+        assert [len(times) for times in turns.total([1.0] * 4)] == [2] * 4
         assert all(t > 0 for times in turns.first_token + turns.decode for t in times)
         assert found[name, 96].seconds > found[name, 24].seconds
-        ratio = float(name.split()[1]) if " " in name else 0.0
+        ratio = 0.0 if name in FULL else float(name.split()[1])
         history = 96 - 1  # the last token of a reply is fed with the next message
         kept = dialogue.PREFIX + round((1 - ratio) * history) if ratio else dialogue.PREFIX + history
         if ratio:  # 8 bytes of bookkeeping an entry, head and layer
@@ -100,11 +102,56 @@ def test_packed_memory_is_live_in_few_bits_and_works_in_many() -> None:
     model = tiny_model()
     options = replace(SHORT, methods=("full", "sonic"), bits=(0, 4), ratios=(0.5,))
     turns = dialogue.measure(model, "tiny", options)[0].turns
-    assert list(turns) == ["full", "sonic 0.5", "sonic 4 bits 0.5"]
-    full, packed = turns["sonic 0.5"], turns["sonic 4 bits 0.5"]
+    assert list(turns) == ["full", "sonic 0.5", "sonic, int4 0.5"]
+    full, packed = turns["sonic 0.5"], turns["sonic, int4 0.5"]
     assert packed.entries == full.entries
     assert packed.live_bytes[-1] < 0.6 * full.live_bytes[-1]
     assert packed.peak_bytes[-1] >= full.peak_bytes[-1] * 0.9
+
+
+def test_turns_that_are_read_in_untimed_leave_the_dialogue_as_long() -> None:
+    model = tiny_model()
+    options = replace(SHORT, lengths=(48, 240), batch=(2,), ratios=(0.5,), bits=(0, 4))
+    (whole,) = dialogue.measure(model, "tiny", replace(options, timed=0, repetitions=1))
+    (some,) = dialogue.measure(model, "tiny", replace(options, timed=2, repetitions=1))
+    assert (whole.timed, some.timed) == ([*range(10)], [0, 1, 5, 9])
+    for name, turns in some.turns.items():
+        assert turns.entries == [whole.turns[name].entries[number] for number in some.timed]
+        if name not in FULL:
+            assert turns.live_bytes == [whole.turns[name].live_bytes[number] for number in some.timed]
+    assert "; 4 of 10 turns timed" in dialogue.report([some]).text
+
+
+def test_what_lies_between_timed_turns_counts_as_on_a_line() -> None:
+    timed, count = [0, 1, 5, 9], 10
+    weights = dialogue.shares(timed, count)
+    line = [3.0 + 2.0 * number for number in range(count)]
+    assert sum(w * line[n] for w, n in zip(weights, timed, strict=True)) == pytest.approx(sum(line))
+    assert dialogue.shares([0, 1, 2], 3) == [1.0, 1.0, 1.0]
+
+
+def test_several_batch_sizes_are_measured_in_one_run() -> None:
+    options = replace(SHORT, lengths=(24,), batch=(1, 2), methods=("full",), repetitions=1)
+    results = dialogue.measure(tiny_model(), "tiny", options)
+    assert [result.turns["full"].live_bytes[-1] for result in results[1:]] == [
+        2 * results[0].turns["full"].live_bytes[-1]
+    ]
+
+
+def test_another_engine_plays_the_same_dialogues() -> None:
+    with serving(tiny_model(max_position_embeddings=2048)) as server:
+        options = replace(SHORT, batch=(2,), methods=("full",), timed=1, against=f"{server.url}/v1")
+        (result,) = dialogue.measure(tiny_model(), "tiny", options)
+        told = server.http.get("/v1/sessions").json()["data"]
+    theirs = result.turns[f"{server.url}/v1"]
+    assert [len(times) for times in theirs.total([1.0, 1.0])] == [2, 2]
+    assert all(t > 0 for times in theirs.first_token + theirs.decode for t in times)
+    row = dialogue.rows(result)[-1]
+    assert row.live_bytes is None
+    assert row.to_full is not None
+    assert len(told) >= 2  # a dialogue a row
+    with pytest.raises(ServeError, match="does not answer /v1/models"):
+        dialogue.measure(tiny_model(), "tiny", replace(options, against=f"{server.url}/nothing"))
 
 
 def test_the_bound_counts_every_weight_and_entry_once() -> None:
@@ -130,11 +177,11 @@ def test_figures_are_written_to_a_folder(tmp_path: Path) -> None:
     assert [dialogue_of["turn"] for dialogue_of in read] == [[8, 16], [2, 4]]
     assert read[0]["rows"][0]["method"] == "full"
     assert read[0]["turns"]["sonic 0.8"]["live_bytes"] == results[0].turns["sonic 0.8"].live_bytes
-    assert [len(result.turns["full"].decode) for result in results] == [4, 16]
+    assert [len(result.turns["full"].decode) for result in results] == [4, 8]
     page = (tmp_path / "out" / "report.md").read_text()
     assert page == written.text
     assert len(re.findall(r"^\| sonic 0\.5 ", page, re.M)) == 4
-    assert "## 96 tokens, turns of 2 user and 4 reply tokens" in page
+    assert "## 96 tokens, batch 1, turns of 2 user and 4 reply tokens" in page
     assert "re-prefilled" not in page.split("## 24")[1].replace("/ re-prefilled", "")
     assert b"<svg" in (tmp_path / "out" / "plot.svg").read_bytes()
 
@@ -158,13 +205,14 @@ def test_a_shape_is_a_model_with_random_weights(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"methods": ("full", "magic")}, "each full, re-prefilled, streaming, h2o or sonic"),
+        ({"methods": ("full", "magic")}, "each full, re-prefilled, few-bits, streaming or sonic"),
         ({"methods": ()}, "at least one"),
         ({"lengths": ()}, "at least one"),
         ({"lengths": (100,)}, r"a turn \(256 tokens\)"),
         ({"reply_tokens": (1,)}, "at least 2"),
         ({"user_tokens": (64, 256)}, "as many of each"),
-        ({"batch": 0}, "at least 1"),
+        ({"batch": (0,)}, "at least 1"),
+        ({"timed": -1}, "must not be negative"),
     ],
 )
 def test_dialogue_options_are_checked(options: dict[str, Any], message: str) -> None:

@@ -27,6 +27,6 @@ for shape in "${shapes[@]}"; do
   # tokens/s at 1, 2, 4 … 64 rows, and the largest batch that fits, for full context and three ratios
   sonic-kv bench batch "${device[@]}" "${named[@]}" "${long[@]}" | tee "results/batch-$name.txt"
   # first token, decode step, closing and bytes over a whole dialogue, also with memory in four bits
-  sonic-kv bench dialogue "${device[@]}" "${named[@]}" "${dialogue[@]}" --storages full int4 --json \
+  sonic-kv bench dialogue "${device[@]}" "${named[@]}" "${dialogue[@]}" --bits 0 4 --json \
     > "results/dialogue-$name.json"
 done

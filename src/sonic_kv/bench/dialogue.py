@@ -3,78 +3,32 @@
 All methods live through the same dialogue in lockstep: at each turn every one of them reads the user's
 message and writes a reply of fixed length, in an order that rotates. What the machine does meanwhile
 slows all of them, and the ratios are taken from pairs. Tokens are random; time does not depend on them.
+
+Of a long dialogue only some turns need to be timed: the others are read in, and a turn between two timed ones
+counts as on the line between them.
 """
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate, islice
-from typing import cast
+from typing import Any
 
 import torch
 
 from sonic_kv import __version__
 from sonic_kv.bench.options import BenchDialogueOptions, TurnTokens
 from sonic_kv.bench.report import Line, Panel, Report, on
-from sonic_kv.bench.timing import (
-    Machine,
-    Ratio,
-    decode_bound,
-    in_turn,
-    measure_machine,
-    ratio_of_sums,
-    seconds,
-)
-from sonic_kv.cache.cache import SessionCache
-from sonic_kv.compress.compressor import Compressor
-from sonic_kv.compress.options import Bits, Budget, SessionConfig
-from sonic_kv.compress.policies import H2OPolicy, Policy, StreamingPolicy
+from sonic_kv.bench.timing import Machine, Ratio, decode_bound, in_turn, measure_machine, ratio_of_sums
+from sonic_kv.bench.ways import FULL, REPREFILLED, Measured, Player, Run, drawn, ways
 from sonic_kv.model.model import SonicModel
-from sonic_kv.session.generate import generate_step
-from sonic_kv.session.options import SamplingConfig
 from sonic_kv.text import Progress, bytes_text, table
 
 PREFIX = 4  # tokens that are never compressed
-FULL, REPREFILLED = "full", "re-prefilled"
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to keep history: its name, and what closes a segment (None: nothing is removed)."""
-
-    name: str
-    ratio: float = 0.0
-    compressor: Compressor | None = None
-
-    def new_cache(self, model: SonicModel) -> SessionCache:
-        bits = None if self.compressor is None else self.compressor.config.bits
-        return model.new_cache(bits=bits)
-
-
-def ways(model: SonicModel, options: BenchDialogueOptions) -> list[Way]:
-    """The methods to time: the two full contexts, then each kind of compression at each ratio."""
-    found = [Way(name) for name in (FULL, REPREFILLED) if name in options.methods]
-    policies: dict[str, Policy | None] = {"streaming": StreamingPolicy(), "h2o": H2OPolicy(), "sonic": None}
-    for kind, policy in policies.items():
-        if kind not in options.methods:
-            continue
-        for bits in options.bits if kind == "sonic" else (0,):
-            own = kind == "sonic"  # the others give every head as many entries
-            config = SessionConfig(
-                reencode=own,
-                bits=cast("Bits | None", bits or None),
-                allocation=options.allocation if own else "per_head",
-            )
-            compressor = Compressor(model, config, policy)
-            name = f"{kind} {bits} bits" if bits else kind
-            found += [Way(f"{name} {ratio:g}", ratio, compressor) for ratio in options.ratios]
-    return found
 
 
 @dataclass
 class Turns:
-    """What one method took, turn by turn. Times in seconds, sizes in bytes; [turn][repetition]"""
+    """What one method took in the timed turns. Times in seconds, sizes in bytes; [turn][repetition]"""
 
     first_token: list[list[float]] = field(default_factory=list)
     decode: list[list[float]] = field(default_factory=list)  # all tokens of the reply but the first
@@ -83,60 +37,22 @@ class Turns:
     peak_bytes: list[int] = field(default_factory=list)  # before
     entries: list[int] = field(default_factory=list)  # when the reply ends
 
-    def total(self, turns: slice = slice(None)) -> list[list[float]]:
-        """Everything that a turn took."""
-        parts = zip(self.first_token[turns], self.decode[turns], self.closing[turns], strict=True)
-        return [[sum(times) for times in zip(*part, strict=True)] for part in parts]
+    def add(self, number: int, turn: Measured) -> None:
+        """Note the timed turn of this number, once more or for the first time."""
+        if number == len(self.decode):
+            for column in (self.first_token, self.decode, self.closing):
+                column.append([])
+            self.peak_bytes.append(turn.peak_bytes)
+            self.live_bytes.append(turn.live_bytes)
+            self.entries.append(turn.entries)
+        self.first_token[number].append(turn.first_token)
+        self.decode[number].append(turn.decode)
+        self.closing[number].append(turn.closing)
 
-
-class _Run:
-    """One method's side of one dialogue, for every row of the batch."""
-
-    def __init__(self, model: SonicModel, method: Way, prefixes: list[list[int]]) -> None:
-        self.model, self.method = model, method
-        self.transcripts = [list(ids) for ids in prefixes]
-        self.unfed: list[list[int]] = [[] for _ in prefixes]  # the reply's last token was sampled, not fed
-        self.caches = [self._fresh(ids) for ids in prefixes]
-
-    def _fresh(self, prefix: list[int]) -> SessionCache:
-        cache = self.method.new_cache(self.model)
-        self.model.feed(cache, prefix)
-        cache.mark_prefix()
-        return cache
-
-    def turn(self, messages: list[list[int]], reply_tokens: int) -> tuple[float, float, float, int, int]:
-        """Seconds to the first token, of the others and of closing; bytes and entries before closing."""
-        prompts = [rest + message for rest, message in zip(self.unfed, messages, strict=True)]
-        for row, message in enumerate(messages):
-            self.transcripts[row] += message
-        if self.method.name == REPREFILLED:
-            self.caches = [self.method.new_cache(self.model) for _ in messages]
-            prompts = [list(ids) for ids in self.transcripts]
-        replies: list[list[int]] = []
-        with closing(
-            generate_step(self.model, prompts, self.caches, SamplingConfig(temperature=0.0))
-        ) as steps:
-            first = seconds(lambda: replies.append(next(steps)))
-            decode = seconds(lambda: replies.extend(islice(steps, reply_tokens - 1)))
-        for row, ids in enumerate(zip(*replies, strict=True)):
-            self.transcripts[row] += ids
-            self.unfed[row] = list(ids[-1:])
-        peak, entries = self.bytes(), self.caches[0].stored
-        return first, decode, seconds(self._close), peak, entries
-
-    def _close(self) -> None:
-        if self.method.compressor is None:
-            return
-        fed = [  # in the transcript, but not in the cache: the reply's last token
-            (cache, ids[: cache.logical_length])
-            for cache, ids in zip(self.caches, self.transcripts, strict=True)
-        ]
-        self.method.compressor.close_all(fed, Budget(compression_ratio=self.method.ratio))
-        for cache in self.caches:
-            cache.pack()
-
-    def bytes(self) -> int:
-        return sum(cache.nbytes for cache in self.caches)
+    def total(self, weights: Sequence[float]) -> list[list[float]]:
+        """Everything that the first timed turns took, each as often as it counts."""
+        parts = zip(weights, self.first_token, self.decode, self.closing, strict=False)
+        return [[weight * sum(times) for times in zip(*part, strict=True)] for weight, *part in parts]
 
 
 @dataclass(frozen=True)
@@ -148,32 +64,62 @@ class Result:
     options: BenchDialogueOptions
     bytes_per_token: int
     turn: TurnTokens
+    batch: int
+    timed: list[int]  # numbers of the turns that were
     turns: dict[str, Turns]
     bounds: dict[str, dict[int, float]]  # by method and length: seconds of a decode step there, at best
     version: str = __version__
 
-    def upto(self, length: int) -> slice:
-        """The turns of the first `length` logical tokens."""
-        return slice(0, max(length // sum(self.turn), 1))
+    def count(self, length: int) -> int:
+        """Turns of the first `length` logical tokens."""
+        return max(length // sum(self.turn), 1)
+
+    def weights(self, count: int) -> list[float]:
+        """How many of the first `count` turns each timed one of them stands for."""
+        return shares([number for number in self.timed if number < count], count)
 
     def ending(self, length: int) -> slice:
-        """The last eighth of these turns."""
-        stop = self.upto(length).stop
-        return slice(stop - max(stop // 8, 1), stop)
+        """The timed ones of the last eighth of these turns."""
+        stop = self.count(length)
+        start = stop - max(stop // 8, 1)
+        within = [at for at, number in enumerate(self.timed) if start <= number < stop]
+        return slice(within[0], within[-1] + 1)
+
+
+def timed_turns(options: BenchDialogueOptions, turn: TurnTokens) -> list[int]:
+    """Which turns are timed: the first, and so many up to each length, the last of them at its end."""
+    found, before = {0}, 0
+    for length in sorted(options.lengths):
+        count = max(length // sum(turn), 1)
+        span = count - before
+        parts = min(options.timed or span, span)
+        found |= {before + (part + 1) * span // parts - 1 for part in range(parts)}
+        before = count
+    return sorted(found)
+
+
+def shares(timed: Sequence[int], count: int) -> list[float]:
+    """How much each timed turn counts for in the sum of all, what lies between two taken as on a line.
+
+    Args:
+        timed: numbers of the timed turns, from 0 to count - 1, both included.
+    """
+    found = [1.0] * len(timed)
+    for left in range(len(timed) - 1):
+        between = (timed[left + 1] - timed[left] - 1) / 2  # as many halves for either end
+        found[left] += between
+        found[left + 1] += between
+    return found
 
 
 @torch.no_grad()
 def measure(model: SonicModel, name: str, options: BenchDialogueOptions) -> list[Result]:
     """Live through each kind of dialogue `repetitions` times (and once before, to warm up, for two turns)."""
     machine = measure_machine(model)
-    total = options.repetitions * sum(_count(options, turn) for turn in options.turns)
+    kinds = [(turn, batch) for turn in options.turns for batch in options.batch]
+    total = options.repetitions * sum(len(timed_turns(options, turn)) for turn, _ in kinds)
     with Progress("turn", total) as bar:
-        return [_measure(model, name, options, machine, turn, bar) for turn in options.turns]
-
-
-def _count(options: BenchDialogueOptions, turn: TurnTokens) -> int:
-    """Turns of the longest dialogue."""
-    return max(max(options.lengths) // sum(turn), 1)
+        return [_measure(model, name, options, machine, turn, batch, bar) for turn, batch in kinds]
 
 
 def _measure(
@@ -182,73 +128,62 @@ def _measure(
     options: BenchDialogueOptions,
     machine: Machine,
     turn: TurnTokens,
+    batch: int,
     bar: Progress,
 ) -> Result:
-    chosen = ways(model, options)
-    turns = {method.name: Turns() for method in chosen}
-    count = _count(options, turn)
-    for _ in _lockstep(model, chosen, options, turn, min(count, 2)):
+    timed, turns = timed_turns(options, turn), dict[str, Turns]()
+    for _ in _lockstep(model, options, turn, batch, range(min(timed[-1] + 1, 2))):
         pass
     for repetition in range(options.repetitions):
-        for number, measured in enumerate(_lockstep(model, chosen, options, turn, count, repetition)):
-            for method, (first, decode, close, peak, live, entries) in measured.items():
-                mine = turns[method]
-                if not repetition:
-                    for column in (mine.first_token, mine.decode, mine.closing):
-                        column.append([])
-                    mine.peak_bytes.append(peak)
-                    mine.live_bytes.append(live)
-                    mine.entries.append(entries)
-                mine.first_token[number].append(first)
-                mine.decode[number].append(decode)
-                mine.closing[number].append(close)
+        for number, measured in enumerate(_lockstep(model, options, turn, batch, timed, repetition)):
+            for method, found in measured.items():
+                turns.setdefault(method, Turns()).add(number, found)
             bar.add()
-    result = Result(name, machine, options, model.bytes_per_token, turn, turns, {})
+    result = Result(name, machine, options, model.bytes_per_token, turn, batch, timed, turns, {})
     for method, mine in turns.items():
-        result.bounds[method] = {
-            length: decode_bound(
-                model,
-                machine,
-                statistics.mean(mine.entries[result.ending(length)]) - turn.reply / 2,
-                options.batch,
-            )
-            for length in options.lengths
-        }
+        for length in options.lengths if mine.entries[0] else ():
+            mean = statistics.mean(mine.entries[result.ending(length)]) - turn.reply / 2
+            bound = decode_bound(model, machine, mean, batch)
+            result.bounds.setdefault(method, {})[length] = bound
     return result
-
-
-Measured = dict[str, tuple[float, float, float, int, int, int]]
 
 
 def _lockstep(
     model: SonicModel,
-    chosen: list[Way],
     options: BenchDialogueOptions,
     turn: TurnTokens,
-    count: int,
+    batch: int,
+    timed: Sequence[int],
     repetition: int = 0,
-) -> Iterator[Measured]:
+) -> Iterator[dict[str, Measured]]:
     generator = torch.Generator().manual_seed(options.seed)
+    prefixes = drawn(model, batch, PREFIX, generator)
+    players: list[Player] = [Run(model, way, prefixes) for way in ways(model, options)]
+    if options.against is not None:
+        from sonic_kv.bench.against import Remote
 
-    def tokens(length: int) -> list[list[int]]:
-        shape = (options.batch, length)
-        found: list[list[int]] = torch.randint(model.config.vocab_size, shape, generator=generator).tolist()
-        return found
-
-    prefixes = tokens(PREFIX)
-    runs = [_Run(model, method, prefixes) for method in chosen]
-    for number in range(count):
-        messages = tokens(turn.user)
-        measured: Measured = {}
-        for run in in_turn(runs, number + repetition):
-            first, decode, close, peak, entries = run.turn(messages, turn.reply)
-            measured[run.method.name] = (first, decode, close, peak, run.bytes(), entries)
-        yield measured
+        players.append(Remote(options.against, model, batch))
+    before = 0
+    for number in timed:
+        untimed = [
+            (drawn(model, 1, turn.user, generator)[0], drawn(model, 1, turn.reply, generator)[0])
+            for _ in range(before, number)
+        ]
+        messages = drawn(model, batch, turn.user, generator)
+        measured: dict[str, Measured] = {}
+        for player in in_turn(players, number + repetition):
+            player.fill(untimed)
+            measured[player.name] = player.turn(messages, turn.reply)
+        yield {player.name: measured[player.name] for player in players}
+        before = number + 1
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method at one length. Ratios have a 95 % interval; those at the end are of the last eighth."""
+    """One method at one length. Ratios have a 95 % interval; those at the end are of the last eighth.
+
+    What is not known of another engine is None.
+    """
 
     method: str
     length: int
@@ -258,13 +193,13 @@ class Row:
     first_token_ms: float  # at the end, median
     first_token_to_full: Ratio | None
     step_ms: float  # at the end, median
+    bound_ms: float | None  # the least that a step can take there
     step_to_full: Ratio | None
     tokens_per_second: float  # at the end, all rows of the batch
-    of_bound: float  # bound / step at the end
     closing_share: float
-    live_bytes: int
-    peak_bytes: int
-    live_share: float  # of the bytes of every token's keys and values
+    live_bytes: int | None
+    peak_bytes: int | None
+    live_share: float | None  # of the bytes of every token's keys and values
 
 
 def rows(result: Result) -> list[Row]:
@@ -273,37 +208,39 @@ def rows(result: Result) -> list[Row]:
 
 
 def _row(result: Result, name: str, length: int) -> Row:
-    mine, whole, end = result.turns[name], result.upto(length), result.ending(length)
+    mine, end = result.turns[name], result.ending(length)
+    weights = result.weights(result.count(length))
 
     def against(other: str, times: Callable[[Turns], list[list[float]]]) -> Ratio | None:
         return ratio_of_sums(times(mine), times(result.turns[other])) if other in result.turns else None
 
-    total, steps = mine.total(whole), result.turn.reply - 1
+    total, steps = mine.total(weights), result.turn.reply - 1
     step = statistics.median(t / steps for turn in mine.decode[end] for t in turn)
-    live = mine.live_bytes[whole.stop - 1]
-    logical = result.options.batch * (PREFIX + whole.stop * sum(result.turn))
+    live, peak = mine.live_bytes[len(weights) - 1], max(mine.peak_bytes[: len(weights)])
+    logical = result.batch * (PREFIX + result.count(length) * sum(result.turn))
+    closing = sum(weight * sum(times) for weight, times in zip(weights, mine.closing, strict=False))
     return Row(
         method=name,
         length=length,
         seconds=sum(map(statistics.mean, total)),
-        to_full=against(FULL, lambda turns: turns.total(whole)),
-        to_reprefilled=against(REPREFILLED, lambda turns: turns.total(whole)),
+        to_full=against(FULL, lambda turns: turns.total(weights)),
+        to_reprefilled=against(REPREFILLED, lambda turns: turns.total(weights)),
         first_token_ms=1e3 * statistics.median(t for turn in mine.first_token[end] for t in turn),
         first_token_to_full=against(FULL, lambda turns: turns.first_token[end]),
         step_ms=1e3 * step,
+        bound_ms=1e3 * result.bounds[name][length] if name in result.bounds else None,
         step_to_full=against(FULL, lambda turns: turns.decode[end]),
-        tokens_per_second=result.options.batch / step,
-        of_bound=result.bounds[name][length] / step,
-        closing_share=sum(map(sum, mine.closing[whole])) / sum(map(sum, total)),
-        live_bytes=live,
-        peak_bytes=max(mine.peak_bytes[whole]),
-        live_share=live / (logical * result.bytes_per_token),
+        tokens_per_second=result.batch / step,
+        closing_share=closing / sum(map(sum, total)),
+        live_bytes=live or None,
+        peak_bytes=peak or None,
+        live_share=live / (logical * result.bytes_per_token) or None,
     )
 
 
 HEAD = (
     "method", "whole dialogue, s", "/ full", "/ re-prefilled", "first token, ms", "/ full", "step, ms",
-    "/ full", "tokens/s", "of bound", "closing", "live bytes", "of full", "peak bytes",
+    "at best", "/ full", "tokens/s", "closing", "live bytes", "of full", "peak bytes",
 )  # fmt: skip
 
 
@@ -314,15 +251,18 @@ def report(results: Sequence[Result]) -> Report:
         f"# Whole dialogues: {results[0].model}",
         "",
         on(results[0].machine),
-        f"Batch {options.batch}, {options.repetitions} repetitions, seed {options.seed}. Ratios: sums of paired "
-        "times, 95 % bootstrap interval. First token and step: the last eighth of the turns. Bound: weights and "
+        f"{options.repetitions} repetitions, seed {options.seed}. Ratios: sums of paired "
+        "times, 95 % bootstrap interval. First token and step: the last eighth of the turns. At best: weights and "
         "cache read once a step at the rate above, or the arithmetic, whichever takes longer.",
     ]
     for result in results:
         found = rows(result)
         for length in options.lengths:
             cells = [_cells(row) for row in found if row.length == length]
-            lines += ["", f"## {length} tokens, turns of {result.turn}", "", table(HEAD, cells)]
+            count, timed = result.count(length), len(result.weights(result.count(length)))
+            some = "" if timed == count else f"; {timed} of {count} turns timed, the others read in"
+            title = f"## {length} tokens, batch {result.batch}, turns of {result.turn}{some}"
+            lines += ["", title, "", table(HEAD, cells)]
     data = [{**asdict(result), "rows": [asdict(row) for row in rows(result)]} for result in results]
     return Report("\n".join(lines) + "\n", data, [_panels(result) for result in results])
 
@@ -331,24 +271,26 @@ def _panels(result: Result) -> list[Panel]:
     """Time so far, decode step and bytes over the dialogue's length."""
     steps, size = result.turn.reply - 1, sum(result.turn)
     found: list[dict[str, Line]] = [{}, {}, {}]
+    length = [PREFIX + (number + 1) * size for number in result.timed]
+    weights = [result.weights(number + 1) for number in result.timed]
     for name, mine in result.turns.items():
-        length = [PREFIX + (n + 1) * size for n in range(len(mine.decode))]
-        found[0][name] = length, list(accumulate(map(statistics.mean, mine.total())))
+        found[0][name] = length, [sum(map(statistics.mean, mine.total(some))) for some in weights]
         found[1][name] = length, [1e3 * statistics.median(turn) / steps for turn in mine.decode]
-        found[2][name] = length, [b / 1e6 for b in mine.live_bytes]
+        if mine.entries[0]:
+            found[2][name] = length, [b / 1e6 for b in mine.live_bytes]
     titles = ("time so far, s", "decode step, ms", "live cache, MB")
-    across = f"logical tokens, turns of {result.turn}"
+    across = f"logical tokens, batch {result.batch}, turns of {result.turn}"
     return [Panel(title, across, lines) for title, lines in zip(titles, found, strict=True)]
 
 
 def _cells(row: Row) -> list[str]:
-    def optional(ratio: Ratio | None) -> str:
-        return "" if ratio is None else str(ratio)
+    def known(figure: Any, text: Callable[[Any], str] = str) -> str:
+        return "" if figure is None else text(figure)
 
     return [
-        row.method, f"{row.seconds:.2f}", optional(row.to_full), optional(row.to_reprefilled),
-        f"{row.first_token_ms:.1f}", optional(row.first_token_to_full), f"{row.step_ms:.2f}",
-        optional(row.step_to_full), f"{row.tokens_per_second:.0f}", f"{row.of_bound:.2f}",
-        f"{100 * row.closing_share:.1f} %", bytes_text(row.live_bytes), f"{row.live_share:.3f}",
-        bytes_text(row.peak_bytes),
+        row.method, f"{row.seconds:.2f}", known(row.to_full), known(row.to_reprefilled),
+        f"{row.first_token_ms:.1f}", known(row.first_token_to_full), f"{row.step_ms:.2f}",
+        known(row.bound_ms, "{:.2f}".format), known(row.step_to_full), f"{row.tokens_per_second:.0f}",
+        f"{100 * row.closing_share:.1f} %", known(row.live_bytes, bytes_text),
+        known(row.live_share, "{:.3f}".format), known(row.peak_bytes, bytes_text),
     ]  # fmt: skip

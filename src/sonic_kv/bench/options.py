@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, get_args
 from sonic_kv.compress.options import Allocation
 from sonic_kv.options import Options, option, require, share
 
-BenchMethod = Literal["full", "re-prefilled", "streaming", "h2o", "sonic"]
+BenchMethod = Literal["full", "re-prefilled", "few-bits", "streaming", "sonic"]
 Shape = Literal["qwen3-0.6b", "qwen3-1.7b", "qwen2.5-7b", "llama-8b"]
 BENCH_METHODS: tuple[BenchMethod, ...] = get_args(BenchMethod)
 
@@ -63,8 +63,8 @@ class BenchDialogueOptions(Options):
     reply_tokens: tuple[int, ...] = option((192,), "tokens of each reply", least=2)
     methods: tuple[BenchMethod, ...] = option(
         BENCH_METHODS,
-        "ways to keep history: full context (kept, or re-prefilled at every turn), the first and newest entries "
-        "(streaming), those with most attention so far (h2o), this project's (sonic)",
+        "ways to keep history: full context (kept, or re-prefilled at every turn), kept in 8 and in 4 bits between "
+        "turns (few-bits), the first and newest entries (streaming), this project's (sonic)",
         filled=True,
     )
     ratios: tuple[float, ...] = option(
@@ -74,7 +74,16 @@ class BenchDialogueOptions(Options):
         (0,), "bits of a number in sonic's memory between turns: 8 or 4; 0: as computed", filled=True
     )
     allocation: Allocation = option("shared", "how sonic shares its budget; shared reads heads one by one")
-    batch: int = option(1, "dialogues at a time", least=1)
+    batch: tuple[int, ...] = option(
+        (1,), "dialogues at a time; with several numbers, each", least=1, filled=True
+    )
+    timed: int = option(
+        4, "how many turns are timed up to each length; the others are read in untimed; 0: all", least=0
+    )
+    against: str | None = option(
+        None,
+        "URL of another engine with OpenAI's API, as vLLM's or llama.cpp's server: it plays the same dialogues",
+    )
     repetitions: int = option(3, "how often each dialogue is run", least=1)
     seed: int = option(0, "seed of the random tokens and weights", flag=False)
     out: str | None = option(

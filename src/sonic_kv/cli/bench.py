@@ -35,7 +35,7 @@ def closing(call: Call) -> None:
 def dialogue(call: Call) -> None:
     """Whole dialogues on every method."""
     options, decoding = call.options(BenchDialogueOptions), call.options(DecodeOptions)
-    if decoding.compile and options.batch > 1:
+    if decoding.compile and max(options.batch) > 1:
         raise ConfigError("--compile is for one dialogue at a time: leave --batch out")
     named = call.options(ModelOptions)
     model, name = model_or_shape(options.shape, options.seed, named, compiled=decoding.compile)
@@ -43,7 +43,8 @@ def dialogue(call: Call) -> None:
     from sonic_kv.bench.dialogue import measure, report
 
     _check_plot(options.out)
-    _show(call, report(measure(model, name, options)), options.out)
+    with _extra("dialogue --against"):
+        _show(call, report(measure(model, name, options)), options.out)
 
 
 def batch(call: Call) -> None:

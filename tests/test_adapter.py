@@ -24,7 +24,7 @@ KINDS: list[dict[str, Any]] = [
     {},
     {"form": "learned"},
     {"lora_rank": 0},
-    {"scope": "segment", "turn_classes": 3},
+    {"form": "learned", "turn_classes": 3},
 ]
 IDS = torch.randint(0, 256, (1, 24), generator=torch.Generator().manual_seed(0))
 

@@ -21,7 +21,7 @@ def test_one_pass_has_the_logits_and_gradients_of_segment_by_segment(form: str) 
     assert adapter is not None
     model.base.requires_grad_(False)
     encoded = next(synthetic(model.format, SynthConfig(min_exchanges=4, max_exchanges=5, seed=3), 480))
-    plan = draw(model, adapter, encoded, PlanConfig(raw_share=0.3, pooled_share=0.0), random.Random(1))
+    plan = draw(model, adapter, encoded, PlanConfig(raw_share=0.3, shared_share=0.0), random.Random(1))
     assert bool(plan.layout.nexus.any())
     ids = torch.tensor([encoded.token_ids])
     found = []

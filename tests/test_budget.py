@@ -75,7 +75,6 @@ def test_impossible_or_contradictory_budget_is_refused(given_: dict[str, Any]) -
         (SamplingConfig, "seed", -1),
         (SamplingConfig, "seed", 2**64),
         (AdapterConfig, "form", "free"),
-        (AdapterConfig, "scope", "all"),
         (AdapterConfig, "lora_rank", -1),
         (AdapterConfig, "scorer_hidden", 0),
         (AdapterConfig, "turn_classes", 0),
@@ -233,7 +232,7 @@ def test_smaller_global_selection_is_a_subset(case: tuple[Tensor, Tensor, int], 
 
 
 @given(scored(), st.integers(0, 20))
-def test_pooled_selection_takes_the_best_of_all_heads(case: tuple[Tensor, Tensor, int], fewer: int) -> None:
+def test_shared_selection_takes_the_best_of_all_heads(case: tuple[Tensor, Tensor, int], fewer: int) -> None:
     scores, _, total = case
     layers = [scores, scores.flip(0)[:, : scores.shape[1] // 2 + 1] + 1.0]
     kept = select_shared(layers, total)

@@ -44,8 +44,8 @@ def test_session_matches_one_pass_forward(family: str, positions: str) -> None:
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize(
     "adapter",
-    [{"form": "learned"}, {"scope": "segment"}, {"lora_rank": 0}, None],
-    ids=["learned", "whole-segment", "importance-only", "no-adapter"],
+    [{"form": "learned"}, {"lora_rank": 0}, None],
+    ids=["learned", "importance-only", "no-adapter"],
 )
 def test_session_matches_one_pass_forward_for_every_kind_of_nexus(
     adapter: dict[str, Any] | None, positions: str

@@ -10,7 +10,7 @@ from tiny import random_adapter, tiny_base
 
 from sonic_kv.compress.options import Budget, SessionConfig
 
-KINDS: list[dict[str, Any] | None] = [{}, {"scope": "segment"}, {"form": "learned"}, {"lora_rank": 0}, None]
+KINDS: list[dict[str, Any] | None] = [{}, {"form": "learned"}, {"lora_rank": 0}, None]
 
 
 def drawn_dialogue(rng: random.Random) -> list[dict[str, str]]:

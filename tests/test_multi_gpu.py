@@ -62,8 +62,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "validated"), [("ddp", 3), ("fsdp2", 2)])
 def test_two_launched_processes_train_what_one_does(folder: Path, name: str, validated: int) -> None:
-    train = ["train", "--config", str(folder / "train.toml"), "--model", str(folder / "model")]
-    train += ["--validation-dialogues", str(validated), "--out"]
+    options = (folder / "train.toml").read_text()
+    (folder / f"{name}.toml").write_text(
+        options.replace("validation_dialogues = 16", f"validation_dialogues = {validated}")
+    )
+    train = ["train", "--config", str(folder / f"{name}.toml"), "--model", str(folder / "model"), "--out"]
     alone_in, together_in = folder / f"{name}-1", folder / f"{name}-2"
     assert main([*train, str(alone_in)]) == 0
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]

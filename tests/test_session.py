@@ -44,7 +44,6 @@ EVERY_TURN = SessionConfig(min_segment_tokens=1, max_segment_tokens=40)
 BRIEF = SamplingConfig(max_new_tokens=6)
 KINDS: dict[str, Any] = {
     "anchored": {},
-    "whole-segment": {"scope": "segment"},
     "learned": {"form": "learned"},
     "importance-only": {"lora_rank": 0},
     "no-adapter": False,
@@ -340,7 +339,7 @@ def test_appending_copies_what_is_there_once_in_a_sixteenth() -> None:
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize("kind", ["anchored", "whole-segment", "importance-only", "no-adapter"])
+@pytest.mark.parametrize("kind", ["anchored", "importance-only", "no-adapter"])
 def test_lowering_the_budget_is_compressing_with_it_in_the_first_place(kind: str, positions: Any) -> None:
     """Exact for one closed segment whose candidates suffice: later segments see less memory from the start."""
     model = tiny_model(adapter=KINDS[kind])

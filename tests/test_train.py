@@ -177,10 +177,10 @@ def test_what_is_kept_whole_is_the_base() -> None:
             assert float(loss.detach()) == pytest.approx(0.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["segment", "global", "pooled"])
+@pytest.mark.parametrize("kind", ["segment", "per_head", "shared"])
 def test_exactly_the_drawn_number_of_entries_is_kept(kind: str) -> None:
-    shares = {"segment_share": 0.0, "pooled_share": 0.0}
-    shares |= {f"{kind}_share": 1.0} if kind != "global" else {}
+    shares = {"segment_share": 0.0, "shared_share": 0.0}
+    shares |= {f"{kind}_share": 1.0} if kind != "per_head" else {}
     plan = PlanConfig(ratio_min=0.8, ratio_max=0.8, **SIZES, **shares)
     for encoded, ends, drawn in plans_of(plan, range(20)):
         for number, end in enumerate(ends, start=2):
@@ -188,7 +188,7 @@ def test_exactly_the_drawn_number_of_entries_is_kept(kind: str) -> None:
             held = torch.stack([(closed & (life >= number)).sum(-1) for life in drawn.lifetime])
             expected = max(round(0.2 * (end - encoded.prefix_length)), number - 1)
             assert held.sum() == expected * held.numel()
-            assert bool((held == expected).all()) is (kind != "pooled")
+            assert bool((held == expected).all()) is (kind != "shared")
 
 
 class Scores(torch.nn.Module):

@@ -351,7 +351,7 @@ def test_a_saved_dataset_is_a_source(tmp_path: Path) -> None:
         (TrainConfig, {"lr": math.nan}),
         (TrainConfig, {"seed": -1}),
         (PlanConfig, {"ratio_min": 0.9, "ratio_max": 0.5}),
-        (PlanConfig, {"segment_share": 0.8, "pooled_share": 0.3}),
+        (PlanConfig, {"segment_share": 0.8, "shared_share": 0.3}),
         (PlanConfig, {"candidates": ()}),
         (PlanConfig, {"group_tokens": (64,), "split_tokens": (32,)}),
     ],

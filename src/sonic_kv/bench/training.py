@@ -98,7 +98,7 @@ def measure(model: SonicModel, options: BenchTrainingOptions) -> list[Paired]:
     model.base.requires_grad_(False)
     model.adapter = adapter = Adapter(model.base, AdapterConfig(lora_rank=options.lora_rank))
     # segment by segment, heads stand side by side: each must have as many entries
-    rng, plans = random.Random(options.seed), PlanConfig(pooled_share=0.0)
+    rng, plans = random.Random(options.seed), PlanConfig(shared_share=0.0)
     synth = SynthConfig(seed=options.seed, min_exchanges=options.exchanges, max_exchanges=options.exchanges)
     dialogues = list(islice(synthetic(model.format, synth, model.max_length), options.batch_size))
     drawn = [draw(model, adapter, encoded, plans, rng) for encoded in dialogues]

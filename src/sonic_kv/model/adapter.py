@@ -249,7 +249,10 @@ class Adapter(nn.Module):
         if bad:
             raise NumericalError(f"{what} holds NaN or infinite weights in {bad[0]}: train it again")
         try:
-            adapter = cls(base, AdapterConfig(**header["config"]))
+            config = {**header["config"]}
+            if config.get("scope") == "causal":  # as files of before have it; there is nothing else any more
+                del config["scope"]
+            adapter = cls(base, AdapterConfig(**config))
             adapter.load_state_dict(tensors)
             adapter.scale = DamageScale.from_json(header.get("damage"), what)
         except (KeyError, TypeError, RuntimeError) as error:

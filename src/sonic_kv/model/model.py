@@ -264,8 +264,7 @@ class SonicModel:
     @property
     def whole_segment(self) -> bool:
         """Whether Nexus tokens see their whole segment."""
-        config = None if self.adapter is None else self.adapter.config
-        return config is not None and (config.form == "learned" or config.scope == "segment")
+        return self.adapter is not None and self.adapter.config.form == "learned"
 
     def embed(self, token_ids: Tensor, layout: Layout) -> Tensor:
         """Input embeddings of a layout's rows, raw and Nexus. token_ids (B, length) → (B, T, C)"""

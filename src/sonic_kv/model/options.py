@@ -7,7 +7,6 @@ from typing import Any, Literal
 from sonic_kv.options import Options, option, require
 
 Form = Literal["anchored", "learned"]
-Scope = Literal["causal", "segment"]
 Quantization = Literal["nf4", "fp4"]
 
 
@@ -18,14 +17,11 @@ class AdapterConfig(Options):
     form: Form = option(
         "anchored", "a Nexus token starts as a raw token (anchored) or as an embedding (learned)", flag=False
     )
-    scope: Scope = option(
-        "causal", "an anchored Nexus token sees its segment up to its anchor (causal) or whole", flag=False
-    )
     lora_rank: int = option(
         0, "rank of the conditional LoRA; 0: importance only, entries are not re-encoded", least=0
     )
     lora_alpha: int = option(32, "LoRA scale is alpha / rank", flag=False)
-    scorer_hidden: int = option(256, "width of the importance scorer's hidden layer", least=1, flag=False)
+    scorer_hidden: int = option(256, "width of the importance scorer's hidden layer", least=1)
     turn_classes: int = option(
         8, "classes of the turn embedding (learned form): segments 1, 2–3, 4–7, …", least=1, flag=False
     )

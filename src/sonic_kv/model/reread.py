@@ -20,8 +20,8 @@ T = TypeVar("T")
 class Reread:
     """What is to be read again, and what came of it.
 
-    Each row sees the prefix, the memory, and the open segment up to its own token (or all of it, by the
-    adapter's form and scope), but no other row.
+    Each row sees the prefix, the memory, and the open segment up to its own token (or all of it, if the
+    adapter's tokens are learned), but no other row.
 
     Attributes:
         token_ids: of the whole open segment. (L,)

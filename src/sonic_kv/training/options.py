@@ -27,7 +27,7 @@ class TrainConfig(Options):
     validation_data: tuple[str, ...] = option(
         (), "dialogues to measure recovery on, instead of synthetic ones"
     )
-    validation_dialogues: int = option(16, "how many dialogues recovery is measured on", least=1)
+    validation_dialogues: int = option(16, "how many dialogues recovery is measured on", least=1, flag=False)
     validate_every: int = option(
         0,
         "steps between measurements of recovery; the best adapter is kept; 0: measure nothing and keep the last one",
@@ -72,7 +72,7 @@ class TrainConfig(Options):
         False,
         "shard the frozen base's layers over the processes (FSDP2); an FSDP file of accelerate does the same",
     )
-    tensorboard: bool = option(False, "write TensorBoard files beside log.jsonl")
+    tensorboard: bool = option(False, "write TensorBoard files beside log.jsonl", flag=False)
     seed: int = option(0, "seed of data, budgets and initialisation", least=0)
     log_every: int = option(10, "steps between lines of log.jsonl", least=1, flag=False)
     save_every: int = option(50, "steps between checkpoints", least=1, flag=False)
@@ -93,7 +93,7 @@ class PlanConfig(Options):
     ratio_max: float = option(0.97, "highest compression ratio", least=0.0, below=1.0)
     ratio_jitter: float = share(0.1, "at every closing the ratio moves by up to this")
     segment_share: float = share(0.1, "share of dialogues whose budget is shared by the segments' importance")
-    pooled_share: float = share(0.7, "share of dialogues whose budget all layers and heads share")
+    shared_share: float = share(0.7, "share of dialogues whose budget all layers and heads share")
     raw_share: float = share(0.1, "share of closed segments whose kept entries are not re-encoded")
     candidates: tuple[float, ...] = option(
         (1.0, 2.0, 4.0), "tokens re-encoded per kept entry, one drawn a segment", least=1.0, filled=True
@@ -114,7 +114,7 @@ class PlanConfig(Options):
     def check(self) -> None:
         require(self.ratio_min <= self.ratio_max, "ratios need ratio_min <= ratio_max")
         require(
-            self.segment_share + self.pooled_share <= 1.0,
-            "segment_share + pooled_share must not pass 1",
+            self.segment_share + self.shared_share <= 1.0,
+            "segment_share + shared_share must not pass 1",
         )
         require(max(self.group_tokens) <= min(self.split_tokens), "sizes need group_tokens <= split_tokens")

@@ -84,8 +84,7 @@ def draw_plan(
         memory = [m.where(mask, -torch.inf) for m, mask in zip(memory, kept.masks, strict=True)]
         for layer, mask in zip(alive, kept.masks, strict=True):
             layer.append([prefix + head.nonzero()[:, 0] for head in mask.cpu()])
-    whole = learned or adapter.config.scope == "segment"
-    layout = interleave(length, prefix, ends, nexus, whole_segment=whole)
+    layout = interleave(length, prefix, ends, nexus, whole_segment=learned)
     return Plan(layout, [lifetimes(layout, layer) for layer in alive], ends)
 
 
@@ -93,7 +92,7 @@ def _allocation(learned: bool, shared: float, config: PlanConfig) -> Allocation:
     """How a dialogue's entries are shared, by a number drawn from [0, 1)."""
     if learned or shared < config.segment_share:
         return "segment"
-    return "shared" if shared >= 1.0 - config.pooled_share else "per_head"
+    return "shared" if shared >= 1.0 - config.shared_share else "per_head"
 
 
 def _noisy(scores: list[Tensor], scale: float, rng: random.Random) -> list[Tensor]:

@@ -26,7 +26,7 @@ def session_plan(ratio: float, reencode: bool) -> PlanConfig:
         ratio_max=ratio,
         ratio_jitter=0.0,
         segment_share=0.0,
-        pooled_share=1.0,
+        shared_share=1.0,
         raw_share=0.0 if reencode else 1.0,
         candidates=(session.candidates,),
         noise=(0.0,),

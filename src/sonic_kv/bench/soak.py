@@ -44,7 +44,10 @@ def measure(model: SonicModel, name: str, named: ModelOptions, options: BenchSoa
         arguments = ["--store", f"{folder}/store", "--kv-memory", options.kv_memory]
         arguments += ["--max-waiting", str(options.clients // 2)]  # so that some are refused, too
         for flag, value in vars(named).items():
-            arguments += [] if value is None else [f"--{flag.replace('_', '-')}", str(value)]
+            given = value is not None and value is not False
+            arguments += (
+                [f"--{flag.replace('_', '-')}", *([] if value is True else [str(value)])] if given else []
+            )
         log = Path(folder) / "log"
         with launched(arguments, log) as (process, url):
             dialogues = asyncio.run(_Crowd(url, result).run(process))

@@ -31,7 +31,7 @@ def load_model(options: ModelOptions) -> "SonicModel":
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"--device {options.device} cannot be used: {reason(error)}") from error
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    return SonicModel.from_pretrained(
+    model = SonicModel.from_pretrained(
         options.model,
         options.adapter,
         gguf_file=options.gguf_file,
@@ -40,6 +40,9 @@ def load_model(options: ModelOptions) -> "SonicModel":
         quantization=options.quantization,
         chat_template_kwargs=options.template,
     )
+    if options.packed:
+        model.pack()
+    return model
 
 
 def load_for_decoding(options: ModelOptions, *, compiled: bool = False) -> "SonicModel":
@@ -82,7 +85,7 @@ def model_or_shape(
         shape: random weights of a known shape instead of a model.
         seed: of these weights.
     """
-    suffix = ", compiled decode step" if compiled else ""
+    suffix = (", packed weights" if named.packed else "") + (", compiled decode step" if compiled else "")
     if shape is None:
         return load_for_decoding(named, compiled=compiled), (named.model or "default model") + suffix
     if named.model is not None or named.adapter is not None:
@@ -95,6 +98,8 @@ def model_or_shape(
     tokenizer: Any = load_model(ModelOptions(model="tiny")).tokenizer
     dtype = getattr(torch, named.dtype or ("float32" if named.device == "cpu" else "bfloat16"))
     model = random_model(shape, named.device, dtype, tokenizer, seed)
+    if named.packed:
+        model.pack()
     if compiled:
         model.compile()
     return model, f"{shape}, random weights{suffix}"

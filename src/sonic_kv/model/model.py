@@ -21,6 +21,7 @@ from sonic_kv.model.grammar import Grammars
 from sonic_kv.model.layout import Layout
 from sonic_kv.model.likeness import behaviour
 from sonic_kv.model.options import Quantization
+from sonic_kv.model.packed import pack
 from sonic_kv.model.probe import Probe
 from sonic_kv.model.reader import Held, OnePass, Repeating, Rereading
 from sonic_kv.model.reread import Reading, Repeat, Reread, portions
@@ -83,6 +84,7 @@ class SonicModel:
         self.windows = windows_of(self.config.to_dict())
         self.sliding_window = next((window for window in self.windows if window is not None), None)
         self._step: CompiledStep | None = None
+        self._packed = False
 
     @classmethod
     def from_pretrained(
@@ -206,6 +208,17 @@ class SonicModel:
                 "does not have: make the cache with model.new_cache()"
             )
 
+    def pack(self) -> None:
+        """Keep a second copy of the weights as a CPU's matrix units read them: faster replies, most so in bfloat16.
+
+        Logits are then equal to the base's as far as its dtype is exact. Later changes to the base go unnoticed.
+
+        Raises:
+            ConfigError: the model is on another device, or the processor has nothing for its dtype.
+        """
+        pack(self.twin)
+        self._packed = True
+
     def compile(self) -> None:
         """Compile the decode step of one dialogue; batches are decoded as before.
 
@@ -227,7 +240,7 @@ class SonicModel:
         start, count, wanted = cache.next_position, len(token_ids), 0 if all_logits else 1
         rows = torch.tensor([list(token_ids)], device=self.device)
         positions = torch.arange(start, start + count, device=self.device)[None]
-        if cache.even:
+        if cache.even and not self._packed:
             logits = forward(self.plain, rows, positions, cache=cache, logits=wanted)[0]
         else:
             reader = Held([cache], count, self.dtype, self.device)

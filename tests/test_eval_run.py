@@ -22,7 +22,7 @@ from sonic_kv.eval.damage import rank_correlation
 from sonic_kv.eval.figures import Draws, Figures, figure, summarise
 from sonic_kv.eval.methods import Closer, Method, Steps
 from sonic_kv.eval.options import EvalOptions
-from sonic_kv.eval.progress import Progress, Standing
+from sonic_kv.eval.progress import RunProgress, Standing
 from sonic_kv.eval.report import as_text, write
 from sonic_kv.eval.results import Results
 from sonic_kv.eval.run import Evaluation, paths
@@ -577,7 +577,7 @@ def test_the_rest_takes_as_long_as_its_suite_did_so_far(
 ) -> None:
     clock = iter([0.0, 10.0, 40.0])
     monkeypatch.setattr("sonic_kv.eval.progress.time.monotonic", lambda: next(clock))
-    progress = Progress(tmp_path / "progress.json", {"a": 300, "b": 100}, records=4, total=20)
+    progress = RunProgress(tmp_path / "progress.json", {"a": 300, "b": 100}, records=4, total=20)
     first = progress.add("a", 100, 2)
     assert first.seconds_left == pytest.approx(30.0)  # 300 tokens at 10 a second, b's like a's
     second = progress.add("a", 100, 2)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from sonic_kv.cli.flags import Given, build
 from sonic_kv.compress.options import Budget
 
-Options = TypeVar("Options")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Call:
         """The positional argument of a command that takes one."""
         return self.targets[0] if self.targets else None
 
-    def options(self, cls: type[Options], base: Options | None = None) -> Options:
+    def options(self, cls: type[T], base: T | None = None) -> T:
         """The options of one section of this command, over those of `base` if given."""
         section = self._section(cls)
         sources = self.sources if base is None else ({section: vars(base)}, *self.sources)

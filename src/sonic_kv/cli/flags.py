@@ -22,7 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Options = TypeVar("Options")
+T = TypeVar("T")
 Sections = Mapping[str, type]
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 Given = Mapping[str, Mapping[str, Any]]  # options by section and field name
@@ -158,7 +158,7 @@ def _toml(value: Any) -> str:
     return "" if value is None else repr(value)
 
 
-def build(cls: type[Options], section: str, *sources: Given, exclusive: bool = False) -> Options:
+def build(cls: type[T], section: str, *sources: Given, exclusive: bool = False) -> T:
     """The options of one section; of `sources` the later wins, field by field.
 
     `exclusive`: the fields exclude each other (a budget has one limit), so a later source that gives

@@ -30,7 +30,7 @@ MIN_GROUPS, ENTRIES_PER_GROUP = 16, 4
 
 
 @dataclass(frozen=True)
-class Sizes:
+class EntryBytes:
     """Bytes over all layers and KV heads, for limits in bytes.
 
     Attributes:
@@ -84,7 +84,7 @@ class Kept:
     whole: bool = False
 
 
-def allowed(lengths: Lengths, budget: Budget, sizes: Sizes | None = None) -> int:
+def allowed(lengths: Lengths, budget: Budget, sizes: EntryBytes | None = None) -> int:
     """How many of the memory entries that `lengths` counts may stay (of a head, in the mean), before their scores are
     known: under a budget in nats, all of them.
 
@@ -102,7 +102,7 @@ def close(
     budget: Budget,
     allocation: Allocation,
     *,
-    sizes: Sizes | None = None,
+    sizes: EntryBytes | None = None,
     account: Account | None = None,
 ) -> Kept:
     """What stays of memory and open segment when the segment is closed.
@@ -132,7 +132,7 @@ def shrink(
     budget: Budget,
     allocation: Allocation,
     *,
-    sizes: Sizes | None = None,
+    sizes: EntryBytes | None = None,
     account: Account | None = None,
 ) -> Kept | None:
     """What stays of the memory under a lower budget; None: all of it. As `close`, but that no segment is closed."""
@@ -142,8 +142,8 @@ def shrink(
     return _choose(scores, positions, lengths, total, allocation)
 
 
-def _target(lengths: Lengths, budget: Budget, sizes: Sizes | None) -> int | None:
-    sizes = sizes or Sizes()
+def _target(lengths: Lengths, budget: Budget, sizes: EntryBytes | None) -> int | None:
+    sizes = sizes or EntryBytes()
     return target_entries(
         budget,
         history=lengths.history,
@@ -160,7 +160,7 @@ def _total(
     lengths: Lengths,
     budget: Budget,
     allocation: Allocation,
-    sizes: Sizes | None,
+    sizes: EntryBytes | None,
     account: Account | None,
 ) -> int | None:
     """Entries that stay, of a head in the mean; None: all of them."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from sonic_kv.cache.bits import vector_bytes
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.layers import Memory
-from sonic_kv.compress.closing import MIN_GROUPS, Account, Kept, Sizes, allowed, close, shrink
+from sonic_kv.compress.closing import MIN_GROUPS, Account, EntryBytes, Kept, allowed, close, shrink
 from sonic_kv.compress.options import Budget, PolicyName, SessionConfig
 from sonic_kv.compress.policies import Closing, Policy, policy_of
 from sonic_kv.compress.selection import candidates, in_elastic_order
@@ -67,7 +67,7 @@ class Compressor:
                 "positions='original' and an adapter whose Nexus tokens are anchored"
             )
         other = self._channel_bytes() + self._window_bytes()
-        self.sizes = Sizes(self.bytes_per_entry(), model.bytes_per_token, other)
+        self.sizes = EntryBytes(self.bytes_per_entry(), model.bytes_per_token, other)
 
     def new_cache(self) -> SessionCache:
         """An empty cache for a dialogue."""

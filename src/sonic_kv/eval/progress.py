@@ -27,7 +27,7 @@ class Standing:
         return f"{self.suite}: {self.records} of {self.total_records} records, {duration(self.seconds)}{left}"
 
 
-class Progress:
+class RunProgress:
     """Counts what is done; each suite's tokens take as long as they took so far, others' as long as all do.
 
     Args:

@@ -20,7 +20,7 @@ from sonic_kv.model.reread import portions
 
 
 @dataclass(frozen=True)
-class Reply:
+class ReplySpan:
     """A reply of the transcript: index of its message, where its header and its text begin, where it ends."""
 
     message: int
@@ -44,10 +44,10 @@ class Script:
     token_ids: list[int]
     prefix: int
     ends: list[int]
-    replies: list[Reply]
+    replies: list[ReplySpan]
     questions: list[tuple[Question, list[int]]]
     scored: list[int]
-    written: list[Reply]
+    written: list[ReplySpan]
 
     @property
     def spans(self) -> list[tuple[int, int]]:
@@ -88,7 +88,7 @@ def make_script(
     return Script(case, encoded.token_ids, encoded.prefix_length, ends, replies, questions, scored, written)
 
 
-def _replies(model: SonicModel, encoded: Encoded, messages: Sequence[Any]) -> list[Reply]:
+def _replies(model: SonicModel, encoded: Encoded, messages: Sequence[Any]) -> list[ReplySpan]:
     at = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     found, before = [], encoded.prefix_length
     for message, end in zip(at, encoded.exchange_ends, strict=True):
@@ -96,13 +96,13 @@ def _replies(model: SonicModel, encoded: Encoded, messages: Sequence[Any]) -> li
         while start > before and encoded.assistant[start - 1]:
             start -= 1
         header = end - len(model.format.assistant(messages[message]["content"]))
-        found.append(Reply(message, header, start, end))
+        found.append(ReplySpan(message, header, start, end))
         before = end
     return found
 
 
 def _answer(
-    model: SonicModel, messages: Sequence[Any], encoded: Encoded, question: Question, reply: Reply
+    model: SonicModel, messages: Sequence[Any], encoded: Encoded, question: Question, reply: ReplySpan
 ) -> list[int]:
     """Transcript positions of the answer's tokens: its last mention in the gold reply, or all of that."""
     text = messages[question.message]["content"]

@@ -23,7 +23,7 @@ from sonic_kv.eval.judge import Endpoint, Verdicts, judge
 from sonic_kv.eval.matching import exact_match
 from sonic_kv.eval.methods import METHODS, Method
 from sonic_kv.eval.options import EvalOptions
-from sonic_kv.eval.progress import Progress, Standing
+from sonic_kv.eval.progress import RunProgress, Standing
 from sonic_kv.eval.replay import Opening, Outcome, Script, Task, make_script, open_dialogues, replay
 from sonic_kv.eval.results import Key, Record, Results, key
 from sonic_kv.eval.suites import SORTS, Question, Suite, load
@@ -90,7 +90,7 @@ def choose(model: SonicModel, options: EvalOptions) -> tuple[list[Cell], dict[st
     return cells, lacking
 
 
-class Work:
+class Replays:
     """What is to be replayed, and how; it knows nothing of what has been done.
 
     Args:
@@ -198,12 +198,12 @@ class Evaluation:
     """A run: the work, and the folder where it is recorded.
 
     Raises:
-        ConfigError, DataError: as `Work`; or the folder holds another run.
+        ConfigError, DataError: as `Replays`; or the folder holds another run.
     """
 
     def __init__(self, model: SonicModel, options: EvalOptions, config: SessionConfig | None = None) -> None:
         self.model, self.options, self.config = model, options, config or SessionConfig()
-        self.work = work = Work(model, options, self.config)
+        self.work = work = Replays(model, options, self.config)
         self.results = Results(options.out)
         named = model.base.config.name_or_path
         self.results.open(
@@ -271,7 +271,9 @@ class Evaluation:
             load_model: gives a worker process the model; it is pickled.
         """
         batches = self.work.batches(self._done)
-        progress = Progress(self.results.folder / "progress.json", self.tokens_left(), self.done, self.total)
+        progress = RunProgress(
+            self.results.folder / "progress.json", self.tokens_left(), self.done, self.total
+        )
         for batch, records in self._replayed(batches, load_model):
             self.results.append(records)
             show(progress.add(batch[0], self.work.tokens(batch), len(records)))
@@ -303,7 +305,7 @@ class Evaluation:
         judge(Endpoint.of(self.options), suites, self.results, verdicts, progress)
 
 
-_work: Work | None = None  # of a worker process
+_work: Replays | None = None  # of a worker process
 
 
 def _begin(load_model: Callable[[], SonicModel], options: EvalOptions, config: SessionConfig) -> None:
@@ -312,7 +314,7 @@ def _begin(load_model: Callable[[], SonicModel], options: EvalOptions, config: S
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     end_with_parent()
     torch.set_num_threads(1)
-    _work = Work(load_model(), options, config)
+    _work = Replays(load_model(), options, config)
 
 
 def end_with_parent() -> None:
@@ -328,7 +330,7 @@ def end_with_parent() -> None:
 
 
 def _do(batch: Batch) -> list[Record]:
-    """`Work.replay`, in a worker process."""
+    """`Replays.replay`, in a worker process."""
     assert _work is not None
     return _work.replay(batch)
 

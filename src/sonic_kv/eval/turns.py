@@ -17,7 +17,7 @@ from sonic_kv.cache.cache import SessionCache
 from sonic_kv.eval.watch import Recorder
 from sonic_kv.model.forward import forward
 from sonic_kv.model.model import SonicModel
-from sonic_kv.model.reader import Held, Options, Reader
+from sonic_kv.model.reader import AttentionOptions, Held, Reader
 from sonic_kv.model.reread import portions
 from sonic_kv.session.generate import Writer
 
@@ -80,7 +80,7 @@ class Watched:
     def read(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
     ) -> Tensor:
-        options: Options = {"scale": scale, "softcap": softcap}
+        options: AttentionOptions = {"scale": scale, "softcap": softcap}
         found = self._held.read(layer, query, key, value, **options)
         store = self._layers[layer]
         keys, values = store.padded()

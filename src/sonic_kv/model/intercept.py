@@ -15,13 +15,13 @@ from sonic_kv.model.forward import cache_name
 
 # Told which cache a forward was given, its tokens, and how many of these it feeds itself: feeds the others, and returns
 # what is kept for this cache; None: it was begun elsewhere.
-Feed = Callable[[Cache, list[int], int], SessionCache | None]
+FeedPrompt = Callable[[Cache, list[int], int], SessionCache | None]
 
 _inside: ContextVar[object] = ContextVar("the interception that forwards are in", default=None)
 
 
 @contextmanager
-def intercepted(base: PreTrainedModel, feed: Feed) -> Iterator[None]:
+def intercepted(base: PreTrainedModel, feed: FeedPrompt) -> Iterator[None]:
     """Have `feed` read prompts of the base, and the base go on over the cache that is kept of them.
 
     It holds where it is entered (`contextvars`): other threads that use the base notice nothing.
@@ -50,7 +50,7 @@ def _named(base: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> dict[str
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _over_kept_cache(base: PreTrainedModel, given: dict[str, Any], feed: Feed) -> Any:
+def _over_kept_cache(base: PreTrainedModel, given: dict[str, Any], feed: FeedPrompt) -> Any:
     """Arguments of a forward, but over the kept cache and of the tokens that are still to be fed; None: as they are.
 
     Raises:

@@ -25,7 +25,7 @@ from sonic_kv.model.rotary import Rope
 BLOCK_ROWS = 128  # of a one-pass forward that read together, or more
 
 
-class Options(TypedDict):
+class AttentionOptions(TypedDict):
     """How a layer attends: what logits are multiplied by, and where they are capped."""
 
     scale: float
@@ -73,7 +73,7 @@ class OnePass:
     def read(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
     ) -> Tensor:
-        options: Options = {"scale": scale, "softcap": softcap}
+        options: AttentionOptions = {"scale": scale, "softcap": softcap}
         lifetime = self.lifetime[layer]
         if self.probe is not None and self.probe.watches(layer):
             allowed = visible(self.layout, lifetime, self.probe.rows[0])
@@ -134,7 +134,7 @@ class Held:
     def read(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
     ) -> Tensor:
-        options: Options = {"scale": scale, "softcap": softcap}
+        options: AttentionOptions = {"scale": scale, "softcap": softcap}
         layers = self._layers[layer]
         if len(layers) == 1:  # the step of one dialogue is mostly what it takes to call operations
             layers[0].append(key, value)
@@ -186,7 +186,7 @@ class Rereading:
     def read(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
     ) -> Tensor:
-        options: Options = {"scale": scale, "softcap": softcap}
+        options: AttentionOptions = {"scale": scale, "softcap": softcap}
         outputs = []
         for request, span, both in self._parts:
             own, held = query[:, :, span], request.cache.layers[layer]

@@ -24,7 +24,7 @@ SWEEP_SECONDS = 60.0
 RETRY_SECONDS = 5.0  # after the store has failed
 
 
-class Memory:
+class MemoryLimit:
     """Keeps sessions in memory within a limit; all of it in the worker's thread.
 
     Args:

@@ -36,7 +36,7 @@ from sonic_kv.server.dialogue import (
     told,
 )
 from sonic_kv.server.jobs import Job, pass_on, view_of
-from sonic_kv.server.memory import Memory, most_entries, turns_bytes
+from sonic_kv.server.memory import MemoryLimit, most_entries, turns_bytes
 from sonic_kv.server.options import ServeOptions
 from sonic_kv.server.preparing import Preparer
 from sonic_kv.server.requests import Outcome, Request, Waiting
@@ -97,7 +97,7 @@ class Worker:
         )
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._archive = Archive(store, self._wake)
-        self._memory = Memory(self.shelf, self._archive, options, self.counts, self._inbox.put)
+        self._memory = MemoryLimit(self.shelf, self._archive, options, self.counts, self._inbox.put)
         self._preparer = Preparer(model, config, self._archive, self.counts, options.slice_tokens)
         self._waiting = Waiting(options.max_waiting, options.max_waiting_per_key)
         self._jobs: dict[Turn, Job] = {}

@@ -7,14 +7,14 @@ from sonic_kv.session.dialogue import Dialogue
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptMessage:
     """A message in pieces of one token: their texts, and which share of all layers' KV heads still holds each."""
 
     role: str
     pieces: list[tuple[str, float]]
 
 
-def kept_of(dialogue: Dialogue) -> list[Kept]:
+def kept_of(dialogue: Dialogue) -> list[KeptMessage]:
     """What is held of every message.
 
     Raises:
@@ -26,6 +26,6 @@ def kept_of(dialogue: Dialogue) -> list[Kept]:
         raise UnsupportedModelError("this model's tokenizer does not tell which tokens a message has")
     shares = dialogue.cache.shares().tolist()
     return [
-        Kept(message["role"], [(text, shares[number]) for number, text in pieces])
+        KeptMessage(message["role"], [(text, shares[number]) for number, text in pieces])
         for message, pieces in zip(messages, spelled, strict=True)
     ]

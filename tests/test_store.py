@@ -279,6 +279,12 @@ def test_replicas_on_one_store_go_on_with_each_others_sessions(
         assert one.http.get("/v1/sessions/keeper").json() == changed
         answer = one.chat([*messages, user("so?")], headers=NAMED).json()
         assert answer["usage"]["sonic"]["compression_ratio"] == 0.9
+        one.http.get("/v1/sessions/keeper")  # both have it in memory, and each may write it
+        assert two.http.delete("/v1/sessions/keeper").status_code == 200
+        for replica in (one, two):
+            assert replica.http.get("/v1/sessions").json()["data"] == []
+            assert replica.http.get("/v1/sessions/keeper").status_code == 404
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_record_alone_brings_the_same_session_back(tmp_path: Path, model: SonicModel) -> None:

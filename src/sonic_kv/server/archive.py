@@ -7,7 +7,7 @@ that a later write or delete never overtakes an earlier one.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -124,11 +124,15 @@ class Archive:
         return self._submit(read, None)
 
     def keep(self, node: Node) -> "Future[None]":
-        """Write a session's cache."""
+        """Write a session's cache, unless its dialogue is erased."""
         header, tensors = state_of(node.session)
         header |= {"key": node.key, "name": node.name, "parent": node.parent}
-        name = _name(node.key, "cache")
-        return self._submit(lambda store: store.write(name, seal("session", header, tensors)), None)
+
+        def write(store: Store) -> None:
+            if store.first([_name(node.label, "dialogue")]) is not None:
+                store.write(_name(node.key, "cache"), seal("session", header, tensors))
+
+        return self._submit(write, None)
 
     def find(self, keys: Sequence[str]) -> "Future[Found | None]":
         """The cache with the first of these keys that there is.
@@ -163,13 +167,13 @@ class Archive:
 
         return self._submit(delete, None)
 
-    def listed(self, owner: str, here: Sequence[Summary]) -> "Future[list[Summary]]":
-        """The dialogues of an owner: those that are `here`, and those on the store, the newest first."""
+    def listed(self, owner: str, here: Mapping[str, Summary]) -> "Future[list[Summary]]":
+        """The dialogues of an owner: those that are `here`, by name, and those on the store, the newest first."""
 
         def read(store: Store) -> list[Summary]:
             entries = [e for e in store.entries() if e.name.owner == owner and e.name.kind == "dialogue"]
             entries.sort(key=lambda entry: -entry.written)
-            found = {}
+            found = dict[str, Summary]()
             for entry in entries[:LISTED]:
                 try:
                     header, _ = unseal(store.read(entry.name) or b"", "dialogue", "record")
@@ -177,9 +181,9 @@ class Archive:
                     found[str(header["name"])] = summary(str(header["name"]), steps, entry.written)
                 except (SonicError, LookupError, TypeError, ValueError):
                     continue
-            return [*found.values(), *(one for one in here if one.name not in found)]
+            return list((found | {**here, **found}).values())
 
-        return self._submit(read, list(here))
+        return self._submit(read, list(here.values()))
 
     def erase(self, label: str, name: str, found: bool) -> "Future[bool]":
         """Forget a dialogue and all caches of it; whether there was one, or it was `found` elsewhere."""

@@ -80,6 +80,13 @@ class Shelf:
                 del self._newest[node.label]
         return node
 
+    def erase(self, label: str) -> bool:
+        """Let all nodes of a session go; whether there were any."""
+        mine = [node.key for node in self if node.label == label]
+        for key in mine:
+            self.drop(key)
+        return bool(mine)
+
     def get(self, key: str | None) -> Node | None:
         """The node with this key."""
         return self._nodes.get(key) if key is not None else None

@@ -12,13 +12,7 @@ from functools import partial
 
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
-from sonic_kv.errors import (
-    BusyError,
-    ConfigError,
-    ContextLengthError,
-    NotFoundError,
-    StoreError,
-)
+from sonic_kv.errors import BusyError, ConfigError, ContextLengthError, NotFoundError, StoreError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.server.answers import is_failure
 from sonic_kv.server.archive import Archive
@@ -132,6 +126,11 @@ class Worker:
         return self._thread.is_alive() and not self._stopping
 
     @property
+    def _shared(self) -> bool:
+        """Whether other processes use the store too: what is in memory may be behind it."""
+        return self.options.engine == "ray"
+
+    @property
     def ready(self) -> bool:
         """Whether what is kept on the store can be reached, as far as is known."""
         return not self._archive.hangs
@@ -152,24 +151,21 @@ class Worker:
     def sessions(self, namespace: str) -> "Future[list[Summary]]":
         """The named sessions of a namespace, the newest first."""
         owner = owner_of(namespace)
-        here = {
-            node.name: summary(node.name, node.steps) for node in self.shelf if node.label.startswith(owner)
-        }
-        return self._archive.listed(owner, list(here.values()))
+        mine = [] if self._shared else [node for node in self.shelf if node.label.startswith(owner)]
+        return self._archive.listed(owner, {node.name: summary(node.name, node.steps) for node in mine})
 
     def erase(self, namespace: str, name: str) -> "Future[bool]":
         """Forget a session, and end what is under way in it; whether there was one."""
         erased: Future[bool] = Future()
-        self._inbox.put(lambda: self._erase(label_of(namespace, name), namespace, name, erased))
+        self._inbox.put(lambda: self._erase(namespace, name, erased))
         return erased
 
-    def _erase(self, label: str, namespace: str, name: str, erased: "Future[bool]") -> None:
+    def _erase(self, namespace: str, name: str, erased: "Future[bool]") -> None:
         for turn, job in self._jobs.items():
             turn.cancelled = turn.cancelled or (job.request.namespace == namespace and job.name == name)
-        mine = [node for node in self.shelf if node.label == label]
-        for node in mine:
-            self.shelf.drop(node.key)
-        self._archive.erase(label, name, bool(mine)).add_done_callback(partial(pass_on, erased))
+        label = label_of(namespace, name)
+        found = self.shelf.erase(label)
+        self._archive.erase(label, name, found).add_done_callback(partial(pass_on, erased))
 
     def cancel(self, request: Request) -> None:
         """Drop a request whose client has gone."""
@@ -234,12 +230,10 @@ class Worker:
             self._waiting.take(request)
 
     def _unread(self, request: Request) -> bool:
-        """Whether a named session is to be looked up on the store: what is in memory may be behind it if
-        other processes write there.
-        """
+        """Whether a named session is to be looked up on the store."""
         if request.name is None or request.known is not None or not self._archive.exists:
             return False
-        return self.options.engine == "ray" or self.shelf.newest(request.label) is None
+        return self._shared or self.shelf.newest(request.label) is None
 
     def _read(self, request: Request) -> None:
         """Look a named session up; meanwhile others are taken up, and it still counts as waiting."""
@@ -256,6 +250,8 @@ class Worker:
             error = BusyError("the server is stopping: try again later")
         else:
             request.known = done.result() or ()
+            if not request.known:  # another process has erased it, perhaps
+                self.shelf.erase(request.label)
             self._waiting.line_up(request, first=True)
             return
         self._waiting.leave(request)

@@ -199,6 +199,9 @@ def test_a_call_without_its_tags_is_a_call(form: str) -> None:
     parts = [*(part for letter in reply for part in reader.add(letter)), *reader.add("", final=True)]
     assert whole_calls(parts) == [("clock", '{"a": 1}')]
     assert "".join(part for part in parts if isinstance(part, str)).strip() == ""
+    parts = CallReader(formats()[form].calls, {"clock"}).add(f"{reply}{reply};{reply}so", final=True)
+    assert whole_calls(parts) == [("clock", '{"a": 1}')] * 3
+    assert str(parts[-1]).strip() == "so"
 
 
 def test_no_more_calls_are_read_than_there_may_be() -> None:

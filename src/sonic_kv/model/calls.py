@@ -220,8 +220,9 @@ class CallReader:
     def _read_text(self, final: bool) -> str | None:
         """Text before a call; None: more is needed to tell."""
         tag = self._form.opening
-        begun = self._held.lstrip()
-        if not tag or (not (self._plain or self._found) and (begun or "{").startswith("{")):
+        begun = self._held.lstrip(" ;\n" if self._found else None)
+        bare = not self._plain and not (self._found and self._around[0])  # no text and no tag was before it
+        if not tag or (bare and (begun or "{").startswith("{")):
             self._around = "", ""
             return self._read_plain(final)
         self._plain = True  # from here on only the tag begins a call

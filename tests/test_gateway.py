@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import Served, assistant, serving, user
+from serving import Served, assistant, check_front, serving, user
 from test_vllm import LENGTH, make_model
 from test_vllm import serving as vllm_server
 from tiny import DIALOGUE, tiny_model
@@ -451,6 +451,12 @@ class TestWithVllm:
             for one in (model, other):  # a reply that the model ends
                 monkeypatch.setattr(one.base.generation_config, "eos_token_id", end)
             assert same(messages, {"max_tokens": NEW}, ours, alone) == "stop"
+
+    def test_it_is_asked_as_a_server_without_vllm_is(
+        self, upstream: Upstream, model: SonicModel, tmp_path: Path
+    ) -> None:
+        with gateway(model, upstream.url, upstream.folder, tmp_path) as server:
+            check_front(server.http)
 
     def test_a_client_that_leaves_stops_vllm(self, upstream: Upstream, model: SonicModel) -> None:
         before = upstream.figure("generation_tokens_total")

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from serving import assistant, user
+from serving import assistant, check_front, user
 
 from sonic_kv.bench.soak import launched
 from sonic_kv.cli.main import main
@@ -195,6 +195,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def model() -> SonicModel:
     return SonicModel.from_pretrained("tiny")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@needs_ray
+def test_replicas_are_asked_as_one_server_is(cluster: Cluster) -> None:
+    for _ in range(2):  # whichever is asked
+        check_front(cluster.http)
 
 
 @pytest.mark.ray

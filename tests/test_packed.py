@@ -57,3 +57,15 @@ def test_what_cannot_be_packed_is_refused() -> None:
     model.base.double()
     with pytest.raises(ConfigError, match=r"multiplies float64.* leave packed out"):
         model.pack()
+
+
+def test_prompts_and_steps_of_a_packed_model_go_through_the_same_weights() -> None:
+    model = tiny_model()
+    model.pack()
+    of_prompts = {
+        name: child for name, child in model.plain.named_modules() if isinstance(child, PackedLinear)
+    }
+    of_steps = {name: child for name, child in model.twin.named_modules() if isinstance(child, PackedLinear)}
+    assert of_prompts
+    assert of_prompts == of_steps
+    assert model.plain is not model.base

@@ -67,16 +67,12 @@ class Buffer:
 
     def heads(self, sizes: Sizes, outer: int = 0) -> Heads:
         """Keys and values of every KV head. Each (n, D), with `outer` dimensions of 1 before"""
-        ends = (*self.starts[1:], len(self.keys))
-        spans = [
-            span
-            for start, n, end in zip(self.starts, sizes, ends, strict=True)
-            for span in (n, end - start - n)
-        ]
-        keys, values = (
-            of.view((1,) * outer + of.shape).split(spans, -2)[::2] for of in (self.keys, self.values)
+        keys, values = (of.view((1,) * outer + of.shape) for of in (self.keys, self.values))
+        spans = list(zip(self.starts, sizes, strict=True))
+        return (
+            tuple([keys.narrow(-2, start, n) for start, n in spans]),
+            tuple([values.narrow(-2, start, n) for start, n in spans]),
         )
-        return keys, values
 
     def put(self, keys: Tensor, values: Tensor) -> None:
         """Fill the first free rows of every head. (G, T, D)"""

@@ -47,7 +47,7 @@ class SonicModel:
     Attributes:
         base: as it was given.
         plain: what runs where nothing is compressed: the base, or where transformers would leave out how the base
-            caps its logits, a twin that does not.
+            caps its logits, or weights are packed, a twin.
         twin: the base's, with the registered attention.
         grammars: that replies may follow.
 
@@ -216,8 +216,9 @@ class SonicModel:
         Raises:
             ConfigError: the model is on another device, or the processor has nothing for its dtype.
         """
-        pack(self.twin)
-        self._packed = True
+        plain = twin(self.plain, self.config._attn_implementation)
+        pack(self.twin, plain)
+        self.plain, self._packed = plain, True
 
     def compile(self) -> None:
         """Compile the decode step of one dialogue; batches are decoded as before.
@@ -240,7 +241,7 @@ class SonicModel:
         start, count, wanted = cache.next_position, len(token_ids), 0 if all_logits else 1
         rows = torch.tensor([list(token_ids)], device=self.device)
         positions = torch.arange(start, start + count, device=self.device)[None]
-        if cache.even and not self._packed:
+        if cache.even and not (self._packed and count == 1):
             logits = forward(self.plain, rows, positions, cache=cache, logits=wanted)[0]
         else:
             reader = Held([cache], count, self.dtype, self.device)

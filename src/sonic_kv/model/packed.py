@@ -32,8 +32,8 @@ class PackedLinear(nn.Module):
         return found
 
 
-def pack(twin: PreTrainedModel) -> None:
-    """Exchange the linear layers of a twin for packed ones.
+def pack(*twins: PreTrainedModel) -> None:
+    """Exchange the linear layers of twins of one base for packed ones, which they share.
 
     Raises:
         ConfigError: the processor cannot multiply packed weights of this dtype, or the model is not on a CPU.
@@ -42,12 +42,15 @@ def pack(twin: PreTrainedModel) -> None:
         torch.float32: torch.backends.mkldnn.is_available(),
         torch.bfloat16: torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported(),
     }
-    if twin.device.type != "cpu" or not supported.get(twin.dtype, False):
+    first = twins[0]
+    if first.device.type != "cpu" or not supported.get(first.dtype, False):
         raise ConfigError(
-            f"packed weights need a CPU that multiplies {str(twin.dtype).removeprefix('torch.')}, not "
-            f"{twin.device}: leave packed out"
+            f"packed weights need a CPU that multiplies {str(first.dtype).removeprefix('torch.')}, not "
+            f"{first.device}: leave packed out"
         )
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
+    for same in zip(*(list(twin.modules()) for twin in twins), strict=True):
+        for name, child in same[0].named_children():
             if type(child) is nn.Linear:
-                setattr(module, name, PackedLinear(child))
+                packed = PackedLinear(child)
+                for module in same:
+                    setattr(module, name, packed)

@@ -13,7 +13,7 @@ from sonic_kv.model.packed import PackedLinear
 IDS = torch.randint(256, (40,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])  # without biases, and with
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])  # without biases, with them, with caps
 def test_packed_weights_give_the_logits_of_the_base(family: str) -> None:
     base = tiny_base(family)
     before = base(torch.tensor([IDS])).logits

@@ -216,7 +216,7 @@ class SonicModel:
         Raises:
             ConfigError: the model is on another device, or the processor has nothing for its dtype.
         """
-        plain = twin(self.plain, self.config._attn_implementation)
+        plain = twin(self.plain, self.plain.config.get_text_config()._attn_implementation)
         pack(self.twin, plain)
         self.plain, self._packed = plain, True
 

@@ -75,12 +75,12 @@ class Buffer:
         )
 
     def put(self, keys: Tensor, values: Tensor) -> None:
-        """Fill the first free rows of every head. (G, T, D)"""
+        """Fill the first free rows of every head. (1, G, T, D)"""
         assert self.free is not None
-        count = keys.shape[1]
+        count = keys.shape[2]
         rows = self.free if count == 1 else self.free[:, None] + torch.arange(count, device=keys.device)
-        self.keys.index_copy_(0, rows.flatten(), keys.flatten(0, 1))
-        self.values.index_copy_(0, rows.flatten(), values.flatten(0, 1))
+        self.keys.index_copy_(0, rows.flatten(), keys.flatten(0, 2))
+        self.values.index_copy_(0, rows.flatten(), values.flatten(0, 2))
         self.free += count
         if count == 1 and self.hidden is not None:
             self.hidden.show_next()
@@ -175,7 +175,7 @@ class GrowingLayer(DynamicLayer):
         """Append to every head. (1, G, T, D)"""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
-        self._extend(keys.shape[-2]).put(keys[0], values[0])
+        self._extend(keys.shape[-2]).put(keys, values)
 
     def read(self, query: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None) -> Tensor:
         """Attention of queries over what is held.

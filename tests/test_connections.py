@@ -89,6 +89,26 @@ def process(store: Path, *more: str) -> Iterator[tuple["subprocess.Popen[str]", 
 
 
 @pytest.mark.slow
+def test_many_connections_at_once_do_not_use_up_files(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        server = process(tmp_path)
+        served, url = server.__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with ExitStack() as stack:
+        stack.push(server)
+        place = httpx.URL(url).host, httpx.URL(url).port
+        for _ in range(600):
+            stack.enter_context(socket.create_connection(place)).sendall(HEAD)
+        assert httpx.get(f"{url}/healthz", timeout=30).status_code == 200
+        served.terminate()
+        assert served.stderr is not None
+        assert "system resource" not in served.stderr.read()
+
+
+@pytest.mark.slow
 def test_told_to_end_a_server_finishes_short_replies_and_leaves_the_rest(tmp_path: Path) -> None:
     body = {"model": "tiny", "messages": [user("Tell me a story.")], "stream": True, "seed": 1}
     with process(tmp_path, "--drain-seconds", "4") as (served, url), ExitStack() as stack:

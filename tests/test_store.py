@@ -20,6 +20,7 @@ import torch
 from serving import Served, assistant, fresh, serving, user
 from tiny import tiny_model
 
+from sonic_kv.cli.main import main
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ConfigError, StoreError
 from sonic_kv.files import seal, unseal
@@ -196,6 +197,14 @@ def test_what_is_not_the_stores_own_is_left_alone(tmp_path: Path) -> None:
     assert all(path.exists() for path in [*others, inside])
     assert folder.stat().st_mode & 0o777 == 0o755
     opened(str(folder))  # it knows its own again
+
+
+def test_what_is_refused_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert main(["serve", "--model", str(tmp_path / "nowhere"), "--store", str(tmp_path)]) != 0
+    assert "holds other files" in capsys.readouterr().err
 
 
 def test_a_subfolder_that_somebody_else_made_is_refused(tmp_path: Path) -> None:

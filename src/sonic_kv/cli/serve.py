@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from sonic_kv.cli.command import Call, Command
 from sonic_kv.cli.loading import load_for_decoding, say_adapter
-from sonic_kv.compress.options import Budget, SessionConfig, default_budget
+from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ConfigError
 from sonic_kv.integrations.options import RayOptions
 from sonic_kv.model.options import ModelOptions
@@ -44,8 +44,7 @@ def run(call: Call) -> None:
 
         serve_on_ray(load, name, config, budget, sampling, options, ray_options)
     else:
-        model = load()
-        serve(model, name, config, budget or default_budget(model.adapter), sampling, options)
+        serve(load, name, config, budget, sampling, options)
 
 
 SERVE = Command(

@@ -19,8 +19,11 @@ from sonic_kv.server.worker import Worker
 
 log = logging.getLogger(__name__)
 HEAD_SECONDS = 10.0  # that a request's head may take to arrive
-BACKLOG = 64  # connections that are accepted at once
-SPARE = 2 * BACKLOG  # open files beside connections
+AT_ONCE = 32  # connections that are accepted before the oldest are closed
+BACKLOG = 512  # connections that the system lets wait until they are accepted
+SPARE = (
+    4 * AT_ONCE
+)  # open files beside connections: new ones, before and while others are closed, and the store's
 DRAINED, CUT = 0.8, 0.9  # of the time to end: replies have so much, then connections so much
 
 
@@ -35,8 +38,9 @@ class Connection(H11Protocol):
         self._since = self.loop.time()
         self._slow: asyncio.TimerHandle | None = None
         self._expect_head()
-        if len(self.connections) > self.most:
-            waiting = [c for c in self.connections if isinstance(c, Connection) and c.waits and c is not self]
+        there = [c for c in self.connections if isinstance(c, Connection) and not c.transport.is_closing()]
+        if len(there) > self.most:
+            waiting = [one for one in there if one.waits and one is not self]
             if waiting:
                 log.warning("more than %d connections: the idlest one is closed", self.most)
                 min(waiting, key=lambda one: one._since).transport.abort()
@@ -101,7 +105,7 @@ class HttpServer(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            backlog=BACKLOG,
+            backlog=AT_ONCE,
             ssl_certfile=options.tls_certificate,
             ssl_keyfile=options.tls_key,
             timeout_graceful_shutdown=CUT * self._seconds,  # type: ignore[arg-type]
@@ -111,6 +115,12 @@ class HttpServer(uvicorn.Server):
         except OSError as error:  # ssl's errors, too
             raise ConfigError(f"cannot use the certificate {options.tls_certificate}: {error}") from error
         super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin; asyncio lets as few wait as it accepts at once."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End, within the time that there is."""

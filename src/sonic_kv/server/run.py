@@ -2,9 +2,10 @@
 
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from sonic_kv.compress.options import Budget, SessionConfig
+from sonic_kv.compress.options import Budget, SessionConfig, default_budget
 from sonic_kv.errors import ConfigError
 from sonic_kv.model.model import SonicModel
 from sonic_kv.options import parse_bytes
@@ -87,19 +88,26 @@ def announce(name: str, host: str, port: int, keys: tuple[str, ...], scheme: str
 
 
 def serve(
-    model: SonicModel,
+    load: Callable[[], SonicModel],
     name: str,
     config: SessionConfig,
-    budget: Budget,
+    budget: Budget | None,
     sampling: SamplingConfig,
     options: ServeOptions,
 ) -> None:
-    """Serve until interrupted."""
+    """Serve until interrupted.
+
+    Args:
+        load: makes the model, once its store and its address are had.
+        budget: None: the model's default, which an adapter decides.
+    """
     keys, name = read_keys(options.api_keys), next(iter(options.served_model_name), name)
     set_up(options.log_level, options.log_format)
-    worker = Worker(model, config, budget, options, store_of(options))
+    store, listener = store_of(options), listen(options.host, options.port)
+    model = load()
+    worker = Worker(model, config, budget or default_budget(model.adapter), options, store)
     app = make_app(worker, name, sampling, options, keys)
-    server, listener = HttpServer(app, worker, options), listen(options.host, options.port)
+    server = HttpServer(app, worker, options)
     scheme = "http" if options.tls_key is None else "https"
     announce(name, options.host, listener.getsockname()[1], keys, scheme)
     server.run([listener])

@@ -21,7 +21,7 @@ SHORT = [
 def check(
     base: Any, adapter: Any, budgets: list[Budget], dialogues: list[list[dict[str, str]]], **config: Any
 ) -> None:
-    options = SessionConfig(**{"min_segment_tokens": 16, "max_segment_tokens": 40, **config})
+    options = SessionConfig(**{"min_segment_tokens": 16, "max_segment_tokens": 40, "refit": False, **config})
     sessions = []
     for messages in dialogues:
         _, session = record(base, adapter, messages, budgets, options)

@@ -44,6 +44,7 @@ def test_session_matches_one_pass_forward_on_a_drawn_case(seed: int) -> None:
         positions=rng.choice(["original", "compact"]),
         allocation=rng.choice(["shared", "per_head", "segment"]),
         reencode=kind == {"form": "learned"} or rng.random() < 0.7,
+        refit=False,  # one pass has the raw values
         candidates=rng.choice([1.0, 2.0, 50.0]),
     )
     model, session = record(base, adapter, drawn_dialogue(rng), budgets, config)

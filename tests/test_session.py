@@ -185,7 +185,7 @@ def test_untrained_reencoding_is_plain_selection_over_a_whole_dialogue(positions
     model = SonicModel(base, tiny_tokenizer(), Adapter(base, AdapterConfig(lora_rank=4)).eval())
     sessions = []
     for reencode in (True, False):
-        config = SessionConfig(16, 40, positions=positions, reencode=reencode, candidates=100.0)
+        config = SessionConfig(16, 40, positions=positions, reencode=reencode, refit=False, candidates=100.0)
         sessions.append(talk(model, config=config, exchanges=4))
     assert_same(state(sessions[0]), state(sessions[1]), tolerance=1e-5)
 
@@ -341,9 +341,12 @@ def test_appending_copies_what_is_there_once_in_a_sixteenth() -> None:
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("kind", ["anchored", "importance-only", "no-adapter"])
 def test_lowering_the_budget_is_compressing_with_it_in_the_first_place(kind: str, positions: Any) -> None:
-    """Exact for one closed segment whose candidates suffice: later segments see less memory from the start."""
+    """Exact for one closed segment whose candidates suffice: later segments see less memory from the start.
+
+    Refitted values answer for what was dropped at that time.
+    """
     model = tiny_model(adapter=KINDS[kind])
-    config = SessionConfig(16, 80, positions=positions, candidates=100.0)
+    config = SessionConfig(16, 80, positions=positions, refit=False, candidates=100.0)
     low = Budget(compression_ratio=0.8)
     chat, direct = talk(model, HALF, config, exchanges=1), talk(model, low, config, exchanges=1)
     assert len(chat.cache.lengths.segment_starts) == 1

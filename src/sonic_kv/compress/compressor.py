@@ -13,10 +13,11 @@ from sonic_kv.cache.layers import Memory
 from sonic_kv.compress.closing import MIN_GROUPS, Account, EntryBytes, Kept, allowed, close, shrink
 from sonic_kv.compress.options import Budget, PolicyName, SessionConfig
 from sonic_kv.compress.policies import Closing, Policy, policy_of
+from sonic_kv.compress.refit import refit
 from sonic_kv.compress.selection import candidates, in_elastic_order
 from sonic_kv.errors import BudgetError, ConfigError, ModelError, UnsupportedModelError
 from sonic_kv.model.model import SonicModel, check_model
-from sonic_kv.model.reread import Reading, Reread
+from sonic_kv.model.reread import Asked, Reading, Repeat, Reread
 from sonic_kv.options import expect
 
 NO_NATS = (
@@ -53,6 +54,9 @@ class Compressor:
         self.reencode = config.reencode and adapter is not None and adapter.reencodes
         if self.learned_form and not config.reencode:
             raise ModelError("the adapter's Nexus tokens are learned: reencode cannot be off")
+        self.refit = (
+            config.refit and not (self.reencode or self.learned_form) and config.positions == "original"
+        )
         self.policy = policy_of(policy or config.policy, model)
         self.scale = self.policy.scale(model)
         allocation = config.allocation
@@ -122,6 +126,12 @@ class Compressor:
         account = self._account(closing, lengths.closed)
         kept = close(ranks, positions, lengths, budget, self.allocation, sizes=self.sizes, account=account)
         dropped = self._dropped(closing, account, ranks, positions, kept)
+        asked: list[Asked] = []
+        if self.refit and not kept.whole:
+            if not isinstance(request, Repeat):
+                request = closing.excerpts()
+                yield request
+            asked = request.asked
         encoded: list[Reread] = []
         if self.reencode and not kept.whole:
             if self.learned_form:
@@ -136,7 +146,7 @@ class Compressor:
             for part in rows.split(MOST_ROWS):
                 encoded.append(Reread(cache, opened, part, encode=True, segment=lengths.segments))
                 yield encoded[-1]
-        self._store(cache, closing, scores, positions, kept, encoded, dropped)
+        self._store(cache, closing, scores, positions, kept, encoded, dropped, asked)
         self._rebase(cache)
 
     def shrink(self, cache: SessionCache, budget: Budget) -> None:
@@ -310,6 +320,7 @@ class Compressor:
         kept: Kept,
         encoded: Sequence[Reread] | None,
         dropped: Tensor | None,
+        asked: Sequence[Asked] = (),
     ) -> None:
         """Put each head's selection into the cache; in compact mode at consecutive positions.
 
@@ -319,10 +330,11 @@ class Compressor:
             scores, positions: the memory's, and the open segment's if that is closed.
             encoded: what of the open segment was re-encoded; None: it stays open.
             dropped: as `SessionCache.dropped`.
+            asked: of every layer, queries for which kept values answer for dropped ones; none: values stay.
         """
         lengths = kept.lengths
         chosen = {
-            layer: _gather(cache, layer, *of, encoded=encoded)
+            layer: _gather(cache, layer, *of, encoded=encoded, asked=asked[layer] if asked else None)
             for layer, *of in zip(closing.layers, scores, positions, kept.masks, strict=True)
         }
         prefix, end = lengths.prefix, cache.logical_length
@@ -387,6 +399,7 @@ def _gather(
     kept: Tensor,
     *,
     encoded: Sequence[Reread] | None,
+    asked: Asked | None,
 ) -> Memory:
     """The kept entries of each head of a layer; re-encoded ones instead of raw ones.
 
@@ -397,8 +410,12 @@ def _gather(
     behind = kept.shape[-1] - (0 if encoded is None else cache.open_length)  # columns of the memory
     keys: list[Tensor] = []
     values: list[Tensor] = []
-    for head, (*pair, count) in enumerate(zip(*layer.heads(), layer.counts, strict=True)):
+    all_keys, all_values = layer.heads()
+    for head, (*pair, count) in enumerate(zip(all_keys, all_values, layer.counts, strict=True)):
         mask = kept[head]
+        if asked is not None:
+            stay = torch.cat((mask.new_ones(prefix), mask[behind - count :]))
+            pair[1] = refit(asked.logits(head, all_keys), pair[1], stay, prefix)
         old, fresh = mask[behind - count : behind].nonzero()[:, 0], mask[behind:].nonzero()[:, 0]
         for held, vectors, of in zip((keys, values), pair, (0, 1), strict=True):
             opened = vectors[prefix + count :]

@@ -83,6 +83,12 @@ class SessionConfig(Options):
     reencode: bool = option(
         True, "let the adapter re-encode kept entries; off: they stay as they are", flag=False
     )
+    refit: bool = option(
+        True,
+        "change the values of kept entries so that they answer for dropped ones too; some of the segment is read once "
+        "more for that. Not with compact positions, nor where entries are re-encoded",
+        flag=False,
+    )
     candidates: float = option(
         1.0,
         "re-encoded tokens for each entry that a head keeps of a segment, on average; others stay as they are",

@@ -24,6 +24,7 @@ SINKS = 4  # first tokens of a dialogue, which everything attends to
 REQUEST = "Repeat the previous context exactly."
 REQUEST_PART = "Repeat the part of the previous context exactly, starting with"
 QUOTED = 8  # tokens before the segment, with which its repetition starts
+EXCERPTS, PIECE = 64, 16  # tokens of a segment that are read once more, and of each piece
 FIRST = 1e30  # the score of what is kept before all others
 
 
@@ -119,6 +120,14 @@ class Closing:
     def repeating(self) -> Repeat:
         """For `Policy.reading`: read the segment once more behind a request to repeat it."""
         return Repeat(self.cache, repetition(self.model.format, self.cache, self.token_ids))
+
+    def excerpts(self) -> Repeat:
+        """Some of the segment, to be read once more: pieces from all over it, as later turns would take them up."""
+        opened, pieces = self.token_ids[len(self.token_ids) - self.length :], EXCERPTS // PIECE
+        if len(opened) <= EXCERPTS:
+            return Repeat(self.cache, opened)
+        starts = torch.linspace(0, len(opened) - PIECE, pieces).long().tolist()
+        return Repeat(self.cache, [i for start in starts for i in opened[start : start + PIECE]])
 
     def largest_attention(self, layer: int) -> Tensor:
         """The most that any token of `repeating` attends to each entry, in any query head. (G, n + L)"""

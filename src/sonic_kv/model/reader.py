@@ -19,7 +19,7 @@ from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.layers import SessionLayer
 from sonic_kv.model.layout import PREFIX, Layout, blocks, columns_of, mask_mod, visible
 from sonic_kv.model.probe import Probe
-from sonic_kv.model.reread import Repeat, Reread
+from sonic_kv.model.reread import Asked, Repeat, Reread
 from sonic_kv.model.rotary import Rope
 
 BLOCK_ROWS = 128  # of a one-pass forward that read together, or more
@@ -200,7 +200,8 @@ class Rereading:
 
 
 class Repeating:
-    """Rows behind caches, laid end to end: they read a cache and one another, and note what they attend to most."""
+    """Rows behind caches, laid end to end: they read a cache and one another. What they attend to most is noted, and
+    what some of them ask."""
 
     def __init__(self, requests: Sequence[Repeat]) -> None:
         edges = accumulate((request.rows for request in requests), initial=0)
@@ -216,6 +217,8 @@ class Repeating:
             output, largest = held.read_noting(*own, scale=scale, softcap=softcap)
             outputs.append(output)
             request.largest.append(largest)
+            asking = request.asking().to(query.device)
+            request.asked.append(Asked(query[0, :, span].index_select(1, asking), scale, softcap))
         return torch.cat(outputs, dim=2)
 
 

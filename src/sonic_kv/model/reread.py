@@ -12,6 +12,7 @@ from sonic_kv.cache.attention import outside
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.model.probe import Probe
 
+ASKED = 128  # rows of a repetition whose queries are noted, at most
 ROWS = 2048  # read in one forward; more gain nothing and leave a CPU's caches
 T = TypeVar("T")
 
@@ -65,6 +66,21 @@ class Reread:
         return seen & ~outside(size - self.cache.open_length + self.offsets, size, window)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Queries of a layer. (H, N, D), and how it attends."""
+
+    query: Tensor
+    scale: float
+    softcap: float | None
+
+    def logits(self, number: int, keys: Sequence[Tensor]) -> Tensor:
+        """Of the queries of one KV head over its entries. keys (S, D) of each KV head → (R · N, S) float32"""
+        query = self.query.chunk(len(keys))[number].flatten(0, 1)
+        logits = (query @ keys[number].T).float() * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
 @dataclass
 class Repeat:
     """Tokens to be read behind a cache, which they do not join, and what they attend to.
@@ -73,16 +89,22 @@ class Repeat:
         token_ids: what is read; each token sees all of the cache and those before it. (T,)
         largest: per layer, when they have been read, the most that any token attends to each of the cache's entries,
             in any query head of the KV head; a head that has fewer entries begins with zeros. Each (G, S)
+        asked: per layer, when they have been read, what some of them ask.
     """
 
     cache: SessionCache
     token_ids: Sequence[int]
     largest: list[Tensor] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
         """How many tokens are read."""
         return len(self.token_ids)
+
+    def asking(self) -> Tensor:
+        """The rows whose queries are noted, spread evenly. (N,)"""
+        return torch.linspace(0, self.rows - 1, min(self.rows, ASKED)).round().long()
 
     def positions(self, limit: int) -> Tensor:
         """RoPE positions of the rows, of which the model has `limit`. (T,)"""

@@ -108,6 +108,7 @@ def dialogue_of(
 def translated(header: Mapping[str, Any]) -> dict[str, Any]:
     """A saved session's header as it is written today: options had other names before."""
     config = {name: _OLD_VALUES.get(name, {}).get(value, value) for name, value in header["config"].items()}
+    config.setdefault("refit", False)  # values stayed as they were
     if "storage" in config:
         config["bits"] = config.pop("storage")
     found = {**header, "config": config}

@@ -1,0 +1,117 @@
+"""Laws of refitted values: what is kept answers for what was dropped."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import DIALOGUE, tiny_model
+from torch import Tensor
+
+from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
+from sonic_kv.compress.refit import RIDGE, refit
+from sonic_kv.model.reread import ASKED, Repeat
+
+PREFIX, CONFIG = 3, SessionConfig(16, 40)
+HALF = Budget(compression_ratio=0.5)
+
+
+def drawn(seed: int = 0, queries: int = 20, entries: int = 30) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, values, and what is kept: the prefix and every third entry."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2.0 * torch.randn(queries, entries, generator=generator)
+    kept = torch.arange(entries) % 3 == 0
+    kept[:PREFIX] = True
+    return logits, torch.randn(entries, 8, generator=generator), kept
+
+
+def outputs(logits: Tensor, values: Tensor, kept: Tensor) -> Tensor:
+    return logits.masked_fill(~kept, -torch.inf).softmax(-1) @ values
+
+
+@pytest.mark.parametrize("queries", [1, 5, 40])
+def test_no_other_values_balance_error_and_change_better(queries: int) -> None:
+    logits, values, kept = drawn(queries=queries)
+    free = kept.clone()
+    free[:PREFIX] = False
+    target = logits.softmax(-1) @ values
+    weights = logits.masked_fill(~kept, -torch.inf).softmax(-1)[:, free]
+    strength = RIDGE * weights.square().sum() / free.sum()
+
+    def cost(found: Tensor) -> Tensor:
+        error = (outputs(logits, found, kept) - target).square().sum()
+        return error + strength * (found - values)[free].square().sum()
+
+    found = refit(logits, values, kept, PREFIX).requires_grad_()
+    (slope,) = torch.autograd.grad(cost(found), found)
+    torch.testing.assert_close(slope[free], torch.zeros_like(slope[free]), atol=1e-5, rtol=0)
+    assert cost(found) < cost(values)
+    assert torch.equal(found[~free], values[~free])
+
+
+def test_where_nothing_was_dropped_values_stay() -> None:
+    logits, values, kept = drawn()
+    found = refit(logits, values, torch.ones_like(kept), PREFIX)
+    torch.testing.assert_close(found, values, atol=1e-6, rtol=0)
+    only = torch.arange(len(kept)) < PREFIX
+    assert torch.equal(refit(logits, values, only, PREFIX), values)
+
+
+def closed(model: SonicModel, budget: Budget, exchanges: int = 2, **options: Any) -> ChatSession:
+    chat = ChatSession(model, budget, "be brief", replace(CONFIG, **options))
+    chat.extend(DIALOGUE[: 2 * exchanges])
+    return chat
+
+
+def read_behind(chat: ChatSession) -> Tensor:
+    """What the model makes of a text behind a session. (T, V)"""
+    ids = chat.model.format.user("what is my cat called, and what did I say of him?")
+    return chat.model.feed(chat.fork().cache, ids, all_logits=True)
+
+
+@pytest.mark.parametrize("policy", ["reread", "recent"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "llama"])
+def test_keys_positions_and_counts_are_those_of_a_session_without(family: str, policy: Any) -> None:
+    model = tiny_model(family, adapter=False)
+    fitted, raw = (
+        closed(model, HALF, 1, max_segment_tokens=80, policy=policy, refit=on) for on in (True, False)
+    )
+    assert (
+        fitted.cache.lengths.segments == raw.cache.lengths.segments == 1
+    )  # those that follow read other values
+    for one, other in zip(fitted.cache.memory(), raw.cache.memory(), strict=True):
+        torch.testing.assert_close(one.keys, other.keys)
+        assert [at.tolist() for at in one.positions] == [at.tolist() for at in other.positions]
+        assert any((a - b).abs().max() > 1e-4 for a, b in zip(one.values, other.values, strict=True))
+    assert fitted.stats.bytes == raw.stats.bytes
+
+
+def test_later_text_is_read_more_as_with_full_context() -> None:
+    model = tiny_model(adapter=False)
+    full = read_behind(closed(model, Budget())).log_softmax(-1)
+    errors = []
+    for on in (True, False):
+        found = read_behind(closed(model, Budget(compression_ratio=0.8), policy="recent", refit=on))
+        errors.append((full.exp() * (full - found.log_softmax(-1))).sum(-1).mean())
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize(
+    "options", [{"refit": False}, {"positions": "compact", "allocation": "per_head"}], ids=["off", "compact"]
+)
+def test_values_are_raw_without(options: dict[str, Any]) -> None:
+    model = tiny_model(adapter=False)
+    chat, whole = closed(model, HALF, policy="streaming", **options), closed(model, Budget())
+    full = whole.cache.layers[0].heads()[1][0]  # of the first layer, which reads what was never compressed
+    for value in chat.cache.memory()[0].values[0]:
+        assert (full - value).abs().amax(-1).min() < 1e-5
+
+
+def test_of_a_long_segment_pieces_are_read_and_of_a_long_repetition_some_rows_asked() -> None:
+    model = tiny_model(adapter=False)
+    repeat = Repeat(model.new_cache(), list(range(1000)))
+    rows = repeat.asking()
+    assert len(rows) == ASKED
+    assert rows[0] == 0
+    assert rows[-1] == 999
+    assert Repeat(model.new_cache(), [1, 2]).asking().tolist() == [0, 1]

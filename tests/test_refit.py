@@ -9,52 +9,38 @@ from tiny import DIALOGUE, tiny_model
 from torch import Tensor
 
 from sonic_kv import Budget, ChatSession, SessionConfig, SonicModel
-from sonic_kv.compress.refit import RIDGE, refit
+from sonic_kv.compress.refit import RIDGE, change
 from sonic_kv.model.reread import ASKED, Repeat
 
-PREFIX, CONFIG = 3, SessionConfig(16, 40)
+CONFIG = SessionConfig(16, 40)
 HALF = Budget(compression_ratio=0.5)
 
 
-def drawn(seed: int = 0, queries: int = 20, entries: int = 30) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, values, and what is kept: the prefix and every third entry."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = 2.0 * torch.randn(queries, entries, generator=generator)
-    kept = torch.arange(entries) % 3 == 0
-    kept[:PREFIX] = True
-    return logits, torch.randn(entries, 8, generator=generator), kept
-
-
-def outputs(logits: Tensor, values: Tensor, kept: Tensor) -> Tensor:
-    return logits.masked_fill(~kept, -torch.inf).softmax(-1) @ values
+def drawn(queries: int, entries: int = 12) -> tuple[Tensor, Tensor]:
+    """What queries attend to, and what they miss."""
+    generator = torch.Generator().manual_seed(queries)
+    weights = (2.0 * torch.randn(queries, entries, generator=generator)).softmax(-1)
+    return weights, torch.randn(queries, 8, generator=generator)
 
 
 @pytest.mark.parametrize("queries", [1, 5, 40])
-def test_no_other_values_balance_error_and_change_better(queries: int) -> None:
-    logits, values, kept = drawn(queries=queries)
-    free = kept.clone()
-    free[:PREFIX] = False
-    target = logits.softmax(-1) @ values
-    weights = logits.masked_fill(~kept, -torch.inf).softmax(-1)[:, free]
-    strength = RIDGE * weights.square().sum() / free.sum()
+def test_no_other_change_balances_error_and_change_better(queries: int) -> None:
+    weights, missing = drawn(queries)
+    strength = RIDGE * weights.square().sum() / weights.shape[1]
 
     def cost(found: Tensor) -> Tensor:
-        error = (outputs(logits, found, kept) - target).square().sum()
-        return error + strength * (found - values)[free].square().sum()
+        return (missing - weights @ found).square().sum() + strength * found.square().sum()
 
-    found = refit(logits, values, kept, PREFIX).requires_grad_()
+    found = change(weights, missing).requires_grad_()
     (slope,) = torch.autograd.grad(cost(found), found)
-    torch.testing.assert_close(slope[free], torch.zeros_like(slope[free]), atol=1e-5, rtol=0)
-    assert cost(found) < cost(values)
-    assert torch.equal(found[~free], values[~free])
+    torch.testing.assert_close(slope, torch.zeros_like(slope), atol=1e-5, rtol=0)
+    assert cost(found) < cost(torch.zeros_like(found))
 
 
-def test_where_nothing_was_dropped_values_stay() -> None:
-    logits, values, kept = drawn()
-    found = refit(logits, values, torch.ones_like(kept), PREFIX)
-    torch.testing.assert_close(found, values, atol=1e-6, rtol=0)
-    only = torch.arange(len(kept)) < PREFIX
-    assert torch.equal(refit(logits, values, only, PREFIX), values)
+def test_where_nothing_is_missing_values_stay() -> None:
+    weights, missing = drawn(5)
+    assert not change(weights, torch.zeros_like(missing)).any()
+    assert change(weights[:, :0], missing).shape == (0, 8)
 
 
 def closed(model: SonicModel, budget: Budget, exchanges: int = 2, **options: Any) -> ChatSession:
@@ -86,22 +72,21 @@ def test_keys_positions_and_counts_are_those_of_a_session_without(family: str, p
     assert fitted.stats.bytes == raw.stats.bytes
 
 
-def test_later_text_is_read_more_as_with_full_context() -> None:
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_later_text_is_read_more_as_with_full_context(positions: Any) -> None:
     model = tiny_model(adapter=False)
     full = read_behind(closed(model, Budget())).log_softmax(-1)
     errors = []
     for on in (True, False):
-        found = read_behind(closed(model, Budget(compression_ratio=0.8), policy="recent", refit=on))
+        options: dict[str, Any] = {"policy": "recent", "positions": positions, "refit": on}
+        found = read_behind(closed(model, Budget(compression_ratio=0.8), **options))
         errors.append((full.exp() * (full - found.log_softmax(-1))).sum(-1).mean())
     assert errors[0] < errors[1]
 
 
-@pytest.mark.parametrize(
-    "options", [{"refit": False}, {"positions": "compact", "allocation": "per_head"}], ids=["off", "compact"]
-)
-def test_values_are_raw_without(options: dict[str, Any]) -> None:
+def test_values_are_raw_without() -> None:
     model = tiny_model(adapter=False)
-    chat, whole = closed(model, HALF, policy="streaming", **options), closed(model, Budget())
+    chat, whole = closed(model, HALF, policy="streaming", refit=False), closed(model, Budget())
     full = whole.cache.layers[0].heads()[1][0]  # of the first layer, which reads what was never compressed
     for value in chat.cache.memory()[0].values[0]:
         assert (full - value).abs().amax(-1).min() < 1e-5

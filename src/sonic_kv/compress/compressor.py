@@ -13,7 +13,7 @@ from sonic_kv.cache.layers import Memory
 from sonic_kv.compress.closing import MIN_GROUPS, Account, EntryBytes, Kept, allowed, close, shrink
 from sonic_kv.compress.options import Budget, PolicyName, SessionConfig
 from sonic_kv.compress.policies import Closing, Policy, policy_of
-from sonic_kv.compress.refit import refit
+from sonic_kv.compress.refit import answering
 from sonic_kv.compress.selection import candidates, in_elastic_order
 from sonic_kv.errors import BudgetError, ConfigError, ModelError, UnsupportedModelError
 from sonic_kv.model.model import SonicModel, check_model
@@ -54,9 +54,7 @@ class Compressor:
         self.reencode = config.reencode and adapter is not None and adapter.reencodes
         if self.learned_form and not config.reencode:
             raise ModelError("the adapter's Nexus tokens are learned: reencode cannot be off")
-        self.refit = (
-            config.refit and not (self.reencode or self.learned_form) and config.positions == "original"
-        )
+        self.refit = config.refit and not (self.reencode or self.learned_form)
         self.policy = policy_of(policy or config.policy, model)
         self.scale = self.policy.scale(model)
         allocation = config.allocation
@@ -334,7 +332,7 @@ class Compressor:
         """
         lengths = kept.lengths
         chosen = {
-            layer: _gather(cache, layer, *of, encoded=encoded, asked=asked[layer] if asked else None)
+            layer: _gather(cache, layer, *of, encoded=encoded)
             for layer, *of in zip(closing.layers, scores, positions, kept.masks, strict=True)
         }
         prefix, end = lengths.prefix, cache.logical_length
@@ -344,6 +342,14 @@ class Compressor:
         ]
         if cache.compact:
             selected = [self._move(layer, memory, kept.masks[layer]) for layer, memory in enumerate(selected)]
+        if asked:
+            nearer = cache.lengths.memory + cache.open_length - lengths.memory if cache.compact else 0
+            selected = [
+                answering(cache, layer, memory, asked[layer], self.model.rope, nearer)
+                if layer in chosen
+                else memory
+                for layer, memory in enumerate(selected)
+            ]
         length = cache.open_length if encoded is None else 0
         moved = None
         if cache.compact and length:
@@ -399,7 +405,6 @@ def _gather(
     kept: Tensor,
     *,
     encoded: Sequence[Reread] | None,
-    asked: Asked | None,
 ) -> Memory:
     """The kept entries of each head of a layer; re-encoded ones instead of raw ones.
 
@@ -410,12 +415,8 @@ def _gather(
     behind = kept.shape[-1] - (0 if encoded is None else cache.open_length)  # columns of the memory
     keys: list[Tensor] = []
     values: list[Tensor] = []
-    all_keys, all_values = layer.heads()
-    for head, (*pair, count) in enumerate(zip(all_keys, all_values, layer.counts, strict=True)):
+    for head, (*pair, count) in enumerate(zip(*layer.heads(), layer.counts, strict=True)):
         mask = kept[head]
-        if asked is not None:
-            stay = torch.cat((mask.new_ones(prefix), mask[behind - count :]))
-            pair[1] = refit(asked.logits(head, all_keys), pair[1], stay, prefix)
         old, fresh = mask[behind - count : behind].nonzero()[:, 0], mask[behind:].nonzero()[:, 0]
         for held, vectors, of in zip((keys, values), pair, (0, 1), strict=True):
             opened = vectors[prefix + count :]

@@ -86,7 +86,7 @@ class SessionConfig(Options):
     refit: bool = option(
         True,
         "change the values of kept entries so that they answer for dropped ones too; some of the segment is read once "
-        "more for that. Not with compact positions, nor where entries are re-encoded",
+        "more for that. Not where entries are re-encoded",
         flag=False,
     )
     candidates: float = option(

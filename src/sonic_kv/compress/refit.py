@@ -1,34 +1,55 @@
 """Refitting values: what is kept of a head answers for what was dropped."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
+
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.cache.layers import Memory
+from sonic_kv.model.reread import Asked
+from sonic_kv.model.rotary import Rope
 
 RIDGE = 1.0  # how strongly values stay what they were, in units of the mean weight that entries get
 
 
-def refit(logits: Tensor, values: Tensor, kept: Tensor, prefix: int) -> Tensor:
-    """Values with which the kept entries of a KV head give, as nearly as they can, what all entries gave.
-
-    Least squares over some queries, with a ridge that holds values where they were: the second step of Attention
-    Matching (arXiv:2602.16284), without biases.
+def answering(
+    cache: SessionCache, number: int, memory: Memory, asked: Asked, rope: Rope, nearer: int = 0
+) -> Memory:
+    """What is kept of a layer, with values that give some queries, as nearly as they can, what all entries give them.
 
     Args:
-        logits: of queries over all entries, scaled. (N, S)
-        values: of all entries. (S, D)
-        kept: which of them stay, the prefix among them. (S,) bool
-        prefix: so many first values do not change.
+        cache: as it still is.
+        number: of the layer.
+        memory: what is kept behind the prefix.
+        asked: the queries.
+        nearer: by how many positions later queries will be nearer to the prefix than these (compact positions).
+    """
+    prefix, (keys, values) = cache.lengths.prefix, cache.layers[number].heads()
+    wanted = [w @ of.float() for w, of in zip(asked.weights(keys), values, strict=True)]
+    later = replace(asked, query=rope.rotate(number, asked.query, torch.tensor(-nearer))) if nearer else asked
+    kept = [torch.cat((old[:prefix], new)) for old, new in zip(keys, memory.keys, strict=True)]
+    found = []
+    for weights, target, old, own in zip(later.weights(kept), wanted, values, memory.values, strict=True):
+        missing = target - weights @ torch.cat((old[:prefix], own)).float()
+        found.append((own.float() + change(weights[:, prefix:], missing)).to(own.dtype))
+    return replace(memory, values=found)
+
+
+def change(weights: Tensor, missing: Tensor) -> Tensor:
+    """How values must change so that queries get what they miss: least squares, with a ridge that holds values where
+    they are. The second step of Attention Matching (arXiv:2602.16284), without biases.
+
+    Args:
+        weights: that the queries give the entries. (N, n)
+        missing: what they lack. (N, D)
 
     Returns:
-        values, of which those of kept entries behind the prefix are new. (S, D)
+        (n, D)
     """
-    before = values.float()
-    left = logits.masked_fill(~kept, -torch.inf).softmax(-1)
-    missing = (logits.softmax(-1) - left) @ before  # (N, D)
-    free = kept.nonzero()[prefix:, 0]
-    if not len(free):
-        return values
-    weights = left[:, free]  # (N, n); there are fewer queries than entries, so the smaller system is solved
-    gram = weights @ weights.T
-    gram.diagonal().add_(RIDGE * gram.diagonal().sum() / len(free))
-    change = weights.T @ torch.linalg.solve(gram, missing)
-    return before.index_add(0, free, change).to(values.dtype)
+    if not weights.shape[1]:
+        return missing.new_zeros(0, missing.shape[1])
+    gram = weights @ weights.T  # there are fewer queries than entries, so the smaller system is solved
+    gram.diagonal().add_(RIDGE * gram.diagonal().sum() / weights.shape[1])
+    solved: Tensor = torch.linalg.solve(gram, missing)
+    return weights.T @ solved

@@ -68,17 +68,19 @@ class Reread:
 
 @dataclass(frozen=True)
 class Asked:
-    """Queries of a layer. (H, N, D), and how it attends."""
+    """Queries of a layer, (H, N, D), and how it attends."""
 
     query: Tensor
     scale: float
     softcap: float | None
 
-    def logits(self, number: int, keys: Sequence[Tensor]) -> Tensor:
-        """Of the queries of one KV head over its entries. keys (S, D) of each KV head → (R · N, S) float32"""
-        query = self.query.chunk(len(keys))[number].flatten(0, 1)
-        logits = (query @ keys[number].T).float() * self.scale
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+    def weights(self, keys: Sequence[Tensor]) -> list[Tensor]:
+        """What the queries attend to. keys of every KV head (S, D) → of its R query heads (R · N, S) float32"""
+        heads = zip(self.query.chunk(len(keys)), keys, strict=True)
+        logits = [(query.flatten(0, 1) @ held.T).float() * self.scale for query, held in heads]
+        if self.softcap is not None:
+            logits = [torch.tanh(of / self.softcap) * self.softcap for of in logits]
+        return [of.softmax(-1) for of in logits]
 
 
 @dataclass

@@ -40,6 +40,7 @@ def test_no_other_change_balances_error_and_change_better(queries: int) -> None:
 def test_where_nothing_is_missing_values_stay() -> None:
     weights, missing = drawn(5)
     assert not change(weights, torch.zeros_like(missing)).any()
+    assert not change(torch.zeros_like(weights), missing).any()  # queries that look at the prefix alone
     assert change(weights[:, :0], missing).shape == (0, 8)
 
 

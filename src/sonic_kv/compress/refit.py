@@ -47,9 +47,13 @@ def change(weights: Tensor, missing: Tensor) -> Tensor:
     Returns:
         (n, D)
     """
-    if not weights.shape[1]:
+    queries, entries = weights.shape
+    if not entries:
         return missing.new_zeros(0, missing.shape[1])
-    gram = weights @ weights.T  # there are fewer queries than entries, so the smaller system is solved
-    gram.diagonal().add_(RIDGE * gram.diagonal().sum() / weights.shape[1])
-    solved: Tensor = torch.linalg.solve(gram, missing)
-    return weights.T @ solved
+    few = entries <= queries  # the smaller of two systems with the same solution
+    gram = weights.T @ weights if few else weights @ weights.T
+    gram.diagonal().add_(RIDGE * gram.diagonal().sum() / entries + torch.finfo(gram.dtype).tiny)
+    factor = torch.linalg.cholesky(gram)
+    if few:
+        return torch.cholesky_solve(weights.T @ missing, factor)
+    return weights.T @ torch.cholesky_solve(missing, factor)

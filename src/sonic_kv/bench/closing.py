@@ -84,10 +84,10 @@ def _decode(
         if isinstance(store, SessionCache):
             model.feed(store, [token])
             continue
-        model.base(
+        model.plain(
             input_ids=torch.tensor([[token]], device=model.device),
             position_ids=torch.tensor([[position + number]], device=model.device),
-            **with_cache(model.base, store),
+            **with_cache(model.plain, store),
         )
 
 

@@ -1,8 +1,8 @@
 """Another engine in the table: any server with OpenAI's chat completions, asked the same dialogues over HTTP.
 
 The API takes texts, not tokens: a message is as many words as ours has tokens, words that are one token each for the
-model at hand. A server that knows `ignore_eos` (vLLM, llama.cpp) writes replies of just as many tokens; where a
-reply ends early, the time of its steps is scaled to a whole one.
+model at hand. A server that knows `ignore_eos` (vLLM, llama.cpp) writes replies of just as many tokens; one that
+refuses it is asked without, and where a reply ends early, the time of its steps is scaled to a whole one.
 """
 
 import json
@@ -39,6 +39,7 @@ class Remote:
         self._messages: list[list[Message]] = [[] for _ in range(rows)]
         self._url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self._model = self._first_model()
+        self._endless: dict[str, Any] = {"ignore_eos": True}
 
     def _first_model(self) -> str:
         try:
@@ -77,13 +78,17 @@ class Remote:
         """The reply, when its first piece and its end came, and its tokens."""
         body = {
             "model": self._model, "messages": messages, "max_tokens": tokens, "temperature": 0.0, "stream": True,
-            "stream_options": {"include_usage": True}, "ignore_eos": True,
+            "stream_options": {"include_usage": True}, **self._endless,
         }  # fmt: skip
         text, first, pieces, counted = "", None, 0, None
         try:
             with httpx.stream("POST", f"{self._url}/chat/completions", json=body, timeout=PATIENCE) as answer:
                 if answer.status_code != httpx.codes.OK:
-                    raise ServeError(f"{self.name} refuses a dialogue: {answer.read().decode()[:200]}")
+                    why = answer.read().decode()
+                    if "ignore_eos" in body and "ignore_eos" in why:
+                        self._endless = {}
+                        return self._ask(messages, tokens)
+                    raise ServeError(f"{self.name} refuses a dialogue: {why[:200]}")
                 for event in _events(answer.iter_lines()):
                     counted = (event.get("usage") or {}).get("completion_tokens", counted)
                     for choice in event.get("choices", ()):

@@ -18,8 +18,10 @@ def answering(
 ) -> Memory:
     """What is kept of a layer, with values that give some queries, as nearly as they can, what all entries give them.
 
+    Values of the open segment change; those of older ones were refitted to other queries, when these were closed.
+
     Args:
-        cache: as it still is.
+        cache: as it still is, the segment open.
         number: of the layer.
         memory: what is kept behind the prefix.
         asked: the queries.
@@ -29,10 +31,16 @@ def answering(
     wanted = [w @ of.float() for w, of in zip(asked.weights(keys), values, strict=True)]
     later = replace(asked, query=rope.rotate(number, asked.query, torch.tensor(-nearer))) if nearer else asked
     kept = [torch.cat((old[:prefix], new)) for old, new in zip(keys, memory.keys, strict=True)]
+    start = cache.logical_length - cache.open_length
+    fresh = [int((at >= start).sum()) for at in memory.positions]
     found = []
-    for weights, target, old, own in zip(later.weights(kept), wanted, values, memory.values, strict=True):
+    for weights, target, old, own, count in zip(
+        later.weights(kept), wanted, values, memory.values, fresh, strict=True
+    ):
         missing = target - weights @ torch.cat((old[:prefix], own)).float()
-        found.append((own.float() + change(weights[:, prefix:], missing)).to(own.dtype))
+        older = len(own) - count
+        new = own[older:].float() + change(weights[:, prefix + older :], missing)
+        found.append(torch.cat((own[:older], new.to(own.dtype))))
     return replace(memory, values=found)
 
 

@@ -164,6 +164,23 @@ def test_a_bias_is_added_to_the_logits(temperature: float) -> None:
         torch.testing.assert_close(sampler.scores(logits).softmax(-1), expected.softmax(-1))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 1e-320},
+        {"repetition_penalty": 1e308},
+        {"logit_bias": ((0, 1e308), (2, -1e308))},
+        {"temperature": 1e-320},
+        {"temperature": 1e308},
+    ],
+)
+def test_numbers_that_overflow_are_as_the_largest_that_do_not(options: dict[str, Any]) -> None:
+    sampler = Sampler(
+        tiny_base(), SamplingConfig(seed=0, **{"temperature": 1.0, **options}), said=[0, 1, 2, 3]
+    )
+    assert {sampler(LOGITS) for _ in range(9)} <= set(range(4))
+
+
 @pytest.mark.parametrize("bias", [((262, 1.0),), ((-1, 1.0),), ((0.5, 1.0),), ((1,),), ((1, torch.inf),)])
 def test_a_bias_of_no_token_is_refused(bias: Any) -> None:
     with pytest.raises(ConfigError, match="logit_bias"):

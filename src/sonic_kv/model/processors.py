@@ -19,6 +19,7 @@ from transformers import (
 
 from sonic_kv.errors import ConfigError
 
+MOST = 1e6  # numbers beyond it, or nearer to zero, do the same, but overflow
 Process = Callable[[Tensor, Tensor], Tensor]  # token ids (B, T), scores (B, V) → scores (B, V)
 
 
@@ -43,10 +44,10 @@ def processors(
         strange = [token for token in logit_bias if not 0 <= token < tokens]
         if strange:
             raise ConfigError(f"logit_bias: the model's tokens are 0 to {tokens - 1}, and not {strange[0]}")
-        biases = {(token,): float(bias) for token, bias in logit_bias.items()}
+        biases = {(token,): min(max(float(bias), -MOST), MOST) for token, bias in logit_bias.items()}
         found.append(SequenceBiasLogitsProcessor(biases))
     if repetition_penalty != 1.0:
-        found.append(RepetitionPenaltyLogitsProcessor(float(repetition_penalty)))
+        found.append(RepetitionPenaltyLogitsProcessor(_factor(repetition_penalty)))
     if made.get("no_repeat_ngram_size"):
         found.append(NoRepeatNGramLogitsProcessor(made["no_repeat_ngram_size"]))
     if made.get("suppress_tokens"):
@@ -54,9 +55,13 @@ def processors(
     return found or None
 
 
+def _factor(value: float) -> float:
+    return min(max(float(value), 1.0 / MOST), MOST)
+
+
 def warpers(temperature: float, top_k: int, top_p: float, min_p: float) -> Process:
     """What shapes the distribution that is sampled from. Zero and one leave it as it is."""
-    found: list[Process] = [TemperatureLogitsWarper(float(temperature))]
+    found: list[Process] = [TemperatureLogitsWarper(_factor(temperature))]
     if top_k:
         found.append(TopKLogitsWarper(top_k))
     if top_p != 1.0:

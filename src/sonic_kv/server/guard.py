@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sonic_kv.errors import SonicError
+from sonic_kv.errors import BusyError, SonicError
 from sonic_kv.server.access import Access
 from sonic_kv.server.answers import error_body, error_response
 from sonic_kv.server.logs import request_id
@@ -60,6 +60,12 @@ class Observed:
             if status:
                 raise  # its beginning is on its way: the connection ends
             await error_response(error)(scope, receive, observed)
+        except asyncio.CancelledError:  # the time to end is over
+            if status:
+                raise
+            await error_response(BusyError("the server is stopping: try again later"))(
+                scope, receive, observed
+            )
         finally:
             route = getattr(scope.get("route"), "path", "other")
             seconds = time.perf_counter() - start

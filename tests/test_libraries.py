@@ -103,6 +103,7 @@ def test_litellm(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_llm(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "")  # none but its own: some load models
     llm = pytest.importorskip("llm")
     (tmp_path / "extra-openai-models.yaml").write_text(
         f"- model_id: tiny\n  model_name: tiny\n  api_base: {server.url}/v1\n  supports_schema: true\n"

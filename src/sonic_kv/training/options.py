@@ -71,6 +71,7 @@ class TrainConfig(Options):
     shard_base: bool = option(
         False,
         "shard the frozen base's layers over the processes (FSDP2); an FSDP file of accelerate does the same",
+        flag=False,
     )
     tensorboard: bool = option(False, "write TensorBoard files beside log.jsonl", flag=False)
     seed: int = option(0, "seed of data, budgets and initialisation", least=0)

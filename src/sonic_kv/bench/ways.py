@@ -74,7 +74,9 @@ def ways(model: SonicModel, options: BenchDialogueOptions) -> list[Way]:
         compressor = Compressor(model, equal, StreamingPolicy())
         found += [Way(f"streaming {ratio:g}", ratio, compressor) for ratio in options.ratios]
     for number in options.bits if "sonic" in chosen else ():
-        config = SessionConfig(bits=cast("Bits | None", number or None), allocation=options.allocation)
+        config = SessionConfig(
+            bits=cast("Bits | None", number or None), allocation=options.allocation, refit=options.refit
+        )
         compressor = Compressor(model, config)
         name = f"sonic, int{number}" if number else "sonic"
         found += [Way(f"{name} {ratio:g}", ratio, compressor) for ratio in options.ratios]

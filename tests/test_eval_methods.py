@@ -1,7 +1,6 @@
 """The turn loop and the methods: what they keep, and that a row is what a session is."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -123,8 +122,7 @@ def test_a_row_equals_a_session(family: str, name: str) -> None:
 def test_a_rival_is_a_policy_of_a_session(name: str, policy: Callable[[], Policy]) -> None:
     model = tiny_model("llama", adapter=False)
     for outcome, messages in zip(outcomes(model, name, 0.6, scripts(model)), (DIALOGUE, OTHER), strict=True):
-        config = replace(CONFIG, refit=name == "reread")
-        expected = session_nll(model, messages, 0.6, config, policy())
+        expected = session_nll(model, messages, 0.6, CONFIG, policy())
         torch.testing.assert_close(torch.tensor(outcome.nll), torch.tensor(expected), atol=2e-5, rtol=0)
 
 

@@ -58,11 +58,10 @@ def talk(model: SonicModel, policy: Any, config: SessionConfig = SMALL, exchange
 
 
 def test_a_researchers_policy_decides_what_is_kept() -> None:
-    raw = replace(SMALL, refit=False)
-    chat = talk(tiny_model(adapter=False), example().LargeValues(), raw)
+    chat = talk(tiny_model(adapter=False), example().LargeValues())
     assert chat.stats.memory == pytest.approx(0.5 * sum(s.tokens for s in chat.stats.segments), abs=1)
     kept = torch.cat([torch.cat(list(layer.values)).norm(dim=-1) for layer in chat.cache.memory()])
-    others = talk(tiny_model(adapter=False), "streaming", raw)
+    others = talk(tiny_model(adapter=False), "streaming")
     plain = torch.cat([torch.cat(list(layer.values)).norm(dim=-1) for layer in others.cache.memory()])
     assert kept.mean() > 1.1 * plain.mean()
 

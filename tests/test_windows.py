@@ -109,7 +109,7 @@ def test_re_encoding_that_changes_nothing_is_plain_selection(name: str) -> None:
     base = tiny_base(family, sliding_window=WINDOW, **more)
     model = SonicModel(base, tiny_tokenizer(), Adapter(base, AdapterConfig(lora_rank=4)).eval())
     caches = [
-        talk(model, HALF, replace(SMALL, reencode=reencode, refit=False, candidates=100.0)).cache
+        talk(model, HALF, replace(SMALL, reencode=reencode, candidates=100.0)).cache
         for reencode in (True, False)
     ]
     assert_same_caches(caches[:1], caches[1:])

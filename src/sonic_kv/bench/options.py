@@ -74,7 +74,7 @@ class BenchDialogueOptions(Options):
         (0,), "bits of a number in sonic's memory between turns: 8 or 4; 0: as computed", filled=True
     )
     allocation: Allocation = option("shared", "how sonic shares its budget; shared reads heads one by one")
-    refit: bool = option(True, "sonic refits the values of kept entries, as sessions do", flag=False)
+    refit: bool = option(False, "sonic refits the values of kept entries", flag=False)
     batch: tuple[int, ...] = option(
         (1,), "dialogues at a time; with several numbers, each", least=1, filled=True
     )

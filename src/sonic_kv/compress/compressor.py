@@ -54,7 +54,7 @@ class Compressor:
         self.reencode = config.reencode and adapter is not None and adapter.reencodes
         if self.learned_form and not config.reencode:
             raise ModelError("the adapter's Nexus tokens are learned: reencode cannot be off")
-        self.refit = config.refit and not (self.reencode or self.learned_form)
+        self.refit = False if self.reencode or self.learned_form else config.refit
         self.policy = policy_of(policy or config.policy, model)
         self.scale = self.policy.scale(model)
         allocation = config.allocation
@@ -125,11 +125,11 @@ class Compressor:
         kept = close(ranks, positions, lengths, budget, self.allocation, sizes=self.sizes, account=account)
         dropped = self._dropped(closing, account, ranks, positions, kept)
         asked: list[Asked] = []
-        if self.refit and not kept.whole:
-            if not isinstance(request, Repeat):
+        if self.refit is not False and not kept.whole:
+            if self.refit and not isinstance(request, Repeat):
                 request = closing.excerpts()
                 yield request
-            asked = request.asked
+            asked = request.asked if isinstance(request, Repeat) else []
         encoded: list[Reread] = []
         if self.reencode and not kept.whole:
             if self.learned_form:

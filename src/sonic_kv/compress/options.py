@@ -83,10 +83,11 @@ class SessionConfig(Options):
     reencode: bool = option(
         True, "let the adapter re-encode kept entries; off: they stay as they are", flag=False
     )
-    refit: bool = option(
-        True,
-        "change the values of kept entries so that they answer for dropped ones too; some of the segment is read once "
-        "more for that. Not where entries are re-encoded",
+    refit: bool | None = option(
+        None,
+        "change the values of kept entries so that they answer for dropped ones too: better, but some of the segment "
+        "is read once more for it; without it: where the policy reads the segment again anyway (reread). Never where "
+        "entries are re-encoded",
         flag=False,
     )
     candidates: float = option(

@@ -235,11 +235,11 @@ def _selection(model: SonicModel, budget: Budget, config: SessionConfig, _: Sequ
     return Compressing(model, budget, replace(config, reencode=False), None)
 
 
-def _shipped(policy: type[Policy], *, refit: bool = True) -> Start:
-    """A session with one of the policies that need no adapter; as its authors have it without refitted values."""
+def _shipped(policy: type[Policy]) -> Start:
+    """A session with one of the policies that need no adapter."""
 
     def start(model: SonicModel, budget: Budget, config: SessionConfig, _: Sequence[int]) -> Closer:
-        return Compressing(_plain(model), budget, replace(config, refit=config.refit and refit), policy())
+        return Compressing(_plain(model), budget, config, policy())
 
     return start
 
@@ -378,7 +378,7 @@ METHODS: Mapping[str, Method] = {
     "recent": Method(_shipped(RecentPolicy)),
     "h2o-policy": Method(_shipped(H2OPolicy), default=False),
     "kvzip": Method(KVzip),
-    "streaming-llm": Method(_shipped(StreamingPolicy, refit=False)),
+    "streaming-llm": Method(_shipped(StreamingPolicy)),
     **_both("h2o", rivals.H2O),
     **_both("snapkv", rivals.SnapKV),
     **_both("critical-snapkv", rivals.CriticalSnapKV, default=False),

@@ -69,3 +69,14 @@ def test_prompts_and_steps_of_a_packed_model_go_through_the_same_weights() -> No
     assert of_prompts
     assert of_prompts == of_steps
     assert model.plain is not model.base
+
+
+def test_packing_again_changes_nothing_and_packed_weights_are_not_compiled() -> None:
+    model = tiny_model()
+    model.pack()
+    plain, logits = model.plain, model.feed(model.new_cache(), IDS)
+    model.pack()
+    assert model.plain is plain
+    assert torch.equal(model.feed(model.new_cache(), IDS), logits)
+    with pytest.raises(ConfigError, match="leave packed or compile out"):
+        model.compile()

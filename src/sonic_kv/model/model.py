@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sonic_kv.cache.cache import SessionCache
-from sonic_kv.errors import ContextLengthError, UnsupportedModelError
+from sonic_kv.errors import ConfigError, ContextLengthError, UnsupportedModelError
 from sonic_kv.model import loading
 from sonic_kv.model.adapter import Adapter, fingerprint, nexus_rows
 from sonic_kv.model.attention import twin
@@ -29,6 +29,8 @@ from sonic_kv.model.rotary import Rope
 from sonic_kv.model.shapes import windows_of
 from sonic_kv.model.verify import verify
 from sonic_kv.options import expect
+
+NOT_BOTH = "packed weights cannot be compiled: leave packed or compile out"
 
 
 class SonicModel:
@@ -214,8 +216,13 @@ class SonicModel:
         Logits are then equal to the base's as far as its dtype is exact. Later changes to the base go unnoticed.
 
         Raises:
-            ConfigError: the model is on another device, or the processor has nothing for its dtype.
+            ConfigError: the model is on another device, the processor has nothing for its dtype, or the step is
+                compiled.
         """
+        if self._packed:
+            return
+        if self._step is not None:
+            raise ConfigError(NOT_BOTH)
         plain = twin(self.plain, self.plain.config.get_text_config()._attn_implementation)
         pack(self.twin, plain)
         self.plain, self._packed = plain, True
@@ -226,8 +233,10 @@ class SonicModel:
         It takes from seconds to minutes, once. Logits are then equal to the base's to about 1e-5.
 
         Raises:
-            ConfigError: it cannot be compiled here.
+            ConfigError: it cannot be compiled here, or weights are packed.
         """
+        if self._packed:
+            raise ConfigError(NOT_BOTH)
         step = CompiledStep(self.twin)
         step(self.new_cache(), 0)
         self._step = step

@@ -2,7 +2,11 @@
 
 import json
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +16,7 @@ from serving import serving
 from tiny import tiny_model, tiny_tokenizer
 
 from sonic_kv.bench import batch, dialogue, timing
+from sonic_kv.bench.against import Remote
 from sonic_kv.bench.closing import measure, report
 from sonic_kv.bench.options import (
     BENCH_METHODS,
@@ -152,6 +157,48 @@ def test_another_engine_plays_the_same_dialogues() -> None:
     assert len(told) >= 2  # a dialogue a row
     with pytest.raises(ServeError, match="does not answer /v1/models"):
         dialogue.measure(tiny_model(), "tiny", replace(options, against=f"{server.url}/nothing"))
+
+
+@contextmanager
+def engine(events: bytes) -> Iterator[str]:
+    """The address of a server that answers every dialogue with these events."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(b'{"data": [{"id": "model"}]}')
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.answer(events)
+
+        def answer(self, body: bytes) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("events", "said"),
+    [
+        (
+            b'data: {"choices": [{"delta": {"content": "a"}}]}\n\ndata: {"error": {"message": "gone"}}\n\n',
+            "broke off.*gone",
+        ),
+        (b"data: {half\n\n", "broke off"),
+        (b'data: {"choices": [{"delta": {"content": "a"}}]}\n\ndata: [DONE]\n\n', "cannot be timed"),
+    ],
+)
+def test_of_an_engine_that_fails_or_says_next_to_nothing_no_times_are_told(events: bytes, said: str) -> None:
+    with engine(events) as url, pytest.raises(ServeError, match=said):
+        Remote(url, tiny_model(), 1).turn([[1, 2]], 4)
 
 
 def test_the_bound_counts_every_weight_and_entry_once() -> None:

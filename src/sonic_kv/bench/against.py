@@ -56,6 +56,10 @@ class Remote:
         begun = time.perf_counter()
         with ThreadPoolExecutor(len(messages)) as pool:
             replies = list(pool.map(lambda row: self._ask(row, reply_tokens), self._messages))
+        if reply_tokens > 1 and min(count for *_, count in replies) < 2:
+            raise ServeError(
+                f"{self.name} ended a reply at once, so that its steps cannot be timed: try another seed"
+            )
         first = max(at for _, at, _, _ in replies)
         steps = [(end - at) * (reply_tokens - 1) / max(count - 1, 1) for _, at, end, count in replies]
         for row, (text, *_) in zip(self._messages, replies, strict=True):
@@ -90,13 +94,15 @@ class Remote:
                         return self._ask(messages, tokens)
                     raise ServeError(f"{self.name} refuses a dialogue: {why[:200]}")
                 for event in _events(answer.iter_lines()):
+                    if event.get("error"):
+                        raise ServeError(f"{self.name} broke off: {event['error']}")
                     counted = (event.get("usage") or {}).get("completion_tokens", counted)
                     for choice in event.get("choices", ()):
                         piece = choice.get("delta", {}).get("content")
                         if piece:
                             first = time.perf_counter() if first is None else first
                             text, pieces = text + piece, pieces + 1
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ValueError) as error:  # or what is no JSON
             raise ServeError(f"{self.name} broke off: {error}") from error
         end = time.perf_counter()
         return text or " ", end if first is None else first, end, counted or pieces

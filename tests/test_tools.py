@@ -204,6 +204,16 @@ def test_a_call_without_its_tags_is_a_call(form: str) -> None:
     assert str(parts[-1]).strip() == "so"
 
 
+def test_a_call_without_tags_before_one_with_them_is_a_call_however_it_comes() -> None:
+    text = (
+        '{"name": "clock", "arguments": {"a": 1}} <tool_call>{"name": "clock", "arguments": {}}</tool_call>'
+    )
+    for pieces in ([text], list(text)):
+        reader = CallReader(formats()["hermes"].calls, {"clock"})
+        parts = [*(part for piece in pieces for part in reader.add(piece)), *reader.add("", final=True)]
+        assert whole_calls(parts) == [("clock", '{"a": 1}'), ("clock", "{}")]
+
+
 def test_no_more_calls_are_read_than_there_may_be() -> None:
     text = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>\n' * 2
     parts = CallReader(formats()["hermes"].calls, {"clock"}, 1).add(text, final=True)

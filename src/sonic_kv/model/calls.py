@@ -252,14 +252,14 @@ class CallReader:
 
     def _read_call(self, final: bool) -> str | Call | None:
         (opening, closing), begun = self._around, self._held.lstrip()
-        if not opening and self._form.opening and self._form.opening in begun:  # it was text before a call
-            self._inside, self._plain = False, True
-            return ""
         head = _HEAD.match(begun)
         if head is not None and head[1] in self._names:
             self._held, self._found = begun[head.end() :], True
             self._brackets, self._least = _Brackets(1), 1
             return Call(head[1], "")
+        if not opening and self._form.opening and self._form.opening in begun:  # it was text before a call
+            self._inside, self._plain = False, True
+            return ""
         at = begun.find(closing) if closing else -1
         if not (final or at >= 0 or (not closing and begun.rstrip().endswith("}"))):
             return None

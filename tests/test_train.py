@@ -310,7 +310,7 @@ def test_a_plan_that_keeps_a_whole_segment_keeps_it_raw() -> None:
 
 def test_other_options_do_not_continue_a_run(tmp_path: Path) -> None:
     trainer(tmp_path).run()
-    with pytest.raises(ConfigError, match="other options"):
+    with pytest.raises(ConfigError, match=r"other options \(lr: 0\.\d+, now 0\.5\)"):
         trainer(tmp_path, lr=0.5)
 
 

@@ -74,9 +74,9 @@ class RunFolder:
         if not path.exists():
             return 0, -math.inf
         header, tensors = read_sealed(path, "checkpoint")
-        if header["options"] != self.options:
+        if changed := _changed(header["options"], self.options):
             raise ConfigError(
-                f"{self.path} holds a run with other options: choose another --out or remove it"
+                f"{self.path} holds a run with other options ({changed}): choose another --out or remove it"
             )
         if header["base"] != self.base:
             raise ConfigError(f"{self.path} holds a run for another base model: choose another --out")
@@ -131,3 +131,21 @@ class RunFolder:
         if self.writes:
             write_atomic(path, json.dumps(token_ids).encode())
         return path
+
+
+def _changed(before: Record, now: Record) -> str:
+    """The options of a run that are not what they were."""
+    old, new = _flat(before), _flat(now)
+    return "; ".join(
+        f"{name}: {old.get(name)}, now {new.get(name)}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    )
+
+
+def _flat(options: Record) -> Record:
+    """Every option by its own name, without sections."""
+    found: Record = {}
+    for name, value in options.items():
+        found |= _flat(value) if isinstance(value, dict) else {name: value}
+    return found

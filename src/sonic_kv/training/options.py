@@ -53,7 +53,7 @@ class TrainConfig(Options):
     )
     importance_steps: int | None = option(
         None,
-        "first steps, which train the scorer alone; without it: three fifths of max_steps, all without a LoRA",
+        "first steps, which train the scorer alone; without it: all of them, or with a LoRA three fifths",
         least=0,
     )
     lr: float = option(1e-3, "peak learning rate of LoRA and embeddings", above=0.0)

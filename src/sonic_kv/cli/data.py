@@ -2,11 +2,11 @@
 
 import gzip
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
-from sonic_kv.cli.command import Call, Command
+from sonic_kv.cli.command import Call, Command, note
 from sonic_kv.cli.options import ConvertOptions, OutputOptions
 from sonic_kv.data.options import SynthConfig
 
@@ -28,19 +28,27 @@ def convert(call: Call) -> None:
 
 
 def _write(dialogues: Iterable[dict[str, Any]], out: str | None) -> None:
-    """One JSON object a line, into a file or to standard output."""
+    """One JSON object a line, into a file or to standard output; how many there are is said at the end."""
     from sonic_kv.files import replacing
 
-    lines = (json.dumps(one, ensure_ascii=False, default=str) for one in dialogues)
+    count = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal count
+        for one in dialogues:
+            count += 1
+            yield json.dumps(one, ensure_ascii=False, default=str)
+
     if out is None:
-        for line in lines:
+        for line in lines():
             print(line)
-        return
-    with (
-        replacing(out) as file,
-        gzip.open(file, "wb") if out.endswith(".gz") else nullcontext(file) as packed,
-    ):
-        packed.writelines(f"{line}\n".encode(errors="replace") for line in lines)
+    else:
+        with (
+            replacing(out) as file,
+            gzip.open(file, "wb") if out.endswith(".gz") else nullcontext(file) as packed,
+        ):
+            packed.writelines(f"{line}\n".encode(errors="replace") for line in lines())
+    note(f"{count} dialogues")
 
 
 DATA = (

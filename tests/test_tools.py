@@ -15,6 +15,7 @@ from sonic_kv import ChatSession, SamplingConfig, SonicModel
 from sonic_kv.errors import UnsupportedModelError
 from sonic_kv.model.calls import Call, CallReader
 from sonic_kv.model.chat_format import ChatFormat
+from sonic_kv.model.tokens import MARK
 
 SAYS = "<|{{ m['role'] }}|>{{ m['content'] }}"
 HERMES_CALLS = (
@@ -133,7 +134,7 @@ def test_calls_are_read_wherever_the_reply_is_cut(
     }
     chat = formats()[form]
     before, whole = chat.render([user("x")], generation=True), chat.render([user("x"), message])
-    reply = whole[len(before) :].removesuffix("<|end|>")
+    reply = whole[len(before) :].removesuffix("<|end|>").replace(2 * MARK, MARK)  # once, as a model writes it
     cuts = sorted(data.draw(st.lists(st.integers(0, len(reply)), max_size=4)))
     reader = CallReader(chat.calls, known)
     parts = [p for a, b in zip([0, *cuts], [*cuts, len(reply)], strict=True) for p in reader.add(reply[a:b])]

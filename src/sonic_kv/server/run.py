@@ -3,6 +3,7 @@
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 from sonic_kv.compress.options import Budget, SessionConfig, default_budget
@@ -103,11 +104,15 @@ def serve(
     """
     keys, name = read_keys(options.api_keys), next(iter(options.served_model_name), name)
     set_up(options.log_level, options.log_format)
-    store, listener = store_of(options), listen(options.host, options.port)
-    model = load()
-    worker = Worker(model, config, budget or default_budget(model.adapter), options, store)
-    app = make_app(worker, name, sampling, options, keys)
-    server = HttpServer(app, worker, options)
-    scheme = "http" if options.tls_key is None else "https"
-    announce(name, options.host, listener.getsockname()[1], keys, scheme)
-    server.run([listener])
+    store = store_of(options)
+    with (
+        closing(store) if store is not None else nullcontext(),
+        listen(options.host, options.port) as listener,
+    ):
+        model = load()
+        worker = Worker(model, config, budget or default_budget(model.adapter), options, store)
+        app = make_app(worker, name, sampling, options, keys)
+        server = HttpServer(app, worker, options)
+        scheme = "http" if options.tls_key is None else "https"
+        announce(name, options.host, listener.getsockname()[1], keys, scheme)
+        server.run([listener])

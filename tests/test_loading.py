@@ -12,7 +12,7 @@ import torch
 from tiny import TEMPLATE, random_adapter, tiny_base, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from sonic_kv import ChatSession, SamplingConfig, SonicModel
+from sonic_kv import ChatSession, SamplingConfig, SonicModel, files
 from sonic_kv.errors import ConfigError, FileError, ModelError, SonicError
 from sonic_kv.model import gguf, loading
 
@@ -244,22 +244,33 @@ def test_a_missing_hub_model_fails_at_once(name: str) -> None:
     start = time.perf_counter()
     with pytest.raises(SonicError, match="hub cannot be reached") as caught:
         SonicModel.from_pretrained(name)
-    assert time.perf_counter() - start < loading.TIMEOUT + 2
+    assert time.perf_counter() - start < files.TIMEOUT + 2
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_hub_file_fails_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """What comes from the hub by itself: an adapter, a configuration, a GGUF file."""
+    start = time.perf_counter()
+    with pytest.raises(
+        FileError, match="neither a path nor in the local cache, and the hub cannot be reached"
+    ):
+        files.from_hub("nobody/nothing", "config.json")
+    assert time.perf_counter() - start < files.TIMEOUT + 2
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_hub_that_listens_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    assert not loading.hub_answers()
+    assert not files.hub_answers()
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(
             "huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}"
         )
-        assert loading.hub_answers()
+        assert files.hub_answers()
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        assert not loading.hub_answers()
+        assert not files.hub_answers()
 
 
 # --- folders and models in memory ---------------------------------------------------------------

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +22,7 @@ from sonic_kv.text import reason
 
 HEADER = "sonic_kv"
 VERSION = 1
+TIMEOUT = 3.0  # seconds for the hub to answer at all
 
 
 def as_path(path: str | Path) -> Path:
@@ -219,8 +222,30 @@ def from_hub(name: str, file: str) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise FileError(f"{name} does not exist")
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
+    answers = hub_answers()
     try:
-        return Path(hf_hub_download(name, file))
+        return Path(hf_hub_download(name, file, local_files_only=not answers))
     except Exception as error:  # network, authentication, no such repository, a name that is none …
-        raise FileError(f"{name} is neither a path nor to be had from the hub: {reason(error)}") from error
+        why = f"to be had from the hub: {reason(error)}"
+        if not answers and isinstance(error, LocalEntryNotFoundError):
+            why = "in the local cache, and the hub cannot be reached"
+        raise FileError(f"{name} is neither a path nor {why}") from error
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be reached: its own client would try for half a minute before it gives up."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    address = urlsplit(constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), TIMEOUT).close()
+    except OSError:
+        return False
+    return True

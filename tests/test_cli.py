@@ -534,7 +534,7 @@ def test_data_synth_writes_lines_or_a_file(sonic: Any, tmp_path: Path) -> None:
     assert sonic("data", "synth", "--dialogues", "3", "--seed", "5", "--out", path) == (
         0,
         "",
-        "sonic-kv: 3 dialogues\n",
+        "sonic-kv: dialogues written: 3\n",
     )
     assert gzip.decompress(path.read_bytes()).decode().splitlines() == lines
 
@@ -543,7 +543,11 @@ def test_a_pipe_stays_a_pipe(sonic: Any, tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as reader:
-        assert sonic("data", "synth", "--dialogues", "1", "--out", path) == (0, "", "sonic-kv: 3 dialogues\n")
+        assert sonic("data", "synth", "--dialogues", "1", "--out", path) == (
+            0,
+            "",
+            "sonic-kv: dialogues written: 1\n",
+        )
         assert len(reader.read().splitlines()) == 1
     assert path.is_fifo()
 

@@ -48,7 +48,7 @@ def _write(dialogues: Iterable[dict[str, Any]], out: str | None) -> None:
             gzip.open(file, "wb") if out.endswith(".gz") else nullcontext(file) as packed,
         ):
             packed.writelines(f"{line}\n".encode(errors="replace") for line in lines())
-    note(f"{count} dialogues")
+    note(f"dialogues written: {count}")
 
 
 DATA = (

@@ -177,34 +177,38 @@ def say_and_watch(page: Any, text: str) -> None:
     page.wait_for_function("() => document.querySelector('#log .waiting .body')?.textContent.length > 5")
 
 
-def test_a_reply_that_is_stopped_stays_and_is_gone_on_from(tabs: Any) -> None:
+@pytest.fixture
+def replying(tabs: Any) -> Iterator[Any]:
+    """A page to which a long reply is coming."""
     talker = SonicModel(talkative(tiny_base(max_position_embeddings=2048)), tiny_tokenizer())
     with serving(talker) as server:
         page = opened(tabs, server)
         say_and_watch(page, "go on and on")
-        page.keyboard.press("Escape")
-        page.locator("#send:text-is('Send')").wait_for()
-        assert page.locator("#say").text_content() == ""
-        said = shown(page)["messages"]
-        assert [message["role"] for message in said] == ["user", "assistant"]
-        assert 5 < len(said[1]["content"]) < 1024
-        page.reload()
-        page.locator("#log .assistant").wait_for()
-        say_and_watch(page, "what?")
-        page.get_by_text("Stop").click()
-        page.get_by_text("Another reply").wait_for()
-        assert shown(page)["messages"][:2] == said
+        yield page
 
 
-def test_a_new_dialogue_is_new_also_while_a_reply_comes(tabs: Any) -> None:
-    talker = SonicModel(talkative(tiny_base(max_position_embeddings=2048)), tiny_tokenizer())
-    with serving(talker) as server:
-        page = opened(tabs, server)
-        say_and_watch(page, "go on and on")
-        page.keyboard.press("Alt+n")
-        page.locator("#send:text-is('Send')").wait_for()
-        page.locator("#log .hint").wait_for()
-        assert shown(page)["messages"] == []
+def test_a_reply_that_is_stopped_stays_and_is_gone_on_from(replying: Any) -> None:
+    page = replying
+    page.keyboard.press("Escape")
+    page.locator("#send:text-is('Send')").wait_for()
+    assert page.locator("#say").text_content() == ""
+    said = shown(page)["messages"]
+    assert [message["role"] for message in said] == ["user", "assistant"]
+    assert 5 < len(said[1]["content"]) < 1024
+    page.reload()
+    page.locator("#log .assistant").wait_for()
+    say_and_watch(page, "what?")
+    page.get_by_text("Stop").click()
+    page.get_by_text("Another reply").wait_for()
+    assert shown(page)["messages"][:2] == said
+
+
+def test_a_new_dialogue_is_new_also_while_a_reply_comes(replying: Any) -> None:
+    page = replying
+    page.keyboard.press("Alt+n")
+    page.locator("#send:text-is('Send')").wait_for()
+    page.locator("#log .hint").wait_for()
+    assert shown(page)["messages"] == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sonic_kv.cache.attention import outside
+from sonic_kv.cache.attention import capped, outside
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.model.probe import Probe
 
@@ -78,9 +78,7 @@ class Asked:
         """What the queries attend to. keys of every KV head (S, D) → of its R query heads (R · N, S) float32"""
         heads = zip(self.query.chunk(len(keys)), keys, strict=True)
         logits = [(query.flatten(0, 1) @ held.T).float() * self.scale for query, held in heads]
-        if self.softcap is not None:
-            logits = [torch.tanh(of / self.softcap) * self.softcap for of in logits]
-        return [of.softmax(-1) for of in logits]
+        return [capped(of, self.softcap).softmax(-1) for of in logits]
 
 
 @dataclass

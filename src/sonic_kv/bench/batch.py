@@ -83,8 +83,8 @@ def _time(
     cache.mark_prefix()
     rows = [cache.fork() for _ in range(batch)]
     tokens = [number % model.config.vocab_size for number in range(batch)]
-    batch_step(model.twin, rows, tokens)
-    times = [seconds(lambda: batch_step(model.twin, rows, tokens)) for _ in range(options.steps)]
+    batch_step(model.twin, rows, tokens, model.graph)
+    times = [seconds(lambda: batch_step(model.twin, rows, tokens, model.graph)) for _ in range(options.steps)]
     step = statistics.median(times)
     bound = decode_bound(model, machine, entries + options.steps / 2, batch)
     return Step(

@@ -24,6 +24,7 @@ UNEVEN = (
     "the heads of this cache hold different numbers of entries, which this attention cannot read: load the model with "
     "attn_implementation='sdpa' or 'eager', or keep as many in each with SessionConfig(allocation='per_head')"
 )
+ALIGNED = 16  # bytes: a head's entries on a GPU begin at a multiple of them
 _claiming = threading.Lock()  # free rows of a buffer that layers share: the first one gets them
 Sizes = tuple[int, ...]  # entries of each KV head
 Heads = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # their keys and values
@@ -54,6 +55,7 @@ class Buffer:
     Attributes:
         starts: first row of each head.
         used: rows taken of each head's room.
+        filled: how many of them `free` stands behind.
         free: first free row of each head; None while there is no room. (G,)
     """
 
@@ -62,6 +64,7 @@ class Buffer:
     starts: Sizes
     room: int = 0
     used: int = 0
+    filled: int = 0
     free: Tensor | None = None
     hidden: _Hidden | None = None
 
@@ -75,9 +78,13 @@ class Buffer:
         )
 
     def put(self, keys: Tensor, values: Tensor) -> None:
-        """Fill the first free rows of every head. (1, G, T, D)"""
+        """Fill the last rows that were taken of every head. (1, G, T, D)"""
         assert self.free is not None
         count = keys.shape[2]
+        if self.filled + count != self.used:  # others have filled those between
+            self.free += self.used - count - self.filled
+            self.hidden = None
+        self.filled = self.used
         rows = self.free if count == 1 else self.free[:, None] + torch.arange(count, device=keys.device)
         self.keys.index_copy_(0, rows.flatten(), keys.flatten(0, 2))
         self.values.index_copy_(0, rows.flatten(), values.flatten(0, 2))
@@ -176,6 +183,10 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         self._extend(keys.shape[-2]).put(keys, values)
+
+    def take(self) -> Buffer:
+        """Count one more entry of every head, which others put behind its entries: into this buffer."""
+        return self._extend(1)
 
     def read(self, query: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None) -> Tensor:
         """Attention of queries over what is held.

@@ -199,9 +199,8 @@ class Engine:
         if not rows:
             return
         try:
-            logits = batch_step(
-                self.model.twin, [work.cache for _, work in rows], [work.token_id for _, work in rows]
-            )
+            caches, token_ids = zip(*((work.cache, work.token_id) for _, work in rows), strict=True)
+            logits = batch_step(self.model.twin, caches, token_ids, self.model.graph)
             best, greedy = (found.tolist() for found in logits.max(-1))
         except Exception as error:  # out of memory, most likely: no row can go on
             for task, _ in rows:

@@ -68,7 +68,7 @@ def generate_step(
     while True:
         tokens = sample(logits, samplers)
         yield tokens
-        logits = batch_step(model.twin, caches, tokens)
+        logits = batch_step(model.twin, caches, tokens, model.graph)
 
 
 def _check(model: object, prompts: object, caches: object, sampling: object) -> None:

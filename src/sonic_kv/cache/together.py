@@ -1,0 +1,104 @@
+"""A token more in each of several dialogues on a GPU: all their heads are read in one call a layer.
+
+Heads of any lengths, in storage of their own: the kernels find them by address (`cache.kernels`).
+"""
+
+import functools
+import importlib.util
+import weakref
+from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sonic_kv.cache.cache import SessionCache
+from sonic_kv.cache.growing import ALIGNED, Buffer
+
+ABSENT = -(1 << 30)  # entries of a head that there is not, however many steps are counted
+
+
+def fits(caches: Sequence[SessionCache]) -> bool:
+    """Whether there are kernels, and something in every cache that they can read."""
+    layers = [layer for cache in caches for layer in cache.layers]
+    if not (all(layer.is_initialized for layer in layers) and layers[0].device.type == "cuda" and _triton()):
+        return False
+    entry = layers[0].heads()[0][0].stride(0) * layers[0].dtype.itemsize
+    return len({len(layer.sizes) for layer in layers}) == 1 and entry % ALIGNED == 0
+
+
+@functools.cache
+def _triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+class Together:
+    """The next token of several dialogues. It is a reader: it stores entries, and reads them.
+
+    Args:
+        caches: of dialogues like those to come.
+        dialogues: how many there may be.
+
+    Attributes:
+        key_at, value_at: where the entries of each head begin, in units of 16 bytes from `anchor`. (layers, N) int64
+        sizes: how many entries it has; below 0: there is no such head. (layers, N) int32
+    """
+
+    def __init__(self, caches: Sequence[SessionCache], dialogues: int, dtype: torch.dtype) -> None:
+        first = caches[0].layers
+        self._heads, device = len(first[0].sizes), first[0].device
+        self._windows = [layer.window for layer in first]
+        self._known: list[tuple[weakref.ref[Buffer], int]] = []
+        self._dialogues = dialogues
+        self.anchor = torch.empty(ALIGNED, dtype=dtype, device=device)
+        shape = (len(first), dialogues * self._heads)
+        self.key_at, self.value_at = (torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(2))
+        self.sizes = torch.full(shape, ABSENT, dtype=torch.int32, device=device)
+
+    def take(self, caches: Sequence[SessionCache]) -> None:
+        """Count one more entry in every head of these caches: the next one that is read."""
+        buffers = [layer.take() for cache in caches for layer in cache.layers]
+        before, self._known = self._known, [(weakref.ref(buffer), buffer.used) for buffer in buffers]
+        if len(before) == len(buffers) and all(
+            known() is buffer and used + 1 == buffer.used
+            for (known, used), buffer in zip(before, buffers, strict=True)
+        ):
+            return  # `count` has done it
+        by_layer = [buffers[number :: len(self._windows)] for number in range(len(self._windows))]
+        self.key_at.copy_(self._table(0, [self._addresses((b, b.keys) for b in of) for of in by_layer]))
+        self.value_at.copy_(self._table(0, [self._addresses((b, b.values) for b in of) for of in by_layer]))
+        layers = zip(*(cache.layers for cache in caches), strict=True)
+        sizes = [[n - 1 for layer in same for n in layer.sizes] for same in layers]
+        self.sizes.copy_(self._table(ABSENT, sizes))
+
+    def _addresses(self, held: Iterable[tuple[Buffer, Tensor]]) -> list[int]:
+        anchor = self.anchor.data_ptr()
+        return [
+            (rows.data_ptr() - anchor + start * rows.stride(0) * rows.element_size()) // ALIGNED
+            for buffer, rows in held
+            for start in buffer.starts
+        ]
+
+    def _table(self, absent: int, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Rows of numbers, filled up where there are fewer dialogues than there may be."""
+        missing = self.sizes.shape[1] - len(rows[0])
+        return torch.tensor([list(chain(row, repeat(absent, missing))) for row in rows])
+
+    def count(self) -> None:
+        """What was new is not any more."""
+        self.sizes += 1
+
+    def read(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None
+    ) -> Tensor:
+        """As `Reader.read`. query (B, H, 1, D), key and value (B, G, 1, D) → (B, H, 1, D)"""
+        from sonic_kv.cache import kernels
+
+        heads, width = self.sizes.shape[1], query.shape[-1]
+        where = (self.key_at[layer], self.value_at[layer], self.sizes[layer])
+        new, told = (of.reshape(heads, width).contiguous() for of in (key, value))
+        kernels.append(self.anchor, new, told, *where)
+        options: dict[str, Any] = {"scale": scale, "softcap": softcap, "window": self._windows[layer]}
+        rows = query.reshape(heads, -1, width).contiguous()
+        return kernels.attend(self.anchor, rows, *where, **options).view(query.shape)

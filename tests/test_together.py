@@ -10,13 +10,12 @@ import os
 import pytest
 import torch
 from test_engine import turn
-from test_windows import model_of, talk
-from tiny import tiny_model
+from tiny import DIALOGUE, tiny_base, tiny_model, tiny_tokenizer
 
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig
 from sonic_kv.cache.attention import attend_heads
 from sonic_kv.cache.cache import SessionCache
-from sonic_kv.cache.growing import ALIGNED
+from sonic_kv.cache.growing import ALIGNED, claim
 from sonic_kv.cache.together import Together, fits
 from sonic_kv.model.batch import batch_step, columns
 from sonic_kv.model.forward import forward
@@ -81,6 +80,7 @@ def test_tables_show_every_head_and_counting_goes_on() -> None:
     together = Together(caches, 4, torch.float32)
     for step in range(80):  # some buffers grow meanwhile, each when it is full
         together.take(caches)
+        together.settle()
         assert_shown(together, caches)
         together.count()
         if step == 20:
@@ -103,6 +103,7 @@ def test_what_others_fill_and_what_is_appended_follow_one_another() -> None:
     width, new = keys[0].shape[1], torch.randn(3, 2, len(keys), 1, keys[0].shape[1])
     for number, (key, value) in enumerate(new):
         if number == 1:
+            claim([layer], 1, 0)
             layer.take()
             for held, fresh in zip((*layer.heads()[0], *layer.heads()[1]), (*key, *value), strict=True):
                 held[-1] = fresh
@@ -172,21 +173,21 @@ def together_step(model: SonicModel, caches: list[SessionCache], token_ids: list
     rows, positions = columns(caches, token_ids, model.device)
     together = Together(caches, len(caches), model.dtype)
     together.take(caches)
+    together.settle()
     return forward(model.twin, rows, positions, together)[:, -1]
 
 
 @needs_triton
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma2"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
 def test_a_step_together_is_that_of_each_alone(family: str) -> None:
-    if family == "llama":
-        model = on_device()
-        caches = caches_of(model)
-    else:  # windows, and caps of the logits
-        model = model_of(family)
-        model = SonicModel(model.base.to(DEVICE), model.tokenizer)
-        caches = [talk(model, HALF).cache for _ in range(2)]
+    base = tiny_base(family, **({"sliding_window": 24} if family == "gemma2" else {}))
+    model = SonicModel(base.to(DEVICE), tiny_tokenizer())  # gemma2: windows, and caps of the logits
+    chats = [ChatSession(model, HALF, config=SessionConfig(16, 40)) for _ in range(2)]
+    chats[0].extend(DIALOGUE)
+    chats[1].extend(DIALOGUE[:2])
+    caches = [chat.cache for chat in chats]
     alone = [cache.fork() for cache in caches]
-    for token in range(40):
+    for token in range(40 if DEVICE == "cuda" else 2):
         found = together_step(model, caches, [token + n for n in range(len(caches))])
         for number, cache in enumerate(alone):
             rows, positions = columns([cache], [token + number], model.device)

@@ -5,6 +5,7 @@ share them at no cost.
 """
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -56,6 +57,7 @@ class Buffer:
         starts: first row of each head.
         used: rows taken of each head's room.
         filled: how many of them `free` stands behind.
+        stamp: of who has claimed rows last; 0: they were put here.
         free: first free row of each head; None while there is no room. (G,)
     """
 
@@ -65,6 +67,7 @@ class Buffer:
     room: int = 0
     used: int = 0
     filled: int = 0
+    stamp: int = 0
     free: Tensor | None = None
     hidden: _Hidden | None = None
 
@@ -84,7 +87,7 @@ class Buffer:
         if self.filled + count != self.used:  # others have filled those between
             self.free += self.used - count - self.filled
             self.hidden = None
-        self.filled = self.used
+        self.filled, self.stamp = self.used, 0
         rows = self.free if count == 1 else self.free[:, None] + torch.arange(count, device=keys.device)
         self.keys.index_copy_(0, rows.flatten(), keys.flatten(0, 2))
         self.values.index_copy_(0, rows.flatten(), values.flatten(0, 2))
@@ -178,15 +181,24 @@ class GrowingLayer(DynamicLayer):
         layer = self.readable()
         return layer._buffer.heads(layer.sizes)
 
+    def addresses(self) -> tuple[list[int], list[int]]:
+        """Where the keys and the values of each head begin in memory."""
+        buffer = self._buffer
+        keys, values, entry = buffer.keys.data_ptr(), buffer.values.data_ptr(), buffer.keys[:1].nbytes
+        return [keys + start * entry for start in buffer.starts], [
+            values + start * entry for start in buffer.starts
+        ]
+
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Append to every head. (1, G, T, D)"""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         self._extend(keys.shape[-2]).put(keys, values)
 
-    def take(self) -> Buffer:
-        """Count one more entry of every head, which others put behind its entries: into this buffer."""
-        return self._extend(1)
+    def take(self) -> None:
+        """Count the entries that `claim` has claimed rows for."""
+        self._taken += 1
+        self.sizes = tuple([n + 1 for n in self.sizes])
 
     def read(self, query: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None) -> Tensor:
         """Attention of queries over what is held.
@@ -259,3 +271,29 @@ class GrowingLayer(DynamicLayer):
     def drop_newest(self, count: int) -> None:
         """Take back the newest `count` entries of every head; what is appended next goes into a new buffer."""
         self.sizes, self._taken = tuple(n - count for n in self.sizes), self._taken - count
+
+
+def claim(layers: Sequence[GrowingLayer], stamp: int, before: int) -> bool:
+    """Claim rows for one more entry of every head, which others fill; `GrowingLayer.take` counts it.
+
+    Args:
+        stamp: marks the buffers that entries go to.
+        before: how they were marked when rows were claimed last.
+
+    Returns:
+        whether nothing has changed since then
+    """
+    same, full = True, []
+    with _claiming:
+        for layer in layers:
+            buffer = layer._buffer
+            if buffer.used == layer._taken < buffer.room:
+                buffer.used += 1
+                same = same and buffer.stamp == before
+                buffer.stamp = stamp
+            else:
+                full.append(layer)
+    for layer in full:
+        buffer = layer._move(1)
+        buffer.used, buffer.stamp = 1, stamp
+    return same and not full

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sonic_kv.cache import bits as quantize
 from sonic_kv.cache.attention import attend_noting, masked_attention
-from sonic_kv.cache.growing import Buffer, GrowingLayer, Sizes
+from sonic_kv.cache.growing import GrowingLayer, Sizes
 from sonic_kv.cache.standin import StandIn
 from sonic_kv.errors import ModelError
 
@@ -248,10 +248,6 @@ class SessionLayer(GrowingLayer):
     def append(self, keys: Tensor, values: Tensor) -> None:
         self.unpack()
         super().append(keys, values)
-
-    def take(self) -> Buffer:
-        self.unpack()
-        return super().take()
 
     def read(self, query: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None) -> Tensor:
         self.unpack()

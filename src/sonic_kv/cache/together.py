@@ -5,27 +5,28 @@ Heads of any lengths, in storage of their own: the kernels find them by address 
 
 import functools
 import importlib.util
-import weakref
-from collections.abc import Iterable, Sequence
-from itertools import chain, repeat
+from collections.abc import Sequence
+from itertools import chain, count, repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sonic_kv.cache.cache import SessionCache
-from sonic_kv.cache.growing import ALIGNED, Buffer
+from sonic_kv.cache.growing import ALIGNED, claim
+from sonic_kv.cache.layers import SessionLayer
 
+_stamps = count(1)
 ABSENT = -(1 << 30)  # entries of a head that there is not, however many steps are counted
 
 
 def fits(caches: Sequence[SessionCache]) -> bool:
     """Whether there are kernels, and something in every cache that they can read."""
-    layers = [layer for cache in caches for layer in cache.layers]
-    if not (all(layer.is_initialized for layer in layers) and layers[0].device.type == "cuda" and _triton()):
+    if not all(cache.layers[0].is_initialized and cache.layers[0].device.type == "cuda" for cache in caches):
         return False
+    layers = caches[0].layers
     entry = layers[0].heads()[0][0].stride(0) * layers[0].dtype.itemsize
-    return len({len(layer.sizes) for layer in layers}) == 1 and entry % ALIGNED == 0
+    return len({len(layer.sizes) for layer in layers}) == 1 and entry % ALIGNED == 0 and _triton()
 
 
 @functools.cache
@@ -49,36 +50,37 @@ class Together:
         first = caches[0].layers
         self._heads, device = len(first[0].sizes), first[0].device
         self._windows = [layer.window for layer in first]
-        self._known: list[tuple[weakref.ref[Buffer], int]] = []
-        self._dialogues = dialogues
+        self._stamp, self._order, self._layers = 0, list[int](), list[SessionLayer]()
         self.anchor = torch.empty(ALIGNED, dtype=dtype, device=device)
         shape = (len(first), dialogues * self._heads)
         self.key_at, self.value_at = (torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(2))
         self.sizes = torch.full(shape, ABSENT, dtype=torch.int32, device=device)
 
     def take(self, caches: Sequence[SessionCache]) -> None:
-        """Count one more entry in every head of these caches: the next one that is read."""
-        buffers = [layer.take() for cache in caches for layer in cache.layers]
-        before, self._known = self._known, [(weakref.ref(buffer), buffer.used) for buffer in buffers]
-        if len(before) == len(buffers) and all(
-            known() is buffer and used + 1 == buffer.used
-            for (known, used), buffer in zip(before, buffers, strict=True)
-        ):
+        """Make room for one more entry in every head of these caches: the one that is read next."""
+        for cache in caches:
+            if cache.bits is not None:
+                cache.unpack()
+        self._layers = [layer for cache in caches for layer in cache.layers]
+        before, self._stamp = self._stamp, next(_stamps)
+        same = claim(self._layers, self._stamp, before)
+        before_them, self._order = self._order, [id(cache) for cache in caches]
+        if same and self._order == before_them:
             return  # `count` has done it
-        by_layer = [buffers[number :: len(self._windows)] for number in range(len(self._windows))]
-        self.key_at.copy_(self._table(0, [self._addresses((b, b.keys) for b in of) for of in by_layer]))
-        self.value_at.copy_(self._table(0, [self._addresses((b, b.values) for b in of) for of in by_layer]))
-        layers = zip(*(cache.layers for cache in caches), strict=True)
-        sizes = [[n - 1 for layer in same for n in layer.sizes] for same in layers]
-        self.sizes.copy_(self._table(ABSENT, sizes))
+        held = [self._layers[number :: len(self._windows)] for number in range(len(self._windows))]
+        anchor, places = self.anchor.data_ptr(), [[layer.addresses() for layer in layers] for layers in held]
+        for table, part in ((self.key_at, 0), (self.value_at, 1)):
+            rows = [[(at - anchor) // ALIGNED for of in layers for at in of[part]] for layers in places]
+            table.copy_(self._table(0, rows))
+        self.sizes.copy_(
+            self._table(ABSENT, [[n for layer in layers for n in layer.sizes] for layers in held])
+        )
 
-    def _addresses(self, held: Iterable[tuple[Buffer, Tensor]]) -> list[int]:
-        anchor = self.anchor.data_ptr()
-        return [
-            (rows.data_ptr() - anchor + start * rows.stride(0) * rows.element_size()) // ALIGNED
-            for buffer, rows in held
-            for start in buffer.starts
-        ]
+    def settle(self) -> None:
+        """Let the caches count what they were to take."""
+        for layer in self._layers:
+            layer.take()
+        self._layers = []
 
     def _table(self, absent: int, rows: Sequence[Sequence[int]]) -> Tensor:
         """Rows of numbers, filled up where there are fewer dialogues than there may be."""

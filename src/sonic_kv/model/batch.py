@@ -39,6 +39,7 @@ def held(caches: Sequence[SessionCache], count: int, dtype: torch.dtype, device:
         return Held(caches, count, dtype, device)
     together = Together(caches, len(caches), dtype)
     together.take(caches)
+    together.settle()
     return together
 
 

@@ -55,6 +55,7 @@ class _Graph:
         if self._graph is None:
             self._graph, self._logits = self._record()
         self._graph.replay()
+        self._together.settle()  # while the GPU computes
         return self._logits[: len(caches)].clone()
 
     def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:

@@ -181,10 +181,15 @@ class GrowingLayer(DynamicLayer):
         layer = self.readable()
         return layer._buffer.heads(layer.sizes)
 
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of a key, and of a value."""
+        return self._buffer.keys.shape[-1] * self._buffer.keys.element_size()
+
     def addresses(self) -> tuple[list[int], list[int]]:
         """Where the keys and the values of each head begin in memory."""
-        buffer = self._buffer
-        keys, values, entry = buffer.keys.data_ptr(), buffer.values.data_ptr(), buffer.keys[:1].nbytes
+        buffer, entry = self._buffer, self.entry_bytes
+        keys, values = buffer.keys.data_ptr(), buffer.values.data_ptr()
         return [keys + start * entry for start in buffer.starts], [
             values + start * entry for start in buffer.starts
         ]

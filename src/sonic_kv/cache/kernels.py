@@ -6,8 +6,6 @@ programs, as many for every head (Flash-Decoding), which read it from memory onc
 sizes are tensors: a CUDA graph of these calls serves every length.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -21,7 +19,7 @@ BLOCK = 64  # entries at a time
 
 def parts_of(heads: int) -> int:
     """Into how many parts each of so many heads is divided."""
-    return max(1, min(MOST_PARTS, 1 << (PROGRAMS // heads).bit_length() - 1)) if heads < PROGRAMS else 1
+    return min(MOST_PARTS, 1 << (-(-PROGRAMS // heads) - 1).bit_length())
 
 
 def append(
@@ -87,9 +85,9 @@ def attend(
 
 @triton.jit
 def _append(
-    anchor: Any, keys: Any, values: Any, key_at: Any, value_at: Any, sizes: Any,
+    anchor, keys, values, key_at, value_at, sizes,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, UNIT: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     head = tl.program_id(0).to(tl.int64)
     size = tl.load(sizes + head).to(tl.int64)
     columns = tl.arange(0, COLUMNS)
@@ -102,11 +100,11 @@ def _append(
 
 @triton.jit
 def _attend(
-    anchor: Any, query: Any, key_at: Any, value_at: Any, sizes: Any, found: Any, weight: Any,
-    scale: Any, softcap: Any,
+    anchor, query, key_at, value_at, sizes, found, weight,
+    scale, softcap,
     PARTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, PADDED: tl.constexpr,
     BLOCK: tl.constexpr, UNIT: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, EXACT: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """One part of one head: its share of the sum, and the logarithm of what it is to be weighted by."""
     head = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -161,9 +159,9 @@ def _attend(
 
 @triton.jit
 def _add_up(
-    found: Any, weight: Any, output: Any,
+    found, weight, output,
     PARTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """The parts of one query head, each by its weight."""
     head, row = tl.program_id(0).to(tl.int64), tl.program_id(1)
     parts, columns = tl.arange(0, PARTS), tl.arange(0, COLUMNS)

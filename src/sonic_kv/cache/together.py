@@ -25,8 +25,8 @@ def fits(caches: Sequence[SessionCache]) -> bool:
     if not all(cache.layers[0].is_initialized and cache.layers[0].device.type == "cuda" for cache in caches):
         return False
     layers = caches[0].layers
-    entry = layers[0].heads()[0][0].stride(0) * layers[0].dtype.itemsize
-    return len({len(layer.sizes) for layer in layers}) == 1 and entry % ALIGNED == 0 and _triton()
+    alike = len({len(layer.sizes) for layer in layers}) == 1
+    return alike and layers[0].entry_bytes % ALIGNED == 0 and _triton()
 
 
 @functools.cache

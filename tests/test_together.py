@@ -17,6 +17,7 @@ from sonic_kv.cache.attention import attend_heads
 from sonic_kv.cache.cache import SessionCache
 from sonic_kv.cache.growing import ALIGNED, claim
 from sonic_kv.cache.together import Together, fits
+from sonic_kv.compress.options import Bits
 from sonic_kv.model.batch import batch_step, columns
 from sonic_kv.model.forward import forward
 from sonic_kv.model.graph import rows_of
@@ -36,17 +37,17 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 HALF, GREEDY = Budget(compression_ratio=0.5), SamplingConfig(max_new_tokens=12, temperature=0.0)
 
 
-def chat_of(model: SonicModel, text: str) -> ChatSession:
+def chat_of(model: SonicModel, text: str, bits: Bits | None = None) -> ChatSession:
     """A dialogue whose heads hold different numbers of entries."""
-    chat = ChatSession(model, HALF, config=SessionConfig(16, 40), sampling=GREEDY)
+    chat = ChatSession(model, HALF, config=SessionConfig(16, 40, bits=bits), sampling=GREEDY)
     for message in (f"{text}, a message of some length", "a second one", "a third"):
         chat.send(message)
     assert not chat.cache.even
     return chat
 
 
-def caches_of(model: SonicModel) -> list[SessionCache]:
-    return [chat_of(model, text).cache for text in ("first", "another topic", "third")]
+def caches_of(model: SonicModel, bits: Bits | None = None) -> list[SessionCache]:
+    return [chat_of(model, text, bits).cache for text in ("first", "another topic", "third")]
 
 
 def on_device() -> SonicModel:
@@ -74,9 +75,12 @@ def assert_shown(together: Together, caches: list[SessionCache]) -> None:
                 assert torch.equal(rows_at(together.anchor, place, *head.shape), head)
 
 
-def test_tables_show_every_head_and_counting_goes_on() -> None:
+@pytest.mark.parametrize("bits", [None, 4])
+def test_tables_show_every_head_and_counting_goes_on(bits: Bits | None) -> None:
     model = tiny_model()
-    caches = caches_of(model)
+    caches = caches_of(model, bits)
+    for cache in caches:
+        cache.pack()
     together = Together(caches, 4, torch.float32)
     for step in range(80):  # some buffers grow meanwhile, each when it is full
         together.take(caches)
@@ -200,6 +204,7 @@ def test_a_step_together_is_that_of_each_alone(family: str) -> None:
 # --- graphs ------------------------------------------------------------------------------------
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_recorded_steps_are_the_models_own() -> None:
     model = on_device()
@@ -217,6 +222,7 @@ def test_recorded_steps_are_the_models_own() -> None:
             torch.testing.assert_close(ours.heads(), theirs.heads(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_recorded_sessions_and_engines_reply_as_plain_ones() -> None:
     replies = []

@@ -13,6 +13,7 @@ import argparse
 import functools
 import gc
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -148,7 +149,9 @@ def varlen(layer: Layer) -> Callable[[], Tensor]:
     """PyTorch's attention over sequences of different lengths: every head is one."""
     from torch.nn.attention.varlen import varlen_attn
 
+    known = inspect.signature(varlen_attn).parameters  # 2.11 does not ask for `enable_gqa`
     options = {"scale": layer.scale, "enable_gqa": True, "seqused_k": layer.used}
+    options = {name: value for name, value in options.items() if name in known}
     keys, values, longest = layer.keys[:, None], layer.values[:, None], max(layer.sizes)
     return lambda: varlen_attn(layer.query, keys, values, layer.each, layer.edges, 1, longest, **options)
 

@@ -243,7 +243,7 @@ class SonicModel:
         if self._packed:
             raise ConfigError(NOT_BOTH)
         if self.device.type == "cuda":
-            self.graph = GraphStep(self.twin)
+            self.graph = self.graph or GraphStep(self.twin)
             return
         step = CompiledStep(self.twin)
         step(self.new_cache(), 0)

@@ -181,6 +181,18 @@ def together_step(model: SonicModel, caches: list[SessionCache], token_ids: list
     return forward(model.twin, rows, positions, together)[:, -1]
 
 
+@torch.no_grad()
+def step_alone(model: SonicModel, cache: SessionCache, token_id: int) -> torch.Tensor:
+    """As without a GPU: head by head."""
+    rows, positions = columns([cache], [token_id], model.device)
+    return forward(model.twin, rows, positions, Held([cache], 1, model.dtype, model.device))[0, -1]
+
+
+def assert_close(found: object, expected: object) -> None:
+    accuracy = 1e-5 if DEVICE == "cpu" else 1e-4  # a GPU adds up in another order for every batch size
+    torch.testing.assert_close(found, expected, atol=accuracy, rtol=accuracy)
+
+
 @needs_triton
 @pytest.mark.parametrize("family", ["qwen3", "gemma2"])
 def test_a_step_together_is_that_of_each_alone(family: str) -> None:
@@ -194,11 +206,7 @@ def test_a_step_together_is_that_of_each_alone(family: str) -> None:
     for token in range(40 if DEVICE == "cuda" else 2):
         found = together_step(model, caches, [token + n for n in range(len(caches))])
         for number, cache in enumerate(alone):
-            rows, positions = columns([cache], [token + number], model.device)
-            with torch.no_grad():
-                reader = Held([cache], 1, model.dtype, model.device)
-                expected = forward(model.twin, rows, positions, reader)[0, -1]
-            torch.testing.assert_close(found[number], expected, atol=1e-5, rtol=1e-5)
+            assert_close(found[number], step_alone(model, cache, token + number))
 
 
 # --- graphs ------------------------------------------------------------------------------------
@@ -215,11 +223,11 @@ def test_recorded_steps_are_the_models_own() -> None:
         count = 1 + token // 10 % 3
         ids = [token + n for n in range(count)]
         found = batch_step(model.twin, caches[:count], ids, model.graph)
-        expected = batch_step(model.twin, alone[:count], ids)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        for row, cache, token_id in zip(found, alone, ids, strict=False):
+            assert_close(row, step_alone(model, cache, token_id))
     for mine, plain in zip(caches, alone, strict=True):
         for ours, theirs in zip(mine.layers, plain.layers, strict=True):
-            torch.testing.assert_close(ours.heads(), theirs.heads(), atol=1e-5, rtol=1e-5)
+            assert_close(ours.heads(), theirs.heads())
 
 
 @pytest.mark.gpu

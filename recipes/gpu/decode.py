@@ -56,7 +56,7 @@ TOY = {
 }  # fmt: skip
 
 
-class TooLong(Exception):
+class TooLong(BaseException):
     """A stage has had its time."""
 
 
@@ -89,7 +89,7 @@ def attempt(kind: str, seconds: float, run: Callable[[], dict[str, Any]], **row:
     try:
         with limit(seconds):
             row |= run()
-    except Exception as error:
+    except (Exception, TooLong) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         row["failed"] = f"{type(error).__name__}: {lines[0][:300]}"
     record(kind, **row)
@@ -616,7 +616,7 @@ def main() -> None:
     if toy:
         check()
         layers(toy, lambda: end - time.time())
-    stages = (("check", 0.25), ("layer", 0.3), ("model", 1.0), ("model", 1.0))
+    stages = (("check", 0.45), ("layer", 0.35), ("model", 1.0), ("model", 1.0))
     for stage, share in stages[2:] if toy else stages:
         until = time.time() + share * (end - time.time())
         command = [

@@ -14,7 +14,8 @@ from torch import Tensor
 from sonic_kv.cache.growing import ALIGNED
 
 PROGRAMS, MOST_PARTS = 8192, 64  # that read at once, if there is so much to read; programs to a head
-BLOCK = 64  # entries at a time
+BLOCK_BYTES, MOST_ENTRIES = 1 << 14, 128  # keys that a program has at a time: so many bytes, not more entries
+LEAST = 16  # rows and columns that matrix units multiply
 
 
 def parts_of(heads: int) -> int:
@@ -51,7 +52,7 @@ def attend(
     softcap: float | None,
     window: int | None,
     parts: int | None = None,
-    block: int = BLOCK,
+    block: int | None = None,
     warps: int = 4,
     stages: int = 3,
 ) -> Tensor:
@@ -70,10 +71,12 @@ def attend(
     found = query.new_empty(heads, parts, rows, width, dtype=torch.float32)
     weight = query.new_empty(heads, parts, rows, dtype=torch.float32)
     output = torch.empty_like(query)
-    columns = triton.next_power_of_2(width)
+    columns = max(LEAST, triton.next_power_of_2(width))
+    if block is None:
+        block = max(LEAST, min(MOST_ENTRIES, BLOCK_BYTES // (columns * query.element_size())))
     _attend[(heads, parts)](
         anchor, query, key_at, value_at, sizes, found, weight, scale, softcap or 0.0,
-        PARTS=parts, ROWS=rows, WIDTH=width, COLUMNS=columns, PADDED=max(16, triton.next_power_of_2(rows)),
+        PARTS=parts, ROWS=rows, WIDTH=width, COLUMNS=columns, PADDED=max(LEAST, triton.next_power_of_2(rows)),
         BLOCK=block, UNIT=ALIGNED // query.element_size(), WINDOW=window or 0, CAPPED=softcap is not None,
         EXACT=query.dtype == torch.float32, num_warps=warps, num_stages=stages,
     )  # fmt: skip

@@ -100,7 +100,8 @@ class Together:
         heads, width = self.sizes.shape[1], query.shape[-1]
         where = (self.key_at[layer], self.value_at[layer], self.sizes[layer])
         new, told = (of.reshape(heads, width).contiguous() for of in (key, value))
-        kernels.append(self.anchor, new, told, *where)
         options: dict[str, Any] = {"scale": scale, "softcap": softcap, "window": self._windows[layer]}
         rows = query.reshape(heads, -1, width).contiguous()
-        return kernels.attend(self.anchor, rows, *where, **options).view(query.shape)
+        with torch.cuda.device_of(query):
+            kernels.append(self.anchor, new, told, *where)
+            return kernels.attend(self.anchor, rows, *where, **options).view(query.shape)

@@ -33,7 +33,7 @@ class GraphStep:
     def __call__(self, caches: Sequence[SessionCache], token_ids: Sequence[int]) -> Tensor:
         """Logits after each token. (B, V)"""
         rows = rows_of(len(caches))
-        with self._lock:
+        with self._lock, torch.cuda.device(self._twin.device):
             if rows not in self._graphs:
                 self._graphs[rows] = _Graph(self._twin, caches, rows)
             return self._graphs[rows](caches, token_ids)

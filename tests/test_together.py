@@ -81,7 +81,7 @@ def test_tables_show_every_head_and_counting_goes_on(bits: Bits | None) -> None:
     caches = caches_of(model, bits)
     for cache in caches:
         cache.pack()
-    together = Together(caches, 4, torch.float32)
+    together = Together(caches, 4)
     for step in range(80):  # some buffers grow meanwhile, each when it is full
         together.take(caches)
         together.settle()
@@ -175,7 +175,7 @@ def test_kernels_attend_as_head_by_head(
 @torch.no_grad()
 def together_step(model: SonicModel, caches: list[SessionCache], token_ids: list[int]) -> torch.Tensor:
     rows, positions = columns(caches, token_ids, model.device)
-    together = Together(caches, len(caches), model.dtype)
+    together = Together(caches, len(caches))
     together.take(caches)
     together.settle()
     return forward(model.twin, rows, positions, together)[:, -1]

@@ -37,7 +37,7 @@ def append(
     heads, width = keys.shape
     _append[(heads,)](
         anchor, keys, values, key_at, value_at, sizes,
-        WIDTH=width, COLUMNS=triton.next_power_of_2(width), UNIT=ALIGNED // keys.element_size(),
+        WIDTH=width, COLUMNS=triton.next_power_of_2(width), UNIT=ALIGNED // anchor.element_size(),
     )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def attend(
     _attend[(heads, parts)](
         anchor, query, key_at, value_at, sizes, found, weight, scale, softcap or 0.0,
         PARTS=parts, ROWS=rows, WIDTH=width, COLUMNS=columns, PADDED=max(LEAST, triton.next_power_of_2(rows)),
-        BLOCK=block, UNIT=ALIGNED // query.element_size(), WINDOW=window or 0, CAPPED=softcap is not None,
+        BLOCK=block, UNIT=ALIGNED // anchor.element_size(), WINDOW=window or 0, CAPPED=softcap is not None,
         EXACT=query.dtype == torch.float32, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     _add_up[(heads, rows)](

@@ -46,12 +46,12 @@ class Together:
         sizes: how many entries it has; below 0: there is no such head. (layers, N) int32
     """
 
-    def __init__(self, caches: Sequence[SessionCache], dialogues: int, dtype: torch.dtype) -> None:
+    def __init__(self, caches: Sequence[SessionCache], dialogues: int) -> None:
         first = caches[0].layers
         self._heads, device = len(first[0].sizes), first[0].device
         self._windows = [layer.window for layer in first]
         self._stamp, self._order, self._layers = 0, list[int](), list[SessionLayer]()
-        self.anchor = torch.empty(ALIGNED, dtype=dtype, device=device)
+        self.anchor = torch.empty(ALIGNED, dtype=first[0].dtype, device=device)
         shape = (len(first), dialogues * self._heads)
         self.key_at, self.value_at = (torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(2))
         self.sizes = torch.full(shape, ABSENT, dtype=torch.int32, device=device)

@@ -37,7 +37,7 @@ def held(caches: Sequence[SessionCache], count: int, dtype: torch.dtype, device:
     """The reader of `count` tokens that go on in each cache."""
     if count > 1 or device.type != "cuda" or not fits(caches):
         return Held(caches, count, dtype, device)
-    together = Together(caches, len(caches), dtype)
+    together = Together(caches, len(caches))
     together.take(caches)
     together.settle()
     return together

@@ -44,7 +44,7 @@ class _Graph:
 
     def __init__(self, twin: PreTrainedModel, caches: Sequence[SessionCache], rows: int) -> None:
         self._twin = twin
-        self._together = Together(caches, rows, twin.dtype)
+        self._together = Together(caches, rows)
         self._fed = torch.zeros(2, rows, dtype=torch.int64, device=twin.device)  # token ids and positions
         self._graph: torch.cuda.CUDAGraph | None = None
 

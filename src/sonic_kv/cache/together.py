@@ -48,13 +48,15 @@ class Together:
 
     def __init__(self, caches: Sequence[SessionCache], dialogues: int) -> None:
         first = caches[0].layers
-        self._heads, device = len(first[0].sizes), first[0].device
+        self._heads, entries = len(first[0].sizes), first[0].heads()[0][0]
         self._windows = [layer.window for layer in first]
         self._stamp, self._order, self._layers = 0, list[int](), list[SessionLayer]()
-        self.anchor = torch.empty(ALIGNED, dtype=first[0].dtype, device=device)
+        self.anchor = torch.empty(ALIGNED, dtype=entries.dtype, device=entries.device)
         shape = (len(first), dialogues * self._heads)
-        self.key_at, self.value_at = (torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(2))
-        self.sizes = torch.full(shape, ABSENT, dtype=torch.int32, device=device)
+        self.key_at, self.value_at = (
+            torch.zeros(shape, dtype=torch.int64, device=entries.device) for _ in range(2)
+        )
+        self.sizes = torch.full(shape, ABSENT, dtype=torch.int32, device=entries.device)
 
     def take(self, caches: Sequence[SessionCache]) -> None:
         """Make room for one more entry in every head of these caches: the one that is read next."""

@@ -350,15 +350,27 @@ def test_the_scorer_is_trained_alone_for_three_fifths_unless_said_otherwise(tmp_
 
     assert alone(importance_steps=None) == 6
     assert alone(importance_steps=0) == 0
-    assert alone(importance_steps=None, adapter={"lora_rank": 0}) == 10  # there is nothing else to train
+    assert alone(importance_steps=None, adapter={"lora_rank": 0}) == 8  # then it learns from its choices
     with pytest.raises(ConfigError, match="importance_steps=-1"):
         TrainConfig(importance_steps=-1)
 
 
-def test_without_a_lora_every_step_is_the_scorers(tmp_path: Path) -> None:
-    trainer(tmp_path, adapter={"lora_rank": 0}, max_steps=3, importance_steps=None).run()
-    assert [(r["step"], "distillation" in r) for r in read_log(tmp_path)] == [(n, False) for n in (1, 2, 3)]
-    assert all(r["scorer_lr"] > 0 for r in read_log(tmp_path))
+def test_without_a_lora_the_scorer_learns_from_its_choices_then(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "max_steps": 5,
+        "importance_steps": 3,
+        "warmup_steps": 1,
+        "lr": 0.1,
+        "scorer_lr": 0.6,
+    }
+    run = trainer(tmp_path, adapter={"lora_rank": 0}, **changes)
+    found: list[dict[str, torch.Tensor]] = []
+    run.run(lambda _: found.append({n: w.clone() for n, w in run.adapter.scorer.named_parameters()}))
+    records = read_log(tmp_path)
+    assert [("importance" in r, "choice" in r) for r in records] == [(True, False)] * 3 + [(False, True)] * 2
+    assert [r["scorer_lr"] for r in records] == pytest.approx([0.6, 0.4, 0.2, 0.1, 0.05])
+    assert all(not torch.equal(weight, found[4][n]) for n, weight in found[3].items() if "norm" not in n)
+    assert json.loads((tmp_path / "progress.json").read_text())["phase"] == "choice"
 
 
 def test_the_scorer_rests_when_its_steps_are_over(tmp_path: Path) -> None:

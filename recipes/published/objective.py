@@ -72,7 +72,8 @@ class PublishedObjective:
     ) -> None:
         self.model, self.adapter, self.plans, self.how, self.config = model, adapter, plans, run, config
         weighted = ("distillation", "attention", "output", "ignored", "coverage", "reconstruction")
-        self.has_student = adapter.reencodes and any(getattr(config, f"{name}_weight") for name in weighted)
+        weighs = adapter.reencodes and any(getattr(config, f"{name}_weight") for name in weighted)
+        self.then = "re-encoding" if weighs else ""
         self.options: dict[str, Any] = {
             "objective": "published",
             "plan": asdict(plans),
@@ -90,7 +91,7 @@ class PublishedObjective:
             if scorer and self.config.importance_weight:
                 found.append({"importance": sum_of([self.importance(lesson) for lesson in lessons])})
                 (scale * self.config.importance_weight * found[-1]["importance"]).backward()
-            if student and self.has_student:
+            if student and self.then:
                 with self.compressed(lessons) as named:
                     found.append(named)
                     total = sum_of(

@@ -1,5 +1,6 @@
-"""What a batch of dialogues is trained towards: importance by damage, and re-encoding by distillation."""
+"""What a batch of dialogues is trained towards: importance by damage, then choice or re-encoding by distillation."""
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from sonic_kv.model.encoded import Encoded
 from sonic_kv.model.layout import Layout, pack
 from sonic_kv.model.model import SonicModel
 from sonic_kv.training import losses
+from sonic_kv.training.choice import Told, divergence
 from sonic_kv.training.damage import Damage, measure
 from sonic_kv.training.options import PlanConfig
 from sonic_kv.training.plan import Plan, draw_ends, draw_plan
@@ -22,6 +24,8 @@ from sonic_kv.training.teacher import Teacher, run_teacher
 MOST_ENDS = 8  # of a dialogue's segments, at which damage is measured
 MOST_TOKENS = 512  # of a dialogue whose entries the scorer learns from: what is kept of it has a bound
 FORWARD_KL = 0.7  # share of forward KL in distillation
+CHOICE = "choice"
+NOISE = 0.1  # on the ranks from which is chosen, in units of the score
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,13 @@ class Objective(Protocol):
     """What a batch is trained towards; a recipe may bring its own.
 
     Attributes:
-        scorer_rests: the scorer stays as it is when its own steps are over.
-        has_student: there is something to train beside the scorer.
+        scorer_rests: the scorer learns importance in its own steps only.
+        then: what is learned when these are over; empty: nothing.
         options: what else a run depends on, as JSON has it.
     """
 
     scorer_rests: bool
-    has_student: bool
+    then: str
     options: dict[str, Any]
 
     def read(self, batch: Sequence[Encoded], rngs: Sequence[random.Random], *, scorer: bool) -> list[Any]:
@@ -87,18 +91,19 @@ class Objective(Protocol):
         Args:
             lessons: of `read`; they share their forwards.
             scorer: let the scorer learn importance.
-            student: run the compressed forward.
+            student: run the compressed forward, for what comes `then`.
         """
 
 
 class DamageObjective:
-    """Scores learn expected damage; then a LoRA learns to give kept entries what was dropped around them."""
+    """Scores learn expected damage; then what the choices that they make cost together. Or, if there is a LoRA, that
+    learns to give kept entries what was dropped around them."""
 
     scorer_rests = True
 
     def __init__(self, model: SonicModel, adapter: Adapter, plans: PlanConfig, run: Run) -> None:
         self.model, self.adapter, self.plans, self.how = model, adapter, plans, run
-        self.has_student = adapter.reencodes
+        self.then = "re-encoding" if adapter.reencodes else CHOICE
         self.options: dict[str, Any] = {"objective": "damage", "plan": asdict(plans)}
 
     def read(
@@ -128,7 +133,11 @@ class DamageObjective:
                 if importance.requires_grad:
                     (scale * importance).backward()
                 found["importance"] = importance.item()
-            if student and self.has_student:
+            if student and not self.adapter.reencodes:
+                choice = self.choice(lessons)
+                (scale * choice).backward()
+                found["choice"] = choice.item()
+            elif student:
                 with self.distillation(lessons) as loss:
                     if loss.requires_grad:  # something was re-encoded
                         (scale * loss).backward()
@@ -145,6 +154,28 @@ class DamageObjective:
             loss = losses.importance(scorer, damage, prefix, lesson.marked)
             total = total if loss is None else total + loss
         return total
+
+    def choice(self, lessons: Sequence[Lesson]) -> Tensor:
+        """`choice.divergence` under budgets drawn at random, summed over the dialogues."""
+        with checkpointed(self.model.twin, self.how.checkpointing):
+            return divergence(self.model, self.adapter.scorer, [self._told(one) for one in lessons]).sum()
+
+    def _told(self, lesson: Lesson) -> Told:
+        """A lesson's budget: the share that it keeps is drawn from a log-uniform distribution."""
+        least, most = 1.0 - self.plans.ratio_max, 1.0 - self.plans.ratio_min
+        keep = math.exp(lesson.rng.uniform(math.log(least), math.log(most)))
+        alike = lesson.rng.random() >= self.plans.shared_share
+        rows = predicting(lesson.encoded, lesson.marked[0])
+        return Told(
+            ids=lesson.ids,
+            prefix=lesson.encoded.prefix_length,
+            ends=lesson.marked,
+            rows=rows,
+            ratio=1.0 - keep,
+            alike=alike,
+            noise=NOISE,
+            seed=lesson.rng.getrandbits(48),
+        )
 
     @contextmanager
     def distillation(self, lessons: Sequence[Lesson]) -> Iterator[Tensor]:

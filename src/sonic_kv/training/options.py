@@ -53,10 +53,13 @@ class TrainConfig(Options):
     )
     importance_steps: int | None = option(
         None,
-        "first steps, which train the scorer alone; without it: all of them, or with a LoRA three fifths",
+        "first steps, in which scores learn the damage of single drops; then they learn from what their choices cost, "
+        "or a LoRA is trained; without it: four fifths, with a LoRA three",
         least=0,
     )
-    lr: float = option(1e-3, "peak learning rate of LoRA and embeddings", above=0.0)
+    lr: float = option(
+        1e-3, "peak learning rate of what comes then: choice, or LoRA and embeddings", above=0.0
+    )
     scorer_lr: float = option(3e-3, "peak learning rate of the importance scorer", above=0.0, flag=False)
     warmup_steps: int = option(
         10, "linear warm-up of what is trained; its rate then falls linearly to zero", least=0, flag=False

@@ -32,12 +32,11 @@ from sonic_kv.model.options import AdapterConfig
 from sonic_kv.training import rounds
 from sonic_kv.training.folder import Record, RunFolder
 from sonic_kv.training.nats import measured
-from sonic_kv.training.objectives import DamageObjective, Objective, Run
+from sonic_kv.training.objectives import CHOICE, DamageObjective, Objective, Run
 from sonic_kv.training.options import PlanConfig, TrainConfig
 from sonic_kv.training.pace import Pace
 from sonic_kv.training.validation import history_losses, recovery
 
-PHASES = {"student": "re-encoding", "both": "both", "scale": "scale"}
 MakeObjective = Callable[[SonicModel, Adapter, PlanConfig, Run], Objective]
 
 
@@ -130,7 +129,7 @@ class Trainer:
 
     def _kind(self, step: int) -> str:
         """What is done in a step, counted from 0."""
-        if step >= self.alone and self.objective.has_student:
+        if step >= self.alone and self.objective.then:
             return "student" if step >= self._scorer_steps else "both"
         return "reading" if rounds.is_new(step, self.config.reuse) else "scorer"
 
@@ -146,7 +145,9 @@ class Trainer:
         elapsed, remaining = time.perf_counter() - self._begun, self._pace.remaining(work)
         found = {
             **record,
-            "phase": PHASES.get(kind, "importance"),
+            "phase": {"student": self.objective.then, "both": "both", "scale": "scale"}.get(
+                kind, "importance"
+            ),
             "max_steps": config.max_steps,
             "tokens_per_second": round(self._seen / max(elapsed, 1e-3), 1),
             "elapsed": round(elapsed, 1),
@@ -158,8 +159,12 @@ class Trainer:
     def _train_step(self) -> Record:
         config, world, rank = self.config, self.processes.num_processes, self.processes.process_index
         scorer, others = self.optimizer.param_groups
-        scorer["lr"] = scorer["peak"] * self._rate(0, self._scorer_steps)
         others["lr"] = others["peak"] * self._rate(self.alone, config.max_steps)
+        scorer["lr"] = scorer["peak"] * self._rate(0, self._scorer_steps)
+        if self.objective.then == CHOICE and self.step >= self._scorer_steps:
+            scorer["lr"] = others["lr"]
+            if self.step == self._scorer_steps:  # its gradients have another size from here on
+                self.optimizer.state.clear()
         self.optimizer.zero_grad(set_to_none=True)
         learns, student = self.step < self._scorer_steps, self.step >= self.alone
         groups, tokens = self._read(range(rank, config.batch_size, world), learns, student)
@@ -207,13 +212,16 @@ class Trainer:
         config = self.config
         if config.importance_steps is not None:
             return config.importance_steps
-        return 3 * config.max_steps // 5 if self.objective.has_student else config.max_steps
+        fifths = {"": 5, CHOICE: 4}.get(self.objective.then, 3)
+        return fifths * config.max_steps // 5
 
     @property
     def _scorer_steps(self) -> int:
-        """Steps after which the scorer stays as it is."""
-        rests = self.objective.scorer_rests and self.objective.has_student and self.alone
-        return min(self.alone, self.config.max_steps) if rests else self.config.max_steps
+        """Steps in which the scorer learns importance."""
+        rests = self.objective.scorer_rests and self.objective.then
+        # a LoRA needs scores from the start
+        goes_on = not rests or (self.adapter.reencodes and not self.alone)
+        return self.config.max_steps if goes_on else min(self.alone, self.config.max_steps)
 
     def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
         """Sum gradients and logged numbers over all processes."""

@@ -288,3 +288,26 @@ def test_flags_are_few() -> None:
     assert sum({section: n for found in flags.values() for section, n in found.items()}.values()) <= 130
     assert sum(flags["train"].values()) <= 40
     assert sum(flags["serve"].values()) <= 40
+
+
+def test_no_name_of_a_comprehension_hides_one_of_the_module() -> None:
+    """Python 3.12 then takes the module's for a local one that has no value yet."""
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        above = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        above |= {
+            alias.asname or alias.name
+            for node in tree.body
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in node.names
+        }
+        names = {
+            name.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.comprehension)
+            for name in ast.walk(node.target)
+            if isinstance(name, ast.Name)
+        }
+        wrong += [f"{path.relative_to(PACKAGE)}: {name}" for name in sorted(names & above)]
+    assert not wrong, f"rename these variables: {', '.join(wrong)}"

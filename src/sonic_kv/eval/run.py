@@ -189,7 +189,7 @@ class Replays:
             found = replay(self.model, self.config, tasks)
         except Exception as error:  # whatever it is must not end the run
             if len(rows) > 1:
-                return [record for row in rows for record in self._replay(name, [row])]
+                return [made for row in rows for made in self._replay(name, [row])]
             found = [error]
         return [record(name, cell, o.script, f) for (cell, o), f in zip(rows, found, strict=True)]
 
@@ -235,7 +235,7 @@ class Evaluation:
                 },
             },
         )
-        self._done = {key(record) for record in self.results if record["status"] == "ok"}
+        self._done = {key(one) for one in self.results if one["status"] == "ok"}
 
     @property
     def total(self) -> int:

@@ -348,10 +348,10 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 
 def _packs(batch: dict[int, Encoded], pack_tokens: int) -> Iterable[list[int]]:
-    """Places of the dialogues that share a forward: in order, while they have room."""
+    """Places of the dialogues that share a forward, as many as have room: those of about the same length."""
     pack: list[int] = []
     used = 0
-    for place, encoded in batch.items():
+    for place, encoded in sorted(batch.items(), key=lambda item: len(item[1].token_ids)):
         if pack and used + len(encoded.token_ids) > pack_tokens:
             yield pack
             pack, used = [], 0

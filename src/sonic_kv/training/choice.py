@@ -218,8 +218,12 @@ class _Attend(torch.autograd.Function):
         options: tuple[float, float | None],
     ) -> Tensor:
         scale, softcap = options
-        seen = _seen(gates, member, slice(query.shape[2]))
-        output = masked_attention(query, key, value, seen, scale=scale, softcap=softcap)
+        parts = []
+        for rows in _blocks(query):
+            held = key[:, :, : rows.stop], value[:, :, : rows.stop]
+            seen = _seen(gates, member, rows)
+            parts.append(masked_attention(query[:, :, rows], *held, seen, scale=scale, softcap=softcap))
+        output = torch.cat(parts, 2)
         ctx.save_for_backward(query, key, value, output, gates, member)
         ctx.options = options
         return output
@@ -269,9 +273,9 @@ def _blocks(query: Tensor) -> list[slice]:
 
 def _seen(gates: Tensor, member: Tensor, rows: slice) -> Tensor:
     """What rows see of the entries up to the last of them. (B, G, n, S) bool"""
-    count = rows.stop - (rows.start or 0)
     seen = member[:, None, rows] @ gates.detach()[..., : rows.stop] > 0.5
-    return seen & torch.ones(count, rows.stop, dtype=torch.bool, device=gates.device).tril(rows.start or 0)
+    size = rows.stop - rows.start, rows.stop
+    return seen & torch.ones(size, dtype=torch.bool, device=gates.device).tril(rows.start)
 
 
 def _weigh(

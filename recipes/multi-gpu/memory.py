@@ -43,7 +43,7 @@ class Step:
     flex: bool = True  # FlexAttention's block mask; else SDPA, a block of rows at a time
     size: int = 2  # bytes of a number: 2 for bf16 weights and autocast, or 4
     segment: int = 128  # tokens of the shortest segments
-    rank: int = 16  # of the LoRA; 0: the scorer alone
+    rank: int = 16  # of the LoRA; 0: the scorer alone, while it learns damage
     hidden: int = AdapterConfig.scorer_hidden
 
 
@@ -172,7 +172,7 @@ def measure(config: LlamaConfig, step: Step) -> int:
     dialogue = Encoded(ids, 4, list(range(4 + step.segment, step.tokens, step.segment)), [True] * step.tokens)
     with Live([*base.parameters(), *model.adapter.parameters()]) as live:
         lessons = objective.read([dialogue], [random.Random(0)], scorer=not step.rank)
-        objective.backward(lessons, 1.0, scorer=not step.rank)
+        objective.backward(lessons, 1.0, scorer=not step.rank, student=bool(step.rank))
     return live.peak
 
 

@@ -17,8 +17,9 @@ DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 NUMBER_BYTES = 2  # of a weight, a key or a value: bfloat16
 ENTRY_BYTES = 8  # beside a head's key and value: its position and its score
 SLOWER = 0.1  # a decode step is noticeably slower when it reads so much of the weights' bytes from the cache
-# A scorer reads each token forwards and backwards, without gradients of weights: 4 operations a weight.
-TRAINING_TOKENS, OPERATIONS = 60_000, 4
+# A scorer reads tokens forwards and backwards, without gradients of weights: 4 operations a weight. To learn from its
+# choices it reads others forwards twice and backwards: 6.
+DAMAGE_TOKENS, CHOICE_TOKENS = 60_000, 100_000
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def plan(options: PlanOptions, model: str) -> dict[str, Any]:
         "rows": rows,
         "windows": [window for window in shape.windows if window is not None],
         "slower_from_tokens": round(SLOWER * weights / growing) if growing else None,
-        "training_operations": OPERATIONS * shape.parameters * TRAINING_TOKENS,
+        "training_operations": shape.parameters * (4 * DAMAGE_TOKENS + 6 * CHOICE_TOKENS),
     }
 
 
@@ -132,7 +133,7 @@ def as_text(found: dict[str, Any]) -> str:
     notes = [
         *slides,
         slow,
-        f"A scorer is trained on about {TRAINING_TOKENS:,} tokens: {operations:.2g} operations, "
+        f"A scorer is trained on about {DAMAGE_TOKENS + CHOICE_TOKENS:,} tokens: {operations:.2g} operations, "
         f"{operations / 1e11 / 60:.0f} minutes at 100 GFLOP/s, {operations / 1e14:.1f} s at 100 TFLOP/s.",
     ]
     if longest > found["positions"]:

@@ -8,10 +8,12 @@ import torch
 from tiny import tiny_model
 from torch import Tensor, nn
 
+from sonic_kv.cache.cache import Lengths
+from sonic_kv.compress.closing import close
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.training import choice
-from sonic_kv.training.choice import Gated, Told, choose, divergence
+from sonic_kv.training.choice import Gated, Told, _Batch, choose, divergence
 from sonic_kv.training.losses import kl
 
 IDS = torch.randint(0, 255, (3, 60), generator=torch.Generator().manual_seed(5))
@@ -51,6 +53,29 @@ def test_it_costs_what_it_costs_a_session(family: str, alike: bool) -> None:
     logits = model.feed(cache, rest, all_logits=True)[one.rows - one.ends[0]]
     expected = kl(full, logits.log_softmax(-1)).mean()
     assert cost.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_what_is_kept_at_every_closing_is_what_a_session_keeps(alike: bool) -> None:
+    """By the same scores: what is gone takes no other entry's place."""
+    model, one = tiny_model("qwen3"), told(0, alike=alike)
+    scorer = model.adapter.scorer
+    # the oldest are best, but fade quickly: much of what is gone would be among the best again
+    scores = torch.randn(1, 3, 2, 60, generator=torch.Generator().manual_seed(1)) * torch.linspace(9, 1, 60)
+    with torch.no_grad():
+        scorer.log_rate.uniform_(-4.0, 4.0, generator=torch.Generator().manual_seed(2))
+        _, *gates = _Batch(model, [one]).gates(scorer, scores)
+    lengths, memory, before = Lengths(prefix=3, closed=3), scores[0, ..., 3:3], 3
+    for end, gate in zip(one.ends, gates, strict=True):
+        lengths = lengths.closing(end - before)
+        memory = torch.cat([memory, scores[0, ..., before:end]], -1)
+        at = torch.arange(3, end).expand(2, -1)
+        ranks = [layer + scorer.recency(n, end - at) for n, layer in enumerate(memory)]
+        budget = Budget(compression_ratio=one.ratio)
+        kept = close(ranks, [at] * 3, lengths, budget, "per_head" if alike else "shared")
+        lengths, before = kept.lengths, end
+        memory = memory.where(torch.stack(kept.masks), -torch.inf)
+        assert torch.equal(gate[0, ..., 3:end] > 0.5, memory > -torch.inf)
 
 
 def test_nothing_dropped_costs_nothing() -> None:
@@ -126,7 +151,7 @@ def test_gradients_of_attention_and_gates(softcap: float | None) -> None:
 def test_a_choice_keeps_the_best_and_its_gradient_only_moves_them() -> None:
     ranks = torch.randn(2, 3, 2, 20, generator=torch.Generator().manual_seed(1)).requires_grad_()
     history = torch.arange(20).expand(2, -1) >= torch.tensor([[2], [0]])
-    gates = choose(ranks, history, torch.tensor([0.5, 0.25]), torch.tensor([False, True]))
+    gates = choose(ranks, history, torch.ones_like(ranks) > 0, torch.tensor([0.5, 0.25]), torch.tensor([False, True]))
     assert set(gates.unique().tolist()) == {0.0, 1.0}
     assert bool((gates[0, ..., :2] == 1.0).all())  # no history
     kept = gates[0, ..., 2:] == 1.0

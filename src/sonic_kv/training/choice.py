@@ -123,7 +123,7 @@ class _Batch:
             distance = (end[:, None] - self.index).clamp_min(0)[:, None]
             recency = torch.stack([scorer.recency(n, distance) for n in range(scores.shape[1])], 1)
             history = (self.index >= self.prefix) & (self.index < end[:, None]) & (self.index < self.sizes)
-            gate = choose(scores + recency, history, 1.0 - ratio, alike)
+            gate = choose(scores + recency, history, found[-1] > 0.5, 1.0 - ratio, alike)
             # what is gone stays gone
             found.append(gate if len(found) == 1 else torch.minimum(gate, found[-1]))
         return found
@@ -137,13 +137,14 @@ class _Batch:
         return nn.functional.pad(noise, (0, length - noise.shape[-1]))
 
 
-def choose(ranks: Tensor, history: Tensor, keep: Tensor, alike: Tensor) -> Tensor:
+def choose(ranks: Tensor, history: Tensor, held: Tensor, keep: Tensor, alike: Tensor) -> Tensor:
     """Gates of entries, 1 or 0, with the gradient of a sigmoid.
 
     Args:
         ranks: (B, layers, G, T)
-        history: entries that are chosen from; all others stay. (B, T) bool
-        keep: share of them that stays. (B,)
+        history: entries that budgets are about; all others stay. (B, T) bool
+        held: what no earlier choice has dropped: no other entry takes a place. (B, layers, G, T) bool
+        keep: share of the history that stays. (B,)
         alike: of which dialogues every head keeps as many. (B,) bool
 
     Returns:
@@ -151,12 +152,12 @@ def choose(ranks: Tensor, history: Tensor, keep: Tensor, alike: Tensor) -> Tenso
     """
     layers, heads = ranks.shape[1:3]
     inside, alike = history[:, None, None], alike[:, None, None, None]
-    held = ranks.detach().masked_fill(~inside, -torch.inf)
+    found = ranks.detach().masked_fill(~(inside & held), -torch.inf)
     count = (history.sum(1) * keep).round().long().clamp_min(1)
-    best = held.flatten(1).sort(1, descending=True).values
+    best = found.flatten(1).sort(1, descending=True).values
     threshold = best.gather(1, count[:, None] * (layers * heads) - 1)[:, :, None, None]
     of_head = (count - 1)[:, None, None, None].expand(-1, layers, heads, 1)
-    threshold = torch.where(alike, held.sort(-1, descending=True).values.gather(-1, of_head), threshold)
+    threshold = torch.where(alike, found.sort(-1, descending=True).values.gather(-1, of_head), threshold)
     soft = torch.sigmoid((ranks.detach() - threshold) / WIDTH)
     slope = soft * (1.0 - soft) * inside
     sums = (slope * ranks).sum(-1, keepdim=True), slope.sum(-1, keepdim=True)

@@ -151,7 +151,9 @@ def test_gradients_of_attention_and_gates(softcap: float | None) -> None:
 def test_a_choice_keeps_the_best_and_its_gradient_only_moves_them() -> None:
     ranks = torch.randn(2, 3, 2, 20, generator=torch.Generator().manual_seed(1)).requires_grad_()
     history = torch.arange(20).expand(2, -1) >= torch.tensor([[2], [0]])
-    gates = choose(ranks, history, torch.ones_like(ranks) > 0, torch.tensor([0.5, 0.25]), torch.tensor([False, True]))
+    gates = choose(
+        ranks, history, torch.ones_like(ranks) > 0, torch.tensor([0.5, 0.25]), torch.tensor([False, True])
+    )
     assert set(gates.unique().tolist()) == {0.0, 1.0}
     assert bool((gates[0, ..., :2] == 1.0).all())  # no history
     kept = gates[0, ..., 2:] == 1.0

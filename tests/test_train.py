@@ -373,6 +373,31 @@ def test_without_a_lora_the_scorer_learns_from_its_choices_then(tmp_path: Path) 
     assert json.loads((tmp_path / "progress.json").read_text())["phase"] == "choice"
 
 
+@pytest.mark.parametrize("stop", [2, 3, 4])  # before the switch to choices, at it, and after it
+def test_a_run_that_learns_from_its_choices_resumes_to_the_same_adapter(tmp_path: Path, stop: int) -> None:
+    options: dict[str, Any] = {
+        "adapter": {"lora_rank": 0},
+        "max_steps": 5,
+        "importance_steps": 3,
+        "save_every": 1,
+    }
+    whole = load_file(trainer(tmp_path / "whole", **options).run())
+
+    class Stopped(Exception):
+        pass
+
+    def look(record: dict[str, Any]) -> None:
+        if record["step"] == stop + 1:  # its checkpoint is not written
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        trainer(tmp_path / "half", **options).run(look)
+    resumed = trainer(tmp_path / "half", **options)
+    assert resumed.step == stop
+    for name, tensor in load_file(resumed.run()).items():
+        assert torch.equal(tensor, whole[name]), name
+
+
 def test_the_scorer_rests_when_its_steps_are_over(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_steps=4, importance_steps=2, save_every=2)
     found: list[dict[str, torch.Tensor]] = []

@@ -184,8 +184,10 @@ def train_by_two(folder: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_with_a_sharded_base_train_what_one_does(tmp_path: Path) -> None:
-    options = {"max_steps": 4, "importance_steps": 2, "validate_every": 2, "validation_dialogues": 4}
+@pytest.mark.parametrize("rank", [2, 0])  # of the LoRA: re-encoding or choice
+def test_two_processes_with_a_sharded_base_train_what_one_does(tmp_path: Path, rank: int) -> None:
+    options: dict[str, Any] = {"max_steps": 4, "importance_steps": 2, "adapter": {"lora_rank": rank}}
+    options |= {"validate_every": 2, "validation_dialogues": 4}
     one = load_file(trainer(tmp_path / "one", **options).run())
     two = load_file(train_by_two(tmp_path / "two", shard_base=True, **options))
     for name, tensor in one.items():
@@ -232,10 +234,12 @@ def test_the_best_adapter_is_the_one_that_is_kept(tmp_path: Path) -> None:
     )
 
 
-def test_a_packed_run_is_the_run(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"max_steps": 4, "importance_steps": 2, "bf16": False}
+@pytest.mark.parametrize("rank", [2, 0])  # of the LoRA: re-encoding or choice
+@pytest.mark.parametrize("other", [{"pack_tokens": 4096}, {"gradient_checkpointing": True}], ids=str)
+def test_a_packed_or_checkpointed_run_is_the_run(tmp_path: Path, rank: int, other: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"max_steps": 4, "importance_steps": 2, "adapter": {"lora_rank": rank}}
     plain = load_file(trainer(tmp_path / "a", **options).run())
-    packed = load_file(trainer(tmp_path / "b", **options, pack_tokens=4096).run())
+    packed = load_file(trainer(tmp_path / "b", **options, **other).run())
     for name, tensor in plain.items():
         assert torch.allclose(tensor, packed[name], rtol=1e-3, atol=1e-4), name
     for mine, other in zip(read_log(tmp_path / "a"), read_log(tmp_path / "b"), strict=True):

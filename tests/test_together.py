@@ -89,6 +89,10 @@ def test_tables_show_every_head_and_counting_goes_on(bits: Bits | None) -> None:
         together.count()
         if step == 20:
             caches[1] = caches[0].fork()  # is overtaken, and moves
+        if step == 25:  # they change places
+            other = caches[0].fork()
+            caches[0].restore(caches[2])
+            caches[2].restore(other)
         if step == 30:
             caches[0].drop_newest(3)
         if step == 40:

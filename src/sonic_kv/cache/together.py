@@ -26,7 +26,7 @@ def fits(caches: Sequence[SessionCache]) -> bool:
         return False
     layers = caches[0].layers
     alike = len({len(layer.sizes) for layer in layers}) == 1
-    return alike and layers[0].entry_bytes % ALIGNED == 0 and _triton()
+    return alike and not any(layer.entry_bytes % ALIGNED for layer in layers) and _triton()
 
 
 @functools.cache
@@ -66,7 +66,7 @@ class Together:
         self._layers = [layer for cache in caches for layer in cache.layers]
         before, self._stamp = self._stamp, next(_stamps)
         same = claim(self._layers, self._stamp, before)
-        before_them, self._order = self._order, [id(cache) for cache in caches]
+        before_them, self._order = self._order, [cache.layers[0].addresses()[0][0] for cache in caches]
         if same and self._order == before_them:
             return  # `count` has done it
         held = [self._layers[number :: len(self._windows)] for number in range(len(self._windows))]

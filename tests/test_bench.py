@@ -27,6 +27,7 @@ from sonic_kv.bench.options import (
 )
 from sonic_kv.bench.shapes import SHAPES, random_model
 from sonic_kv.bench.timing import decode_bound, measure_machine, paired, ratio_of_sums
+from sonic_kv.cli.main import main
 from sonic_kv.errors import ConfigError, ServeError
 
 
@@ -266,6 +267,11 @@ def test_dialogue_options_are_checked(options: dict[str, Any], message: str) -> 
     with pytest.raises(ConfigError, match=message):
         BenchDialogueOptions(**options)
     assert set(BENCH_METHODS) == set(BenchDialogueOptions().methods)
+
+
+def test_batches_have_no_compiled_step_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "dialogue", "--compile", "--batch", "1", "2"]) != 0
+    assert "one dialogue at a time unless on a GPU" in capsys.readouterr().err
 
 
 # --- batches ------------------------------------------------------------------------------------

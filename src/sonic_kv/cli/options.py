@@ -11,7 +11,8 @@ class DecodeOptions(Options):
 
     compile: bool = option(
         False,
-        "compile the decode step: small models decode faster, after a minute of compiling; needs a C++ compiler",
+        "compile the decode step: small models decode faster, after a minute of compiling; needs a C++ compiler; "
+        "on a GPU, record it as a CUDA graph",
     )
 
 

@@ -1,8 +1,9 @@
 """What a budget keeps, learned from what it costs to lose the rest.
 
 `damage` says what a single drop costs, but drops add up. Here dialogues are read as sessions leave them: at every
-closing the entries that a budget has no room for are hidden from all later segments. The KL divergence of later
-replies from full context is then followed back through the choice. An entry's gate g multiplies its weight, so
+closing the entries that a budget has no room for are hidden from all later segments. (Their scores are those of a
+full context, which is read before.) The KL divergence of later replies from full context is then followed back through
+the choice. An entry's gate g multiplies its weight, so
 
     ∂L/∂g_i = Σ_t w_ti · (∂L/∂o_t · (v_i − o_t)) / (1 + (1 − g_i) · w_ti)
 

@@ -208,7 +208,7 @@ class Trainer:
 
     @property
     def alone(self) -> int:
-        """First steps, on the scorer alone."""
+        """First steps, before what the objective learns then."""
         config = self.config
         if config.importance_steps is not None:
             return config.importance_steps

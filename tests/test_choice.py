@@ -33,10 +33,13 @@ def gradients(scorer: nn.Module) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "phi3-partial"])
+@pytest.mark.parametrize(
+    ("family", "window"),
+    [("llama", None), ("qwen3", None), ("gemma2", None), ("gemma2", 64), ("phi3-partial", None)],
+)
 @pytest.mark.parametrize("alike", [False, True])
-def test_it_costs_what_it_costs_a_session(family: str, alike: bool) -> None:
-    model = tiny_model(family)
+def test_it_costs_what_it_costs_a_session(family: str, window: int | None, alike: bool) -> None:
+    model = tiny_model(family, **({"sliding_window": window} if window else {}))
     one = told(0, ends=[30], alike=alike)
     cost = divergence(model, model.adapter.scorer, [one])
     with torch.no_grad():
@@ -64,7 +67,7 @@ def test_what_is_kept_at_every_closing_is_what_a_session_keeps(alike: bool) -> N
     scores = torch.randn(1, 3, 2, 60, generator=torch.Generator().manual_seed(1)) * torch.linspace(9, 1, 60)
     with torch.no_grad():
         scorer.log_rate.uniform_(-4.0, 4.0, generator=torch.Generator().manual_seed(2))
-        _, *gates = _Batch(model, [one]).gates(scorer, scores)
+        _, *gates = _Batch(model, [one]).gates(scorer, range(3), scores)
     lengths, memory, before = Lengths(prefix=3, closed=3), scores[0, ..., 3:3], 3
     for end, gate in zip(one.ends, gates, strict=True):
         lengths = lengths.closing(end - before)

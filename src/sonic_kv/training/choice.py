@@ -67,9 +67,13 @@ def divergence(model: SonicModel, scorer: ImportanceScorer, dialogues: Sequence[
         witness = _Witness()
         full = batch.read(model, witness)
         keys = [model.rope.rotate(n, key, -batch.positions[:, None]) for n, key in enumerate(witness.keys)]
-    scores = torch.stack([scorer(n, *kv) for n, kv in enumerate(zip(keys, witness.values, strict=True))], 1)
-    gates = torch.stack(list(batch.gates(scorer, scores)), 3)  # (B, layers, G, K + 1, T)
-    hidden = batch.read(model, Gated(gates.unbind(1), batch.member))
+    # a session drops nothing of layers with a window (of a model that has no others, nothing at all)
+    layers = model.compressed_layers or range(model.num_layers)
+    scores = torch.stack([scorer(n, keys[n], witness.values[n]) for n in layers], 1)
+    gates = torch.stack(list(batch.gates(scorer, layers, scores)), 3)  # (B, layers, G, K + 1, T)
+    chosen, whole = dict(zip(layers, gates.unbind(1), strict=True)), torch.ones_like(gates[:, 0])
+    by_layer = [chosen.get(n, whole) for n in range(model.num_layers)]
+    hidden = batch.read(model, Gated(by_layer, batch.member))
     logits = head(model.base)
 
     def loss(some: Tensor, wanted: Tensor) -> Tensor:
@@ -110,11 +114,12 @@ class _Batch:
         hidden = forward(model.twin, entered, self.positions, reader, logits=None)
         return hidden.flatten(0, 1)[self.rows]
 
-    def gates(self, scorer: ImportanceScorer, scores: Tensor) -> Sequence[Tensor]:
+    def gates(self, scorer: ImportanceScorer, layers: Sequence[int], scores: Tensor) -> Sequence[Tensor]:
         """What the rows of each segment see of the history before it: 1 or 0. Each (B, layers, G, T)
 
         Args:
-            scores: recency apart. (B, layers, G, T)
+            layers: whose entries are chosen from.
+            scores: of these, recency apart. (B, layers, G, T)
         """
         ratio = torch.tensor([told.ratio for told in self.dialogues], device=scores.device)
         alike = torch.tensor([told.alike for told in self.dialogues], device=scores.device)
@@ -122,7 +127,7 @@ class _Batch:
         found = [torch.ones_like(scores)]
         for end in self.ends.T:
             distance = (end[:, None] - self.index).clamp_min(0)[:, None]
-            recency = torch.stack([scorer.recency(n, distance) for n in range(scores.shape[1])], 1)
+            recency = torch.stack([scorer.recency(n, distance) for n in layers], 1)
             history = (self.index >= self.prefix) & (self.index < end[:, None]) & (self.index < self.sizes)
             gate = choose(scores + recency, history, found[-1] > 0.5, 1.0 - ratio, alike)
             # what is gone stays gone

@@ -590,6 +590,16 @@ def test_train_writes_an_adapter_that_chat_loads(sonic: Any, model_folder: Path,
     assert code == 0, error
 
 
+def test_progress_shows_what_is_learned_now(sonic: Any, model_folder: Path, tmp_path: Path) -> None:
+    config = toml(tmp_path, "[synth]\nmin_exchanges = 2\nmax_exchanges = 3\n[train]\nscale_dialogues = 0\n")
+    arguments = ["--config", config, "--model", model_folder, "--out", tmp_path / "run", "--data-share", "0"]
+    arguments += ["--max-steps", "2", "--batch-size", "1", "--no-bf16", "--importance-steps", "1"]
+    code, _, error = sonic("train", *arguments)
+    assert code == 0, error
+    assert "; choice " in error.splitlines()[-1]
+    assert "importance" not in error.splitlines()[-1]
+
+
 def test_one_of_several_training_processes_has_a_gpu_of_its_own(
     sonic: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sonic_kv.model.encoded import Encoded
     from sonic_kv.model.model import SonicModel
 
-SHOWN = ("importance", "distillation", "recovery")  # figures beside the progress
+SHOWN = ("importance", "choice", "distillation")  # figures of a step beside the progress, and then recovery
 
 
 def run(call: Call) -> None:
@@ -43,7 +43,8 @@ def run(call: Call) -> None:
 
         def show(record: dict[str, Any]) -> None:
             last.update(record)
-            figures = [f"{name} {last[name]:.3f}" for name in SHOWN if name in last]
+            figures = [f"{name} {record[name]:.3f}" for name in SHOWN if name in record]
+            figures += [f"recovery {last['recovery']:.3f}"] if "recovery" in last else []
             if record["phase"] == "scale":
                 figures = ["finding out what scores are worth in nats"]
             figures.append(f"{record['tokens_per_second']:.0f} tokens/s")

@@ -1,8 +1,8 @@
 """Runs models and writes what holds of each: `python docs/models.py --dialogues FILE NAME=PATH … random`.
 
 A PATH is whatever `--model` takes; `random` stands for the tests' families with random weights. Results are kept in
-docs/models.json, so that models can be run one at a time; the table of docs/models.md is made from them.
-`--render` makes it without running anything.
+docs/models.json, so that models can be run one at a time; the table of docs/models.md is made from them (also if no
+model is named).
 
 Of each model: it loads; over a grid of messages its token ids are those of `apply_chat_template`; over the dialogues
 (users' messages alone, `--turns` of them, `--tokens` a reply) the greedy full-context replies of `ChatSession` and of
@@ -147,7 +147,7 @@ def checked(model: SonicModel, path: str, dialogues: list[list[str]], tokens: in
     return {
         "class": type(model.base).__name__,
         "grid": [sum(grid), len(grid)],
-        "replies": replies_hold(model, dialogues, tokens),
+        "replies": replies_hold(model, dialogues, tokens) if dialogues else None,
         "stops": sorted(model.tokenizer.convert_ids_to_tokens(sorted(model.stop_ids))),
         "adapter": model.adapter is not None,
         "window": model.base.config.get_text_config().to_dict().get("sliding_window"),
@@ -187,15 +187,17 @@ def render(results: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", help="NAME=PATH, or random")
-    parser.add_argument("--dialogues", type=Path, help="file of dialogues, in any form that training reads")
+    parser.add_argument(
+        "--dialogues", type=Path, help="file of dialogues; without it no replies are compared"
+    )
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--adapter", help="of the one model that is named")
-    parser.add_argument("--render", action="store_true", help="only make the table anew")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    said = [] if options.render else list(islice(users(options.dialogues, options.turns), options.count))
+    talks = [] if options.dialogues is None else users(options.dialogues, options.turns)
+    said = list(islice(talks, options.count))
     for named in options.models:
         name, _, path = named.partition("=")
         if named == "random":

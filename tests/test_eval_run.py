@@ -22,6 +22,7 @@ from sonic_kv.eval.damage import rank_correlation
 from sonic_kv.eval.figures import Draws, Figures, figure, summarise
 from sonic_kv.eval.methods import Closer, Method, Steps
 from sonic_kv.eval.options import EvalOptions
+from sonic_kv.eval.plots import COLOURS, plot
 from sonic_kv.eval.progress import RunProgress, Standing
 from sonic_kv.eval.report import as_text, write
 from sonic_kv.eval.results import Results
@@ -728,3 +729,17 @@ def test_rank_correlation_is_of_ranks() -> None:
     assert tied is not None
     assert tied["value"] == pytest.approx(0.9487, abs=1e-4)
     assert rank_correlation(values[:3], values[:3], 0) is None
+
+
+@pytest.mark.parametrize("count", [3, len(COLOURS) + 2])
+def test_a_plot_names_the_grey_lines_if_there_are_any(count: int) -> None:
+    pytest.importorskip("matplotlib")
+    value = {"value": 0.5, "low": 0.4, "high": 0.6}
+    rows = [
+        {"method": f"m{n}", "ratio": ratio, "kl_recovery": value}
+        for n in range(count)
+        for ratio in (0.5, 0.8)
+    ]
+    drawn = plot({"methods": rows, "subject": "m0"})
+    assert drawn is not None
+    assert ("other methods" in drawn) is (count > len(COLOURS))

@@ -46,7 +46,8 @@ def plot(suite: dict[str, Any]) -> str | None:
                 linewidth=2.6 if method == suite["subject"] else 1.6,
                 **style,
             )
-        axes.plot([], [], color=OTHERS, label="other methods")
+        if any(method not in coloured for method, _ in rows):
+            axes.plot([], [], color=OTHERS, label="other methods")
         axes.set(xlabel="entries kept, % of history", ylabel="KL recovery", xscale="log")
         axes.set_xticks(
             [100 * (1 - ratio) for ratio in ratios], [percent_text(1 - ratio) for ratio in ratios]

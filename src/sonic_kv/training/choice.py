@@ -24,10 +24,10 @@ from sonic_kv.cache.attention import capped, masked_attention
 from sonic_kv.model.adapter import ImportanceScorer
 from sonic_kv.model.forward import forward, head
 from sonic_kv.model.model import SonicModel
+from sonic_kv.training.damage import WEIGHTS
 from sonic_kv.training.losses import CHUNK, kl
 
-WEIGHTS = 1 << 21  # attention weights held at once on a CPU
-MOST_WEIGHTS = 1 << 28  # on a GPU
+MOST_WEIGHTS = 1 << 28  # attention weights held at once on a GPU
 WIDTH = 0.3  # of the sigmoid whose gradient a gate has, in units of the score
 LARGEST = 6.0  # log of the largest weight that a dropped entry is taken to have, next to all that are kept
 
@@ -70,7 +70,7 @@ def divergence(model: SonicModel, scorer: ImportanceScorer, dialogues: Sequence[
     # a session drops nothing of layers with a window (of a model that has no others, nothing at all)
     layers = model.compressed_layers or range(model.num_layers)
     scores = torch.stack([scorer(n, keys[n], witness.values[n]) for n in layers], 1)
-    gates = torch.stack(list(batch.gates(scorer, layers, scores)), 3)  # (B, layers, G, K + 1, T)
+    gates = torch.stack(batch.gates(scorer, layers, scores), 3)  # (B, layers, G, K + 1, T)
     chosen, whole = dict(zip(layers, gates.unbind(1), strict=True)), torch.ones_like(gates[:, 0])
     by_layer = [chosen.get(n, whole) for n in range(model.num_layers)]
     hidden = batch.read(model, Gated(by_layer, batch.member))
@@ -114,7 +114,7 @@ class _Batch:
         hidden = forward(model.twin, entered, self.positions, reader, logits=None)
         return hidden.flatten(0, 1)[self.rows]
 
-    def gates(self, scorer: ImportanceScorer, layers: Sequence[int], scores: Tensor) -> Sequence[Tensor]:
+    def gates(self, scorer: ImportanceScorer, layers: Sequence[int], scores: Tensor) -> list[Tensor]:
         """What the rows of each segment see of the history before it: 1 or 0. Each (B, layers, G, T)
 
         Args:
@@ -186,8 +186,7 @@ class _Witness:
     ) -> Tensor:
         self.keys.append(key)
         self.values.append(value)
-        length = query.shape[2]
-        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        mask = _before(slice(0, query.shape[2]), query.device)
         return masked_attention(query, key, value, mask[None, None], scale=scale, softcap=softcap)
 
 
@@ -281,8 +280,12 @@ def _blocks(query: Tensor) -> list[slice]:
 def _seen(gates: Tensor, member: Tensor, rows: slice) -> Tensor:
     """What rows see of the entries up to the last of them. (B, G, n, S) bool"""
     seen = member[:, None, rows] @ gates.detach()[..., : rows.stop] > 0.5
-    size = rows.stop - rows.start, rows.stop
-    return seen & torch.ones(size, dtype=torch.bool, device=gates.device).tril(rows.start)
+    return seen & _before(rows, gates.device)
+
+
+def _before(rows: slice, device: torch.device) -> Tensor:
+    """Which entries up to the last of some rows each of them comes after, its own included. (n, S) bool"""
+    return torch.ones(rows.stop - rows.start, rows.stop, dtype=torch.bool, device=device).tril(rows.start)
 
 
 def _weigh(
@@ -310,7 +313,7 @@ def _weigh(
     logits = capped((query.flatten(2, 3) @ key.transpose(-1, -2)).view(shape) * scale, softcap)
     slope = scale if softcap is None else scale * (1.0 - (logits / softcap).square())
     count, size = seen.shape[2:]
-    before = torch.ones(count, size, dtype=torch.bool, device=key.device).tril(size - count)
+    before = _before(slice(size - count, size), key.device)
     shown = seen[:, :, None]
     total = logits.masked_fill(~shown, -torch.inf).logsumexp(-1, keepdim=True)
     raw = (logits - total).clamp_max_(LARGEST).exp_() * before

@@ -43,9 +43,8 @@ def test_one_pass_has_the_logits_and_gradients_of_segment_by_segment(form: str) 
 
 
 def test_a_training_step_is_timed_both_ways() -> None:
-    results = measure(
-        tiny_model(), BenchTrainingOptions(batch_size=2, exchanges=2, lora_rank=2, repetitions=2)
-    )
+    options = BenchTrainingOptions(batch_size=2, exchanges=2, lora_rank=2, repetitions=2)
+    results = list(measure(tiny_model(), options))
     assert [result.name.rpartition("one pass ")[2] for result in results] == ["each", "for all"]
     assert all(result.ms > 0 and result.baseline_ms > 0 for result in results)
 

@@ -7,7 +7,7 @@ from sonic_kv.compress.options import Allocation
 from sonic_kv.options import Options, option, require, share
 
 BenchMethod = Literal["full", "re-prefilled", "few-bits", "streaming", "sonic"]
-Shape = Literal["qwen3-0.6b", "qwen3-1.7b", "qwen2.5-7b", "llama-8b"]
+Shape = Literal["smollm2-135m", "qwen3-0.6b", "qwen3-1.7b", "qwen2.5-7b", "llama-8b"]
 BENCH_METHODS: tuple[BenchMethod, ...] = get_args(BenchMethod)
 
 

@@ -13,6 +13,7 @@ from sonic_kv.model.shapes import KNOWN
 
 LONGEST = 1 << 17  # positions, so that every length can be timed
 SHAPES: dict[Shape, dict[str, Any]] = {
+    "smollm2-135m": {"model_type": "llama", **KNOWN["HuggingFaceTB/SmolLM2-135M-Instruct"]},
     "qwen3-0.6b": {"model_type": "qwen3", **KNOWN["Qwen/Qwen3-0.6B"]},
     "qwen3-1.7b": {"model_type": "qwen3", **KNOWN["Qwen/Qwen3-1.7B"]},
     "qwen2.5-7b": {"model_type": "qwen2", **KNOWN["Qwen/Qwen2.5-7B-Instruct"]},

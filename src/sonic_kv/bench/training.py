@@ -5,7 +5,7 @@ logits and gradients.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -89,12 +89,13 @@ def draw(
     """A plan as training draws it, with random importance in place of the teacher's."""
     generator = torch.Generator().manual_seed(rng.getrandbits(48))
     shape = (1, model.num_heads, len(encoded.token_ids))
-    scores = [torch.randn(shape, generator=generator) for _ in range(model.num_layers)]
+    scores = [torch.randn(shape, generator=generator).to(model.device) for _ in range(model.num_layers)]
     return draw_plan(adapter, scores, encoded, draw_ends(encoded, plans, rng), plans, rng)
 
 
-def measure(model: SonicModel, options: BenchTrainingOptions) -> list[Paired]:
-    """One step's dialogues, forward and backward, both ways in turn."""
+def measure(model: SonicModel, options: BenchTrainingOptions) -> Iterator[Paired]:
+    """One step's dialogues, forward and backward, both ways in turn. For all at once on a GPU: with FlexAttention, as
+    training has it there."""
     model.base.requires_grad_(False)
     model.adapter = adapter = Adapter(model.base, AdapterConfig(lora_rank=options.lora_rank))
     # segment by segment, heads stand side by side: each must have as many entries
@@ -110,7 +111,7 @@ def measure(model: SonicModel, options: BenchTrainingOptions) -> list[Paired]:
         (logits.logsumexp(-1).mean() * share).backward()
 
     def all_at_once() -> None:
-        learn(model.one_pass(torch.cat(ids, 1), packed, lifetime))
+        learn(model.one_pass(torch.cat(ids, 1), packed, lifetime, flex=model.device.type == "cuda"))
 
     def one_pass() -> None:
         for tokens, (layout, life) in zip(ids, singles, strict=True):
@@ -122,7 +123,5 @@ def measure(model: SonicModel, options: BenchTrainingOptions) -> list[Paired]:
 
     tokens, segments = sum(map(torch.numel, ids)), sum(len(p.ends) + 1 for p in drawn)
     name = f"{len(ids)} dialogues, {tokens} tokens, {segments} segments: segment by segment / one pass"
-    return [
-        paired(f"{name} each", stepwise, one_pass, options.repetitions),
-        paired(f"{name} for all", stepwise, all_at_once, options.repetitions),
-    ]
+    yield paired(f"{name} each", stepwise, one_pass, options.repetitions)
+    yield paired(f"{name} for all", stepwise, all_at_once, options.repetitions)

@@ -65,7 +65,7 @@ def training(call: Call) -> None:
     from sonic_kv.bench.closing import report
     from sonic_kv.bench.training import measure
 
-    _show(call, report(measure(model, options)))
+    _show(call, report(list(measure(model, options))))
 
 
 def serve(call: Call) -> None:

@@ -236,14 +236,10 @@ def test_figures_are_written_to_a_folder(tmp_path: Path) -> None:
 
 def test_a_shape_is_a_model_with_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(get_args(Shape)) == list(SHAPES)
-    small: dict[str, Any] = {
-        "hidden_size": 64,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "vocab_size": 300,
-    }
+    small: dict[str, Any] = {"intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 300}
     for shape, config in list(SHAPES.items()):
-        monkeypatch.setitem(SHAPES, shape, {**config, **small})
+        hidden = 2 * config["num_attention_heads"]
+        monkeypatch.setitem(SHAPES, shape, {**config, **small, "hidden_size": hidden})
         model = random_model(shape, "cpu", torch.float32, tiny_tokenizer(), seed=0)
         assert model.num_heads == config["num_key_value_heads"]
         options = replace(SHORT, lengths=(24,), methods=("sonic",), ratios=(0.5,), repetitions=1)

@@ -32,5 +32,5 @@ def random_model(shape: Shape, device: str, dtype: torch.dtype, tokenizer: Any, 
     torch.manual_seed(seed)
     with torch.device(device):
         base = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-        adapter = Adapter(base, AdapterConfig(lora_rank=16)).to(dtype).eval()
+        adapter = Adapter(base, AdapterConfig()).to(dtype).eval()
     return SonicModel(base, tokenizer, adapter)

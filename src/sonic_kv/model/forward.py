@@ -3,15 +3,20 @@
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from sonic_kv.model.reader import Reader
+
+# All but cuDNN, which gets ready anew for every shape, in tens of milliseconds: readers meet new ones all the time.
+ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def forward(
@@ -46,10 +51,11 @@ def forward(
         call |= {"reader": reader, "attention_mask": mask}
     call |= {"use_cache": False} if cache is None else with_cache(module, cache)
     found: Tensor
-    if logits is None:
-        found = module.get_decoder()(**call).last_hidden_state
-    else:
-        found = module(**call, logits_to_keep=logits).logits
+    with sdpa_kernel(ANY_SHAPE) if reader is not None and rows.is_cuda else nullcontext():
+        if logits is None:
+            found = module.get_decoder()(**call).last_hidden_state
+        else:
+            found = module(**call, logits_to_keep=logits).logits
     return found
 
 

@@ -711,6 +711,13 @@ def refused(sonic: Any, *arguments: str | Path, stdin: str = "hello\n") -> str:
     return line
 
 
+def test_a_server_is_compiled_on_a_gpu_alone(sonic: Any) -> None:
+    code, _, error = sonic("serve", "--compile")
+    assert code == 2
+    assert_one_line(error)
+    assert "--compile of a server is for GPUs" in error
+
+
 def test_an_adapter_for_another_model_is_refused(sonic: Any, model_folder: Path, tmp_path: Path) -> None:
     for changes, reason in (({"seed": 7}, "weights"), ({"num_hidden_layers": 2}, "num_hidden_layers")):
         other = tiny_model(**changes)

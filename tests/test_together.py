@@ -232,6 +232,10 @@ def test_recorded_steps_are_the_models_own() -> None:
     for mine, plain in zip(caches, alone, strict=True):
         for ours, theirs in zip(mine.layers, plain.layers, strict=True):
             assert_close(ours.heads(), theirs.heads())
+    assert model.graph is not None
+    graphs = [made._graph for made in model.graph._graphs.values()]
+    assert len(graphs) == 3
+    assert len({graph.pool() for graph in graphs if graph is not None}) == 1  # all compute in the same memory
 
 
 @pytest.mark.gpu

@@ -7,12 +7,12 @@ from sonic_kv.options import Options, option
 
 @dataclass(frozen=True)
 class DecodeOptions(Options):
-    """How one dialogue is decoded."""
+    """How replies are decoded."""
 
     compile: bool = option(
         False,
         "compile the decode step: small models decode faster, after a minute of compiling; needs a C++ compiler; "
-        "on a GPU, record it as a CUDA graph",
+        "on a GPU, record it as a CUDA graph, of batches too",
     )
 
 

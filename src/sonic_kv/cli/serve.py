@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from sonic_kv.cli.command import Call, Command
 from sonic_kv.cli.loading import load_for_decoding, say_adapter
+from sonic_kv.cli.options import DecodeOptions
 from sonic_kv.compress.options import Budget, SessionConfig
 from sonic_kv.errors import ConfigError
 from sonic_kv.integrations.options import RayOptions
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from sonic_kv.model.model import SonicModel
 
 
-def _load(options: ModelOptions) -> "SonicModel":
+def _load(options: ModelOptions, compiled: bool) -> "SonicModel":
     """The model; what it lacks is said."""
-    model = load_for_decoding(options)
+    model = load_for_decoding(options, compiled=compiled)
     say_adapter(model)
     return model
 
@@ -34,8 +35,10 @@ def run(call: Call) -> None:
     if given and options.engine != "ray":
         raise ConfigError(f"{min(given)} is an option of engine ray: give --engine ray too, or leave it out")
     budget = call.options(Budget) if call.given(Budget) else None
-    model_options = call.options(ModelOptions)
-    load = partial(_load, model_options)
+    model_options, compiled = call.options(ModelOptions), call.options(DecodeOptions).compile
+    if compiled and not model_options.device.startswith("cuda"):
+        raise ConfigError("--compile of a server is for GPUs: leave it out, or give --packed instead")
+    load = partial(_load, model_options, compiled)
     name = model_name(model_options.model)
     compact = SessionConfig(positions="compact") if options.engine == "vllm" else None
     config, sampling = call.options(SessionConfig, compact), call.options(SamplingConfig)
@@ -53,6 +56,7 @@ SERVE = Command(
     run,
     {
         "model": ModelOptions,
+        "decode": DecodeOptions,
         "serve": ServeOptions,
         "ray": RayOptions,
         "budget": Budget,

@@ -6,6 +6,7 @@ of any lengths: where their entries stand, and how many they are, is in tensors 
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +23,15 @@ def rows_of(dialogues: int) -> int:
 
 
 class GraphStep:
-    """Feeds one token to each of some caches. Recorded once for some batch sizes, each when it is first needed."""
+    """Feeds one token to each of some caches. Recorded once for some batch sizes, each when it is first needed.
+
+    All graphs compute in the same memory: one of them runs at a time, and what it gives is copied.
+    """
 
     def __init__(self, twin: PreTrainedModel) -> None:
         self._twin = twin
         self._graphs: dict[int, _Graph] = {}
+        self._pool = torch.cuda.graph_pool_handle()
         self._lock = threading.Lock()  # a graph has one set of inputs
 
     @torch.no_grad()
@@ -35,15 +40,15 @@ class GraphStep:
         rows = rows_of(len(caches))
         with self._lock, torch.cuda.device(self._twin.device):
             if rows not in self._graphs:
-                self._graphs[rows] = _Graph(self._twin, caches, rows)
+                self._graphs[rows] = _Graph(self._twin, caches, rows, self._pool)
             return self._graphs[rows](caches, token_ids)
 
 
 class _Graph:
     """A graph of so many rows; the last ones may be nobody's."""
 
-    def __init__(self, twin: PreTrainedModel, caches: Sequence[SessionCache], rows: int) -> None:
-        self._twin = twin
+    def __init__(self, twin: PreTrainedModel, caches: Sequence[SessionCache], rows: int, pool: Any) -> None:
+        self._twin, self._pool = twin, pool
         self._together = Together(caches, rows)
         self._fed = torch.zeros(2, rows, dtype=torch.int64, device=twin.device)  # token ids and positions
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -66,7 +71,7 @@ class _Graph:
                 self._step()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             logits = self._step()
             self._together.count()
         return graph, logits

@@ -73,7 +73,9 @@ class ServeOptions(Options):
     store_after: float = option(
         5.0, "seconds until an idle dialogue's cache is written to the store", least=0.0
     )
-    store_ttl: float = option(7 * 86400.0, "seconds after which an unused dialogue is forgotten", above=0.0)
+    store_ttl: float = option(
+        7 * 86400.0, "seconds after which an unused dialogue is forgotten", above=0.0, flag=False
+    )
     store_bytes: str = option(
         "10GiB", "size of the store; beyond it the oldest caches go, then the oldest dialogues", size=True
     )

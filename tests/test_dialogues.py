@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sonic_kv.data.dialogues import read_dialogues, read_source
 from sonic_kv.data.forms import as_dialogue
 from sonic_kv.errors import DataError
 from sonic_kv.eval.suites import load
+from sonic_kv.files import TIMEOUT
 
 GOOD = {
     "id": "a",
@@ -44,6 +46,20 @@ def write(path: Path, *lines: str) -> Path:
 
 def said(messages: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(message["role"], message["content"]) for message in messages]
+
+
+# --- sources -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["nobody/nothing", "nobody/nothing:test"])
+def test_a_dataset_that_the_hub_would_have_fails_at_once_without_it(source: str) -> None:
+    import datasets
+
+    offline, start = datasets.config.HF_HUB_OFFLINE, time.perf_counter()
+    with pytest.raises(DataError, match=f"^{source}: no such file .* the hub cannot be reached$"):
+        next(read_source(source))
+    assert time.perf_counter() - start < TIMEOUT + 5
+    assert datasets.config.HF_HUB_OFFLINE == offline
 
 
 # --- files ---------------------------------------------------------------------------------------

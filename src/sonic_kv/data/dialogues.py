@@ -8,11 +8,13 @@ import json
 import logging
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from sonic_kv.data.forms import FORMS, as_dialogue, is_dialogue
 from sonic_kv.errors import DataError, MessageError
+from sonic_kv.files import hub_answers
 from sonic_kv.model.messages import check_messages
 from sonic_kv.text import reason
 
@@ -153,8 +155,11 @@ def _rows(source: str, name: str, **options: Any) -> Iterator[tuple[str, Any]]:
     try:
         if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
             found = datasets.load_from_disk(name)
-        else:
+        elif Path(name).exists() or "/" not in name:
             found = datasets.load_dataset(name, **options)
+        else:
+            with _offline_if_nobody_answers(datasets):
+                found = datasets.load_dataset(name, **options)
         if isinstance(found, dict) and "train" in found:
             found = found["train"]
         elif isinstance(found, dict):  # splits
@@ -166,5 +171,20 @@ def _rows(source: str, name: str, **options: Any) -> Iterator[tuple[str, Any]]:
             yield f"row {number}", row
     except DataError:
         raise
+    except ConnectionError as error:
+        raise DataError(
+            f"{source}: no such file or folder, not in the local cache, and the hub cannot be reached"
+        ) from error
     except Exception as error:  # the library raises its own and everybody else's
         raise DataError(f"{source}: cannot be loaded as a dataset: {reason(error)}") from error
+
+
+@contextmanager
+def _offline_if_nobody_answers(datasets: Any) -> Iterator[None]:
+    """Let the library look in its cache alone if the hub cannot be reached: it would try for half a minute."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = not hub_answers()
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before

@@ -59,7 +59,7 @@ def test_a_dataset_that_the_hub_would_have_fails_at_once_without_it(source: str)
     with pytest.raises(DataError, match=f"^{source}: no such file .* the hub cannot be reached$"):
         next(read_source(source))
     assert time.perf_counter() - start < TIMEOUT + 5
-    assert datasets.config.HF_HUB_OFFLINE == offline
+    assert offline == datasets.config.HF_HUB_OFFLINE
 
 
 # --- files ---------------------------------------------------------------------------------------

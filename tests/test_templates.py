@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig, SonicModel
 from sonic_kv.errors import MessageError
+from sonic_kv.model.calls import PROBE
 from sonic_kv.model.chat_format import ChatFormat, step
+from sonic_kv.model.encoded import segment_ends
 
 R1 = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant\n"
@@ -257,6 +259,89 @@ def test_roles_in_any_order_are_as_the_template_renders_them(name: str, order: s
     expected = rendered(tokenizer, messages)
     assert chat.token_ids == expected[: len(chat.token_ids)]
     assert len(expected) - len(chat.token_ids) <= 1
+
+
+# Mistral's: system prompt and tools stand before the newest user's message
+MOVING = (
+    "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] + '\n\n' %}"
+    "{% set rest = messages[1:] %}{% else %}{% set s = '' %}{% set rest = messages %}{% endif %}"
+    "{% set users = rest | selectattr('role', 'equalto', 'user') | list %}{{ bos_token }}{% for m in rest %}"
+    "{% if tools and m == users[-1] %}tools: {{ tools | tojson }}\n{% endif %}<|im_start|>{{ m['role'] }}\n"
+    "{{ s if loop.last and m['role'] == 'user' }}{{ m['content'] }}<|im_end|>\n{% endfor %}" + GENERATE
+)
+# Qwen3's: what was thought since the user's last message stays, until the user goes on
+LOOPING = (
+    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{% set ns.last = loop.index %}{% endif %}{% endfor %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m.reasoning_content and loop.index > ns.last %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m['content'] }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}<|im_end|>\n{% endfor %}"
+    + GENERATE
+)
+CALL = {
+    **ORDERS["a tool"][1],
+    "reasoning_content": "the city is on the coast, so the weather will be of the sea",
+}
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(compression_ratio=0.5)])
+@pytest.mark.parametrize("sizes", [(4, 24), (16, 400)])
+def test_a_system_prompt_that_goes_on_to_the_newest_message_does_so(
+    sizes: tuple[int, int], budget: Budget
+) -> None:
+    tokenizer = merging_tokenizer(MOVING)
+    model, config = SonicModel(tiny_base(vocab_size=330), tokenizer), SessionConfig(*sizes)
+    chat, other = (
+        ChatSession(model, budget, system="be brief", config=config, policy="streaming") for _ in range(2)
+    )
+    for message in DIALOGUE[:6:2]:
+        chat.send(message["content"], SamplingConfig(max_new_tokens=12))
+        longer = rendered(tokenizer, [*chat.messages, message])
+        assert chat.token_ids == longer[: len(chat.token_ids)]
+        assert "be brief" not in tokenizer.decode(chat.token_ids)
+        other.extend([message, chat.messages[-1]])
+    assert chat.token_ids == other.token_ids
+    assert chat.cache.lengths == other.cache.lengths
+    other.extend([message])
+    assert other.token_ids == rendered(tokenizer, other.messages)
+
+
+@pytest.mark.parametrize("template", [MOVING, LOOPING])
+@pytest.mark.parametrize("sizes", [(4, 24), (16, 400)])
+def test_a_loop_of_calls_is_one_exchange_and_the_templates(sizes: tuple[int, int], template: str) -> None:
+    tokenizer = merging_tokenizer(template)
+    model, config = SonicModel(tiny_base(vocab_size=330), tokenizer), SessionConfig(*sizes)
+    budget, told = Budget(compression_ratio=0.5), {"tools": [PROBE]}
+    messages: list[dict[str, Any]] = [
+        *DIALOGUE[:3],
+        *[CALL, {"role": "tool", "content": "42"}] * 2,
+        *DIALOGUE[3:6],
+    ]
+    chat, bare = (
+        ChatSession(model, budget, config=config, policy="streaming", chat_template_kwargs=told)
+        for _ in range(2)
+    )
+    for count, message in enumerate(messages, 1):
+        chat.extend([message])
+        bare.extend([{key: value for key, value in message.items() if key != "reasoning_content"}])
+        if message["role"] in ("user", "tool"):
+            assert chat.token_ids == rendered(tokenizer, messages[:count], tools=[PROBE])
+    assert chat.token_ids == bare.token_ids
+    assert chat.cache.lengths == bare.cache.lengths
+    encoded = model.format.with_options(told).encode(messages)
+    assert encoded.token_ids == chat.token_ids
+    assert len(encoded.exchange_ends) == 3
+    assert len(chat.stats.segments) == len(segment_ends(encoded, *sizes))
+
+
+def test_a_first_turn_that_explains_tools_opens_and_closes_as_any_other() -> None:
+    explained = CHATML.replace(
+        "{{ m['content'] }}",
+        "{% if tools and loop.first %}{{ tools | tojson }}\n\n{% endif %}{{ m['content'] }}",
+    )
+    form = ChatFormat(merging_tokenizer(explained))
+    told = form.with_options({"tools": [PROBE]})
+    assert told.assistant_close() == form.assistant_close()
+    assert told.user("hi") == form.user("hi")
 
 
 def test_what_the_template_refuses_is_refused_with_its_reason() -> None:

@@ -16,7 +16,7 @@ from sonic_kv.model.encoded import Encoded
 from sonic_kv.text import Progress
 
 log = logging.getLogger(__name__)
-LAYOUT = 1  # of the file: raised when it changes
+LAYOUT = 2  # of the file: raised when it changes
 
 
 class TokenisedSource:

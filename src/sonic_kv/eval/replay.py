@@ -15,6 +15,7 @@ from sonic_kv.eval.suites import Case, Question
 from sonic_kv.eval.turns import Row, read, write
 from sonic_kv.model.encoded import Encoded, segment_ends
 from sonic_kv.model.forward import forward
+from sonic_kv.model.messages import ends_exchange
 from sonic_kv.model.model import SonicModel
 from sonic_kv.model.reread import portions
 
@@ -70,7 +71,7 @@ def make_script(
     if not count:
         return None
     if encoded.exchange_ends[count - 1] < len(encoded.token_ids):
-        answered = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        answered = _answered(messages)
         messages = messages[: answered[count - 1] + 1]
         encoded = model.format.encode(messages)
     replies = _replies(model, encoded, messages)
@@ -88,10 +89,14 @@ def make_script(
     return Script(case, encoded.token_ids, encoded.prefix_length, ends, replies, questions, scored, written)
 
 
+def _answered(messages: Sequence[Any]) -> list[int]:
+    """Which messages end an exchange."""
+    return [number for number, message in enumerate(messages) if ends_exchange(message)]
+
+
 def _replies(model: SonicModel, encoded: Encoded, messages: Sequence[Any]) -> list[ReplySpan]:
-    at = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     found, before = [], encoded.prefix_length
-    for message, end in zip(at, encoded.exchange_ends, strict=True):
+    for message, end in zip(_answered(messages), encoded.exchange_ends, strict=True):
         start = end
         while start > before and encoded.assistant[start - 1]:
             start -= 1

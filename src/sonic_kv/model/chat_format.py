@@ -16,9 +16,9 @@ from typing import Any
 
 from sonic_kv.errors import ConfigError, MessageError, UnsupportedModelError
 from sonic_kv.model.calls import PROBE, CallForm, call_form
-from sonic_kv.model.common import common, common_suffix, same
+from sonic_kv.model.common import common, same
 from sonic_kv.model.encoded import Encoded
-from sonic_kv.model.messages import Message, check_messages
+from sonic_kv.model.messages import Message, check_messages, ends_exchange
 from sonic_kv.model.tokens import Tokens
 from sonic_kv.text import reason
 
@@ -161,11 +161,7 @@ class ChatFormat:
             raise MessageError(
                 "the chat template repeats or rewrites message texts: not supported"
             ) from error
-        # What stands between a reply and the next user's text closes the reply as far as it stands at a
-        # dialogue's end too, and opens the user's turn as far as it stands at a dialogue's beginning.
-        opening = common_suffix(head, between, self._tokens.names)
-        cut = max(len(common(end, between)), len(between) - len(opening))
-        cut = self._tokens.inside(between, cut)
+        cut = self._tokens.cut(head, between, end)
         self._close, self._user_open = between[:cut], between[cut:]
         if source is not None:
             self._tokens.protect(source, text.partition(u2)[0] + header + end, self.reasoning or ())
@@ -210,6 +206,11 @@ class ChatFormat:
         start = [] if system is None else [{"role": "system", "content": system}]
         text = self.render([*start, _USER])
         head = text[: text.rfind(_USER["content"])]
+        later = self._render_or([*start, _USER, _ASSISTANT, _CONTEXT[0]], text)
+        if not later.startswith(
+            head
+        ):  # it stands before the newest message, as tools and system do in Mistral's
+            return self._stable(text, len(common(head, later)))
         if head.endswith(self._user_open) and len(head) > len(self._user_open):
             return self._stable(text, len(head) - len(self._user_open))
         try:
@@ -242,8 +243,11 @@ class ChatFormat:
 
     def _settled(self, messages: Sequence[Message]) -> tuple[str, int]:
         """A text of the messages and a little more, and where what may follow can begin to change it."""
-        own = self.render(messages)
-        if messages[-1]["role"] == "assistant":
+        own, last = self.render(messages), messages[-1]
+        if last.get("tool_calls"):
+            answer = {"role": "tool", "content": _PROBES[0], "tool_call_id": last["tool_calls"][0].get("id")}
+            longer = self._render_or([*messages, answer], own)
+        elif last["role"] == "assistant":
             longer = self._render_or([*messages, _USER], own)
             before = longer[: longer.rfind(_USER["content"])]
             if len(longer) > len(before) and before.endswith(self._user_open):
@@ -285,7 +289,10 @@ class ChatFormat:
         written = [False] * len(ids)
         for start, end in spans:
             written[start:end] = [True] * max(end - start, 0)
-        return Encoded(ids, same(prefix, ids), [end for _, end in spans], written)
+        ends = [
+            end for number, (_, end) in zip(replies, spans, strict=True) if ends_exchange(messages[number])
+        ]
+        return Encoded(ids, same(prefix, ids), ends, written)
 
     def _spans(
         self, messages: Sequence[Message], replies: Sequence[int], ids: list[int]

@@ -50,6 +50,11 @@ def _checked(number: int, message: Any) -> dict[str, Any]:
     return found
 
 
+def ends_exchange(message: Message) -> bool:
+    """Whether a message completes an exchange: a reply does, unless it calls a tool, whose answer is to come."""
+    return message["role"] == "assistant" and not message.get("tool_calls")
+
+
 def fault_of(value: Any) -> str | None:
     """Why a value cannot be written into a file or an answer as JSON; None: it can."""
     if _deeper(value, DEEPEST):

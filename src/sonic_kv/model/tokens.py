@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from sonic_kv.model.common import common, common_suffix
+
 MARK = "\ufdd0"  # no character: cuts a spelled token behind its first character; twice, it stands for itself
 BLOCKS = 4096  # texts whose ids are remembered: about the messages of a few hundred dialogues
 
@@ -115,6 +117,18 @@ class Tokens:
             if found.start() < at < found.end():
                 return found.start()
         return at
+
+    def cut(self, head: str, between: str, end: str) -> int:
+        """Where, `between` a reply and the next user's text, the reply is closed and the user's turn begins.
+
+        It closes the reply as far as it stands at a dialogue's `end` too, and opens the user's turn as far as it
+        stands at a dialogue's beginning (`head`). A first turn may open otherwise, as one that explains tools: then
+        what is left between the two, unless it is space, belongs to the user's turn.
+        """
+        closed = self.inside(between, len(common(end, between)))
+        opened = self.inside(between, len(between) - len(common_suffix(head, between, self.names)))
+        otherwise = between[:closed].strip() and between[closed:opened].strip()
+        return closed if otherwise else max(closed, opened)
 
     def named(self, text: str) -> list[int]:
         """Ids of the added tokens that stand in a text, in order."""

@@ -16,7 +16,8 @@ from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget, SessionConfig, default_budget
 from sonic_kv.errors import ContextLengthError, MessageError, NumericalError
 from sonic_kv.model.chat_format import ChatFormat, step
-from sonic_kv.model.messages import Message, check_messages
+from sonic_kv.model.common import same
+from sonic_kv.model.messages import Message, check_messages, ends_exchange
 from sonic_kv.model.model import SonicModel
 from sonic_kv.options import expect
 from sonic_kv.session.generate import Writer
@@ -111,7 +112,7 @@ class Dialogue:
     @property
     def pending(self) -> bool:
         """Whether there is a segment that `compress` would close."""
-        complete = bool(self.messages) and self.messages[-1]["role"] == "assistant"
+        complete = bool(self.messages) and ends_exchange(self.messages[-1])
         return self.limited and complete and self.cache.open_length >= self.config.min_segment_tokens
 
     def copy(self) -> "Dialogue":
@@ -283,7 +284,7 @@ class Dialogue:
             self.messages.append(message)
             after = self.format.closed(self.messages)
             yield from self.feed((yield from self._change(settled, after)), slice_tokens)
-            if message["role"] == "assistant":
+            if ends_exchange(message):
                 yield from self.end_exchange()
 
     def _asked(self, begun: str = "") -> Operation[list[int]]:
@@ -296,9 +297,6 @@ class Dialogue:
 
         Args:
             settled: how many messages have been fed.
-
-        Raises:
-            MessageError: it is compressed already.
         """
         way = step(self.token_ids, after)
         if way.drop:  # or the transcript was fed as another version has it: then only the rest counts
@@ -306,17 +304,25 @@ class Dialogue:
         if way.drop <= self.cache.open_length:
             self._take_back(way.drop)
             return way.token_ids
-        first = len(self.messages) == 1 + (self.system is not None)
-        if not first:
-            raise MessageError(
-                "the chat template rewrites messages that are compressed already: make a new session of all messages"
-            )
-        # no header has a token in common with the other roles': the prefix is the first message's
-        prefix = self.format.prefix(self.system, self.messages[-1]["role"])
+        return (yield from self._read_anew(after))
+
+    def _read_anew(self, after: list[int]) -> Operation[list[int]]:
+        """Begin again, as the transcript `after` has the messages now, and return what is to be fed behind the last
+        complete exchange.
+
+        The template writes otherwise what is compressed already: it drops the reasoning between calls of tools once
+        the user goes on, it gives the date, or no header has a token in common with the other roles'.
+        """
+        encoded = self.format.encode(self.messages)
+        kept = same(encoded.token_ids, after)
         self.cache.restore(self.compressor.new_cache())
         self.token_ids.clear()
-        yield from self.feed_prefix(prefix)
-        return after[len(prefix) :]
+        yield from self.feed_prefix(after[: min(encoded.prefix_length, kept)])
+        for end in encoded.exchange_ends:
+            if end <= kept:
+                yield from self.feed(after[len(self.token_ids) : end])
+                yield from self.end_exchange()
+        return after[len(self.token_ids) :]
 
     def _decode(
         self, prompt: list[int], sampling: SamplingConfig | None, top_logprobs: int | None = None

@@ -6,12 +6,15 @@ model is named).
 
 Of each model: it loads; over a grid of messages its token ids are those of `apply_chat_template`; over the dialogues
 (users' messages alone, `--turns` of them, `--tokens` a reply) the greedy full-context replies of `ChatSession` and of
-the server are those of transformers' own `generate` on the template's ids. float32 on the CPU.
+the server are those of transformers' own `generate` on the template's ids; without an adapter, KL recovery of what
+a session does by default (`sonic-kv eval`, method `reread`). float32 on the CPU. What is left out of a run stays as it
+was in docs/models.json.
 """
 
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -26,13 +29,29 @@ from serving import serving  # noqa: E402
 from tiny import FAMILIES, talkative, tiny_model  # noqa: E402
 
 from sonic_kv import Budget, ChatSession, SamplingConfig, SessionConfig, SonicModel  # noqa: E402
+from sonic_kv.compress.options import SAFE_BUDGET  # noqa: E402
 from sonic_kv.data.dialogues import read_dialogues  # noqa: E402
 from sonic_kv.errors import SonicError  # noqa: E402
+from sonic_kv.eval.options import EvalOptions  # noqa: E402
+from sonic_kv.eval.report import number, write  # noqa: E402
+from sonic_kv.eval.run import Evaluation  # noqa: E402
 
 RESULTS, PAGE = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- made by docs/models.py -->\n", "<!-- to here -->\n"
-COLUMNS = ("model", "loads", "template", "replies", "stops at", "adapter", "sliding window", "GGUF", "vLLM")
+COLUMNS = (
+    "model",
+    "loads",
+    "template",
+    "replies",
+    "stops at",
+    "without an adapter",
+    "adapter",
+    "sliding window",
+    "GGUF",
+    "vLLM",
+)
 VLLM = ("tiny", "llama, random weights", "qwen3, random weights")  # tests/test_vllm.py
+RANDOM = ", random weights"
 # models that cannot be had here, and the family whose random weights stand for them
 UNTESTED = {
     "Llama 3.1, 3.2, 3.3": "llama",
@@ -141,13 +160,37 @@ def replies_hold(model: SonicModel, dialogues: list[list[str]], tokens: int) -> 
     }
 
 
-def checked(model: SonicModel, path: str, dialogues: list[list[str]], tokens: int) -> dict[str, Any]:
-    """Everything about one model."""
+def quality(model: SonicModel, file: str) -> dict[str, Any]:
+    """KL recovery of the policy and the ratio that a session has without an adapter, with its 95 % interval.
+
+    Args:
+        file: dialogues, as `sonic-kv eval --data` takes them; eight are read, evenly over the file.
+    """
+    ratio = SAFE_BUDGET.compression_ratio
+    assert ratio is not None
+    with tempfile.TemporaryDirectory() as folder:
+        options = EvalOptions(
+            out=folder, data=(file,), methods=("reread",), ratios=(ratio,), limit=8, max_tokens=640
+        )
+        run = Evaluation(model, options)
+        run.run(lambda standing: print(standing.as_text(), flush=True))
+        suites = write(run.results)["suites"]
+    ((suite, found),) = suites.items()
+    (row,) = [row for row in found["methods"] if row["method"] == "reread"]
+    keep = ("ratio", "cases", "failed", "kl_recovery", "entries", "history")
+    return {"suite": suite, **{name: row[name] for name in keep}}
+
+
+def checked(
+    model: SonicModel, path: str, dialogues: list[list[str]], tokens: int, rated: str | None
+) -> dict[str, Any]:
+    """Everything about one model that this run looks at."""
     grid = [template_holds(model, messages) for messages in GRID]
     return {
+        **({"replies": replies_hold(model, dialogues, tokens)} if dialogues else {}),
+        **({"quality": quality(model, rated)} if rated else {}),
         "class": type(model.base).__name__,
         "grid": [sum(grid), len(grid)],
-        "replies": replies_hold(model, dialogues, tokens) if dialogues else None,
         "stops": sorted(model.tokenizer.convert_ids_to_tokens(sorted(model.stop_ids))),
         "adapter": model.adapter is not None,
         "window": model.base.config.get_text_config().to_dict().get("sliding_window"),
@@ -157,13 +200,14 @@ def checked(model: SonicModel, path: str, dialogues: list[list[str]], tokens: in
 
 def row(name: str, found: dict[str, Any]) -> list[str]:
     """A line of the table."""
-    replies = found["replies"]
+    replies, rated = found.get("replies"), found.get("quality")
     return [
         name,
         "yes",
         "{} of {}".format(*found["grid"]),
         f"{replies['same']} of {replies['dialogues']}" if replies else "untested",
         ", ".join(f"`{word}`" for word in found["stops"]),
+        str(number(rated["kl_recovery"])) if rated else "no meaning" if name.endswith(RANDOM) else "untested",
         "yes" if found["adapter"] else "no",
         str(found["window"] or "none"),
         "yes" if found["gguf"] else "",
@@ -193,6 +237,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument(
+        "--rated",
+        help="file of dialogues, as `sonic-kv eval --data` takes it; without it no quality is measured",
+    )
     parser.add_argument("--adapter", help="of the one model that is named")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -202,9 +250,7 @@ def main() -> None:
         name, _, path = named.partition("=")
         if named == "random":
             said = [[text[:20] for text in talk] for talk in said]  # a byte is a token there
-            made = (
-                (f"{family}, random weights", tiny_model(family, adapter=False), "") for family in FAMILIES
-            )
+            made = ((f"{family}{RANDOM}", tiny_model(family, adapter=False), "") for family in FAMILIES)
         else:
             made = iter(
                 [(name, SonicModel.from_pretrained(path, options.adapter, dtype=torch.float32), path)]
@@ -212,7 +258,9 @@ def main() -> None:
         for title, model, place in made:
             if not place:
                 talkative(model.base)
-            results[title] = checked(model, place, said, options.tokens)
+            rated = options.rated if place else None  # what random weights predict of a text says nothing
+            found = checked(model, place, said, options.tokens, rated)
+            results[title] = {**results.get(title, {}), **found}
             RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     render(results)
 

@@ -83,6 +83,22 @@ def write_atomic(path: str | Path, data: bytes, *, private: bool = False) -> Non
         file.write(data)
 
 
+def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Add JSON lines to a file; they are on the disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_torn_line(path: Path) -> None:
+    """A process that was killed while it wrote leaves half a line: forget it."""
+    if path.exists():
+        data = path.read_bytes()
+        if data and not data.endswith(b"\n"):
+            write_atomic(path, data[: data.rfind(b"\n") + 1])
+
+
 def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):

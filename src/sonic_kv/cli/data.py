@@ -4,11 +4,18 @@ import gzip
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from sonic_kv.cli.command import Call, Command, note
-from sonic_kv.cli.options import ConvertOptions, OutputOptions
+from sonic_kv.cli.options import AnswerOptions, ConvertOptions, OutputOptions
 from sonic_kv.data.options import SynthConfig
+from sonic_kv.errors import ConfigError
+from sonic_kv.model.options import ModelOptions
+from sonic_kv.session.options import SamplingConfig
+from sonic_kv.text import Progress
 
 
 def synth(call: Call) -> None:
@@ -25,6 +32,62 @@ def convert(call: Call) -> None:
     skip = call.options(ConvertOptions).skip_malformed
     found = (one for target in call.targets for one in read_source(target, skip_malformed=skip))
     _write(found, call.options(OutputOptions).out)
+
+
+def answer(call: Call) -> None:
+    """Write dialogues anew, with the model's own replies; go on where a run that was stopped left off."""
+    from sonic_kv.cli.loading import load_for_decoding
+    from sonic_kv.data.dialogues import read_source
+    from sonic_kv.files import append_lines
+    from sonic_kv.session.own_replies import own_replies
+
+    options, out = call.options(AnswerOptions), call.options(OutputOptions).out
+    if out is None:
+        raise ConfigError("data answer needs --out FILE, so that it can go on when it was stopped")
+    found = (one["messages"] for target in call.targets for one in read_source(target, skip_malformed=True))
+    dialogues = list(islice(found, options.limit or None))
+    model, sampling = load_for_decoding(call.options(ModelOptions)), call.options(SamplingConfig)
+    about = {
+        "sources": list(call.targets),
+        "model": model.fingerprint(),
+        **asdict(sampling),
+        **asdict(options),
+    }
+    part = Path(f"{out}.part")
+    done = _begun(part, json.loads(json.dumps(about)))
+    replies = own_replies(
+        model,
+        dialogues[len(done) :],
+        sampling,
+        first=len(done),
+        max_tokens=options.max_tokens,
+        together=options.together,
+    )
+    with Progress("dialogue", len(dialogues), done=len(done)) as progress:
+        for messages in replies:
+            done.append({"messages": messages})
+            append_lines(part, done[-1:])
+            progress.add()
+    _write((one for one in done if one["messages"]), out)
+    part.unlink()
+
+
+def _begun(part: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """The dialogues that a run which was stopped has written. Its file begins with what it is about.
+
+    Raises:
+        ConfigError: it was another run.
+    """
+    from sonic_kv.files import append_lines, drop_torn_line
+
+    if not part.exists():
+        append_lines(part, [about])
+        return []
+    drop_torn_line(part)
+    lines = [json.loads(line) for line in part.read_text(encoding="utf-8").splitlines()]
+    if lines[:1] != [about]:
+        raise ConfigError(f"{part} is of another run: delete it, or choose another --out")
+    return lines[1:]
 
 
 def _write(dialogues: Iterable[dict[str, Any]], out: str | None) -> None:
@@ -63,6 +126,14 @@ DATA = (
         "write dialogues of other forms (ShareGPT, Parquet, MathChat, GECOR, …) as JSON lines of messages",
         convert,
         {"output": OutputOptions, "convert": ConvertOptions},
+        target="file, folder of a saved dataset, or hub id of a dataset",
+        many=True,
+    ),
+    Command(
+        "data answer",
+        "write dialogues anew with replies of a model's own; a run that was stopped goes on where it was",
+        answer,
+        {"model": ModelOptions, "output": OutputOptions, "answer": AnswerOptions, "sampling": SamplingConfig},
         target="file, folder of a saved dataset, or hub id of a dataset",
         many=True,
     ),

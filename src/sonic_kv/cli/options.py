@@ -50,3 +50,12 @@ class PlanOptions(Options):
         (2048, 8192, 32768), "lengths of a dialogue, in tokens", least=1, filled=True
     )
     memory: str = option("24GB", "memory of the device, weights included", size=True)
+
+
+@dataclass(frozen=True)
+class AnswerOptions(Options):
+    """Which dialogues, and how many at once."""
+
+    limit: int = option(0, "dialogues, from the first on; 0: all", least=0)
+    max_tokens: int = option(768, "a dialogue that has so many tokens gets no further reply", least=1)
+    together: int = option(16, "dialogues that are written side by side", least=1, flag=False)

@@ -19,8 +19,9 @@ from typing import Any
 
 from sonic_kv.errors import FileError, SonicError
 from sonic_kv.eval.options import EvalOptions
-from sonic_kv.eval.results import Record, append_lines
+from sonic_kv.eval.results import Record
 from sonic_kv.eval.suites import Case, Suite
+from sonic_kv.files import append_lines
 
 ATTEMPTS, PARALLEL = 4, 4
 PATIENCE = 8  # replies in a row without an answer: the judge is down

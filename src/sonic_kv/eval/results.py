@@ -1,13 +1,12 @@
 """The folder of a run: `config.json`, `records.jsonl`, `progress.json`, `summary.json`, `report.md`."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sonic_kv.errors import ConfigError, FileError
-from sonic_kv.files import write_atomic
+from sonic_kv.files import append_lines, drop_torn_line, write_atomic
 from sonic_kv.text import reason
 
 Key = tuple[str, str, str, float | None]  # suite, case, method, ratio
@@ -17,14 +16,6 @@ Record = dict[str, Any]
 def key(record: Record) -> Key:
     """What a record is about; a later record with the same key stands for an earlier one."""
     return record["suite"], record["case"], record["method"], record["ratio"]
-
-
-def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Add JSON lines to a file; they are on the disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 class Results:
@@ -64,7 +55,7 @@ class Results:
             suites = {**before.get("suites", {}), **suites}
         text = json.dumps({"fixed": fixed, "suites": suites, **more}, indent=2, ensure_ascii=False)
         write_atomic(path, text.encode() + b"\n")
-        self._drop_torn_line()
+        drop_torn_line(self.path)
 
     def config(self) -> dict[str, Any]:
         """What `open` wrote.
@@ -76,13 +67,6 @@ class Results:
             return dict(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise FileError(f"{self.folder} is not a folder of sonic-kv eval: {reason(error)}") from error
-
-    def _drop_torn_line(self) -> None:
-        """A process that was killed while it wrote leaves half a line: forget it."""
-        if self.path.exists():
-            data = self.path.read_bytes()
-            if data and not data.endswith(b"\n"):
-                write_atomic(self.path, data[: data.rfind(b"\n") + 1])
 
     def append(self, records: list[Record]) -> None:
         """Add records; they are on the disk when this returns."""

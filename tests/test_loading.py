@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import TEMPLATE, random_adapter, tiny_base, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -178,7 +179,7 @@ def test_unpacking_that_fails_leaves_nothing(file: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "no such file"), (b"", "not a GGUF file"), (b"GGUF and no more", "cannot load")],
+    [(None, "no such file"), (b"", "not a GGUF file"), (b"GGUF and no more", "damaged, incomplete")],
 )
 def test_what_is_no_gguf_file_is_one_clear_error(content: bytes | None, says: str, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
@@ -324,6 +325,37 @@ def test_a_peft_folder_is_its_base_with_the_lora_in_its_weights(folder: Path, tm
     with pytest.raises(ConfigError, match="merge_and_unload"):
         SonicModel(tuned, tiny_tokenizer())  # type: ignore[arg-type]
     SonicModel(tuned.merge_and_unload(), tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"base_model_name_or_path": None}, "names no base model"),
+        ({"base_model_name_or_path": "nobody/nothing"}, "nobody/nothing.*hub cannot be reached"),
+        ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}, "no weights to merge"),
+    ],
+)
+def test_a_peft_folder_that_cannot_be_merged_is_one_clear_error(
+    changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "a", "task_type": "CAUSAL_LM", **changes}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=says) as caught:
+        SonicModel.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(folder: Path, file: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.self_attn.q_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    file.write_bytes(file.read_bytes().replace(b"blk.1.attn_q.weight", b"blk.1.attn_x.weight"))
+    for path in (folder, file):
+        with pytest.raises(
+            ModelError, match=r"weights are missing, model\.layers\.1\.self_attn\.q_proj\.weight"
+        ):
+            SonicModel.from_pretrained(path)
+    assert list((gguf.home() / "gguf").iterdir()) == []
 
 
 def test_device_map_is_passed_on(folder: Path) -> None:

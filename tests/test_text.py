@@ -5,7 +5,7 @@ import io
 import pytest
 
 from sonic_kv import text
-from sonic_kv.text import Progress, duration
+from sonic_kv.text import Progress, duration, reason
 
 
 class Clock:
@@ -26,6 +26,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_durations() -> None:
     assert [duration(s) for s in (0.4, 89, 720, 8040)] == ["0 s", "89 s", "12 min", "2 h 14 min"]
+
+
+def test_an_error_is_its_first_line_with_what_a_colon_promises() -> None:
+    assert reason(ValueError("no\n  more")) == "no"
+    assert reason(ValueError("one of: \n(1) a,\n(2) b")) == "one of: (1) a, (2) b"
+    assert reason(FileNotFoundError(2, "No such file", "x")) == "No such file"
+    assert reason(ValueError()) == "ValueError"
 
 
 def test_a_file_gets_a_line_now_and_then_and_one_at_the_end(

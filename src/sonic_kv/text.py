@@ -39,9 +39,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What an error says, its first line; of the operating system's without number and path."""
-    said = getattr(error, "strerror", None) or str(error)
-    return (said.strip().splitlines() or [type(error).__name__])[0]
+    """What an error says, its first line, or more if that ends with a colon; of the operating system's without number
+    and path."""
+    said = str(getattr(error, "strerror", None) or error).strip()
+    first = (said.splitlines() or [type(error).__name__])[0].strip()
+    return " ".join(said.split()) if first.endswith(":") else first
 
 
 def duration(seconds: float) -> str:

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from sonic_kv.errors import ConfigError, FileError, ModelError, UnsupportedModelError
+from sonic_kv.errors import ConfigError, FileError, ModelError, SonicError, UnsupportedModelError
+from sonic_kv.model.weights import read_weights
 from sonic_kv.options import parse_bytes
 from sonic_kv.text import reason
 
@@ -131,11 +132,14 @@ def _convert(path: Path, folder: Path) -> None:
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        base = AutoModelForCausalLM.from_pretrained(path.parent, **options)
+        base = read_weights(path.parent, path, **options)
+    except SonicError:
+        raise
     except Exception as error:  # transformers raises anything from KeyError to its own classes
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ModelError(f"cannot load model '{path}': {reason(error)}") from error
+        why = f"it is damaged, incomplete, or of a kind that transformers does not read ({reason(error)})"
+        raise ModelError(f"cannot load model '{path}': {why}") from error
     words = {i: word for word, i in tokenizer.get_added_vocab().items() if i < base.config.vocab_size}
     ends = {base.generation_config.eos_token_id, *(i for i, word in words.items() if word in ENDS)}
     base.generation_config.update(eos_token_id=sorted(ends - {None}), **_sampling(path))

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -22,6 +21,7 @@ from sonic_kv.files import as_path, from_hub, hub_answers
 from sonic_kv.model import gguf
 from sonic_kv.model.adapter import FILE_NAME
 from sonic_kv.model.options import Quantization
+from sonic_kv.model.weights import read_weights
 from sonic_kv.options import expect
 from sonic_kv.text import reason
 
@@ -146,7 +146,7 @@ def load(
         else:
             refuse_encoder_decoder(_config(source), f"model {source.name!r}")
             tokenizer = AutoTokenizer.from_pretrained(source.place, local_files_only=source.local)
-            base = AutoModelForCausalLM.from_pretrained(source.place, **options)
+            base = read_weights(source.place, source.name, **options)
         base = base.to(place) if device_map is None and quantization is None else base
     base.name_or_path = source.name
     if source.name == DEFAULT_HUB and base.generation_config is not None:
@@ -186,9 +186,16 @@ def _load_peft(source: Source, options: dict[str, Any]) -> tuple[Any, Any]:
         raise ConfigError(
             f"{source.name} is a PEFT adapter, which cannot be merged into four bits: merge and save it first"
         )
-    below = find(PeftConfig.from_pretrained(source.place).base_model_name_or_path)
-    refuse_encoder_decoder(_config(below), f"model {below.name!r}")
-    base = AutoModelForCausalLM.from_pretrained(below.place, **{**options, "local_files_only": below.local})
+    peft = PeftConfig.from_pretrained(source.place)
+    if peft.is_prompt_learning or not peft.base_model_name_or_path:
+        why = (
+            "learned prompts are no weights to merge" if peft.is_prompt_learning else "it names no base model"
+        )
+        raise ModelError(f"cannot load model {source.name!r}, a PEFT adapter: {why}")
+    below = find(peft.base_model_name_or_path)
+    with _one_line(below):
+        refuse_encoder_decoder(_config(below), f"model {below.name!r}")
+        base = read_weights(below.place, below.name, **{**options, "local_files_only": below.local})
     own = (Path(source.place) / "tokenizer_config.json").is_file()
     words = source if own else below
     tokenizer = AutoTokenizer.from_pretrained(words.place, local_files_only=words.local)

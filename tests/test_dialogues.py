@@ -77,6 +77,8 @@ def test_an_array_is_read_as_its_dialogues(tmp_path: Path, name: str, indent: in
     path = write(tmp_path / name, json.dumps([GOOD, GOOD], indent=indent))
     assert list(read_dialogues(path)) == [GOOD, GOOD]
     assert list(read_source(str(path))) == [GOOD, GOOD]
+    lines = write(tmp_path / name, *f"[{json.dumps(GOOD)},\n {json.dumps(GOOD)}]".splitlines())
+    assert list(read_dialogues(lines)) == [GOOD, GOOD]
     alone = write(tmp_path / name, json.dumps(GOOD["messages"], indent=indent))
     assert list(read_dialogues(alone)) == [{"messages": GOOD["messages"]}]
 

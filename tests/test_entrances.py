@@ -81,6 +81,11 @@ WRONG: dict[str, dict[str, Callable[[], Any]]] = {
         "a session, swapped": lambda: api.ChatSession.load("here", MODEL),
         "a file": lambda: chat().save(None),
     },
+    "half a character": {
+        "a path": lambda: chat().save("a\ud83d"),
+        "what the template is told": lambda: api.ChatSession(MODEL, chat_template_kwargs={"x": "\ud83d"}),
+    },
+    "give a name": {"no name": lambda: api.SonicModel.from_pretrained(" ")},
     "device='cudaa' is none of torch's": {
         "a device": lambda: api.SonicModel.from_pretrained("tiny", device="cudaa")
     },

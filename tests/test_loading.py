@@ -240,7 +240,7 @@ def test_the_model_that_ships_has_a_name() -> None:
 # --- hub ids ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["nobody/nothing", "nothing"])
+@pytest.mark.parametrize("name", ["nobody/nothing", "nothing", "a b"])
 def test_a_missing_hub_model_fails_at_once(name: str) -> None:
     start = time.perf_counter()
     with pytest.raises(SonicError, match="hub cannot be reached") as caught:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sonic_kv.errors import FileError
+from sonic_kv.errors import ConfigError, FileError
 from sonic_kv.options import expect
 from sonic_kv.text import reason
 
@@ -31,7 +31,12 @@ def as_path(path: str | Path) -> Path:
     Raises:
         ConfigError: it is none.
     """
-    return Path(path) if isinstance(path, str) else expect(path, Path, "a path", "a text will do")
+    found = Path(path) if isinstance(path, str) else expect(path, Path, "a path", "a text will do")
+    try:
+        os.fsencode(found)
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"the path {str(found)!r} holds half a character (a lone surrogate)") from error
+    return found
 
 
 @contextmanager

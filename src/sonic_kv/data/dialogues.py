@@ -21,7 +21,6 @@ from sonic_kv.text import reason
 log = logging.getLogger(__name__)
 FILES = (".jsonl", ".json", ".gz", ".parquet")
 _BOM = b"\xef\xbb\xbf"
-_OPENED = (b"[", b"{", b"[{")  # first lines of a JSON document that is laid out over many
 
 
 def read_dialogues(path: str | Path, *, skip_malformed: bool = False) -> Iterator[dict[str, Any]]:
@@ -71,7 +70,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with _open(path) as file:
             start = next((line for line in file if line.strip(_BOM).strip()), b"").removeprefix(_BOM).strip()
-        document = _document(path) if start in _OPENED else None
+        document = _document(path) if _opens(start) else None
         if document is not None:
             yield from document
             return
@@ -98,6 +97,15 @@ def _line(place: str, text: bytes) -> Iterator[tuple[str, Any]]:
         yield from _items(row, f"{place}, ")
     else:
         yield place, row
+
+
+def _opens(line: bytes) -> bool:
+    """Whether a first line begins a JSON document that is laid out over many."""
+    try:
+        json.loads(line.decode("utf-8"))
+    except ValueError:
+        return line.startswith((b"[", b"{"))
+    return False
 
 
 def _document(path: Path) -> Iterator[tuple[str, Any]] | None:

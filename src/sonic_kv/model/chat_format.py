@@ -18,7 +18,7 @@ from sonic_kv.errors import ConfigError, MessageError, UnsupportedModelError
 from sonic_kv.model.calls import PROBE, CallForm, call_form
 from sonic_kv.model.common import common, same
 from sonic_kv.model.encoded import Encoded
-from sonic_kv.model.messages import Message, check_messages, ends_exchange
+from sonic_kv.model.messages import Message, check_messages, ends_exchange, fault_of
 from sonic_kv.model.tokens import Tokens
 from sonic_kv.text import reason
 
@@ -96,6 +96,8 @@ class ChatFormat:
             raise ConfigError(f"chat_template_kwargs: {name} is not for the chat template: leave it out")
         if self.plain and self.options:
             raise ConfigError("chat_template_kwargs: the tokenizer has no chat template that could read them")
+        if fault := fault_of(self.options):
+            raise ConfigError(f"chat_template_kwargs {fault}")
 
     # --- text -----------------------------------------------------------------------------------
 

@@ -76,6 +76,8 @@ def find(model: str | Path | None, gguf_file: str | None = None) -> Source:
         return Source(str(file), str(gguf.unpacked(file)))
     if path.suffix == ".gguf":
         return Source(name, str(gguf.unpacked(path)))
+    if not name.strip():
+        raise FileError(f"cannot load model {name!r}: give a name")
     if path.is_dir():
         _check_folder(path)
         beside = path / FILE_NAME
@@ -108,8 +110,12 @@ def _default() -> Source:
 
 def _on_disk(hub_id: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+    try:
+        return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+    except HFValidationError:  # a name that none can have there
+        return False
 
 
 def load(
@@ -174,7 +180,7 @@ def _one_line(source: Source) -> Iterator[None]:
         if source.local and not folder and not _on_disk(source.place):
             why = "it is no folder and not in the local cache, and the hub cannot be reached"
             if "/" not in source.place:
-                raise FileError(f"cannot load model {source.name!r}: no such folder, and {why}") from error
+                raise FileError(f"cannot load model {source.name!r}: {why}") from error
         raise ModelError(f"cannot load model {source.name!r}: {why}") from error
 
 

@@ -203,14 +203,16 @@ def test_another_history_is_that_of_the_donor() -> None:
     script, donor = scripts(model)
     history = donor.token_ids[donor.prefix :]
     (opening,) = open_dialogues(model, [script], [history], [])
-    row = opening.row.fork()
-    close(closer(model, "other-history", None, history), row)
-    stored = row.cache.stored
-    cache = SessionCache(model.num_layers)
-    model.feed(cache, (script.token_ids[: script.prefix] + history)[:stored])
-    assert stored == len(opening.row.token_ids)
-    torch.testing.assert_close(row.cache.layers[-1].keys, cache.layers[-1].keys, atol=1e-5, rtol=0)
-    assert row.cache.next_position == opening.row.cache.next_position
+    row, other = opening.row.fork(), closer(model, "other-history", None, history)
+    for number in (1, 2):
+        close(other, row)
+        stored, cache = row.cache.stored, SessionCache(model.num_layers)
+        model.feed(cache, (script.token_ids[: script.prefix] + history)[:stored])
+        assert stored == len(row.token_ids)
+        for mine, fresh in zip(row.cache.layers, cache.layers, strict=True):
+            torch.testing.assert_close(mine.keys, fresh.keys, atol=1e-5, rtol=0)
+        assert row.cache.next_position == len(row.token_ids)
+        read(model, [row], [script.token_ids[slice(*script.spans[number])]], [[]])
 
 
 def test_truncation_reads_the_newest_text_anew() -> None:

@@ -124,6 +124,7 @@ def close_all(model: SonicModel, tasks: Sequence[tuple[Closer, Row]]) -> list[Ex
             )
         for number, aside in asides.items():
             tasks[number][1].seconds += aside.row.seconds
+            aside.row.seconds = 0.0  # it may be read on
         again = {n: r for n, r in wanted.items() if not isinstance(r, Aside) and not _noted(tasks[n][1], r)}
         begun = time.perf_counter()
         model.reread(list(again.values()))
@@ -176,13 +177,22 @@ class NoHistory(Closer):
 class OtherHistory(Closer):
     """As much history as full context has, but of another dialogue: what a wrong past does."""
 
+    def __init__(
+        self, model: SonicModel, budget: Budget, config: SessionConfig, donor: Sequence[int]
+    ) -> None:
+        super().__init__(model, budget, config, donor)
+        self._other, self._size = Row(model.new_cache()), 0  # so much of the other dialogue has been read
+
     def close(self, row: Row) -> Steps:
         lengths = row.cache.lengths.closing(row.cache.open_length)
         size = min(lengths.memory, len(self.donor))
-        other = Row(self.model.new_cache())
-        yield Aside(other, [*row.token_ids[: lengths.prefix], *self.donor[:size]])
-        other.cache.keep(_as_memory(other.cache, lengths.prefix, torch.zeros(size)), lengths)
-        row.cache = other.cache
+        more = self.donor[self._size : size]
+        if not self._other.cache.logical_length:
+            more = [*row.token_ids[: lengths.prefix], *more]
+        if more:
+            yield Aside(self._other, more)
+        self._size, row.cache = size, self._other.cache.fork()
+        row.cache.keep(_as_memory(row.cache, lengths.prefix, torch.zeros(size)), lengths)
 
 
 def _as_memory(cache: SessionCache, prefix: int, positions: Tensor) -> list[Memory]:

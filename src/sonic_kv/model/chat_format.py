@@ -209,9 +209,8 @@ class ChatFormat:
         text = self.render([*start, _USER])
         head = text[: text.rfind(_USER["content"])]
         later = self._render_or([*start, _USER, _ASSISTANT, _CONTEXT[0]], text)
-        if not later.startswith(
-            head
-        ):  # it stands before the newest message, as tools and system do in Mistral's
+        if not later.startswith(head):
+            # some of it stands before the newest message, as tools and system do in Mistral's
             return self._stable(text, len(common(head, later)))
         if head.endswith(self._user_open) and len(head) > len(self._user_open):
             return self._stable(text, len(head) - len(self._user_open))

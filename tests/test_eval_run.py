@@ -545,6 +545,14 @@ def test_a_suite_that_full_context_cannot_answer_gives_kl_only() -> None:
     assert any("written answers say nothing here" in line for line in report_of(records))
 
 
+def test_questions_that_give_their_answers_away_give_kl_only() -> None:
+    right = {"full": lambda i: i % 4 > 0, "none": lambda i: i % 2 == 0, "sonic": lambda i: i % 4 > 1}
+    found = summarise(answered(right), 0)["s"]
+    assert not found["checkable"]
+    assert all("accuracy_share" not in row for row in found["methods"])
+    assert any("0.50 without any history, so written" in line for line in report_of(answered(right)))
+
+
 def test_recall_is_shown_only_where_an_answer_is_known() -> None:
     losses = {"full": lambda i: 10.0, "none": lambda i: 20.0, "sonic": lambda i: 11.0}
     assert not any("| recall" in line for line in report_of(fake_records("s", losses, 1)))

@@ -12,7 +12,7 @@ from sonic_kv.eval.results import Record
 
 DRAWS = 2000
 DISTANCES = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 1 << 30))
-OTHERS_SHARE = 0.5  # of full context's gain: another dialogue's history must stay below it
+OTHERS_SHARE = 0.5  # of full context's gain, or right answers: no or another history must stay below it
 CHECKABLE = 0.3  # full context's share of right answers, below which they tell no methods apart
 SUBJECTS = ("sonic", "selection", "reread")  # what others are compared with: the first that has been run
 UNPAIRED = ("full", "none", "other-history")
@@ -132,13 +132,19 @@ class Figures:
         return self.share(cell, cases, "exact", _written)
 
     @property
-    def checkable(self) -> bool:
-        """Whether full context answers often enough for written answers to tell methods apart."""
-        return self._often(self.accuracy)
+    def unchecked(self) -> str:
+        """Why written answers tell no methods apart; empty: they do."""
+        if not self._often(self.accuracy):
+            return f": below {CHECKABLE}"
+        full, none = (self.accuracy((name, None), self.cases) for name in ("full", "none"))
+        assert full is not None
+        if none is not None and float(none[0]) > OTHERS_SHARE * float(full[0]):
+            return f", and {float(none[0]):.2f} without any history"
+        return ""
 
     @property
     def recallable(self) -> bool:
-        """The same of recall."""
+        """Whether full context finds answers often enough for recall to tell methods apart."""
         return self._often(self.recall)
 
     def _often(self, measure: Callable[[Cell, Sequence[str]], Tensor | None]) -> bool:
@@ -191,7 +197,7 @@ class Figures:
             return {}
         found: dict[str, Any] = {"accuracy": figure(right)}
         full = self.accuracy(("full", None), cases)
-        if self.checkable and full is not None:
+        if not self.unchecked and full is not None:
             found["accuracy_share"] = figure(right / full)
         return found
 
@@ -269,7 +275,7 @@ class Figures:
             "kl_recovery": less(self.kl_recovery),
             "kl_left": figure(mine / theirs),
             "recall": less(self.recall) if self.recallable else None,
-            "accuracy": less(self.accuracy) if self.checkable else None,
+            "accuracy": less(self.accuracy) if not self.unchecked else None,
         }
 
     def controls(self) -> list[dict[str, Any]]:
@@ -317,10 +323,10 @@ class Figures:
         right = self.accuracy(("full", None), self.cases)
         if right is not None:
             check(
-                self.checkable,
+                not self.unchecked,
                 f"full context answers {float(right[0]):.2f} of the questions right",
                 "",
-                f": below {CHECKABLE}, so written answers say nothing here; read KL",
+                f"{self.unchecked}, so written answers say nothing here; read KL",
             )
         return checks
 
@@ -338,7 +344,7 @@ class Figures:
         return {
             "cases": len(self.cases),
             "worth": self.worth(),
-            "checkable": self.checkable,
+            "checkable": not self.unchecked,
             "controls": self.controls(),
             "methods": [self.row(cell) for cell in cells],
             "subject": subject,

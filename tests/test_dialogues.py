@@ -118,6 +118,15 @@ def test_a_malformed_first_line_is_no_document(tmp_path: Path) -> None:
     assert list(read_dialogues(path, skip_malformed=True)) == [GOOD]
 
 
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"a":' * 100_000])
+def test_a_line_that_is_nested_too_deeply_is_malformed(tmp_path: Path, line: str) -> None:
+    for lines in ((line, json.dumps(GOOD)), (json.dumps(GOOD), line)):
+        path = write(tmp_path / "a.jsonl", *lines)
+        assert list(read_dialogues(path, skip_malformed=True)) == [GOOD]
+        with pytest.raises(DataError, match="nested too deeply"):
+            list(read_dialogues(path))
+
+
 def test_bytes_that_are_no_text_are_malformed(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_bytes(b"\xff\xfe\n")

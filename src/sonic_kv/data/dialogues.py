@@ -89,7 +89,7 @@ def _open(path: Path) -> IO[bytes]:
 
 def _line(place: str, text: bytes) -> Iterator[tuple[str, Any]]:
     try:
-        row = json.loads(text.decode("utf-8"))
+        row = _parsed(text)
     except ValueError as error:
         yield place, error
         return
@@ -99,10 +99,18 @@ def _line(place: str, text: bytes) -> Iterator[tuple[str, Any]]:
         yield place, row
 
 
+def _parsed(text: bytes) -> Any:
+    """What JSON says; `ValueError` if it is none, or nested too deeply to be read."""
+    try:
+        return json.loads(text.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def _opens(line: bytes) -> bool:
     """Whether a first line begins a JSON document that is laid out over many."""
     try:
-        json.loads(line.decode("utf-8"))
+        _parsed(line)
     except ValueError:
         return line.startswith((b"[", b"{"))
     return False
@@ -112,7 +120,7 @@ def _document(path: Path) -> Iterator[tuple[str, Any]] | None:
     """The rows of a file that is one JSON document; None: it is not."""
     with _open(path) as file:
         try:
-            found = json.loads(file.read().decode("utf-8-sig"))
+            found = _parsed(file.read().removeprefix(_BOM))
         except ValueError:
             return None
     return _items(found if isinstance(found, list) and not is_dialogue(found) else [found])

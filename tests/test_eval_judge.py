@@ -225,6 +225,11 @@ def test_nonsense_is_counted_and_never_a_score(
     assert "judge" not in row
 
 
+def test_a_judges_answer_may_hold_any_sign(tmp_path: Path) -> None:
+    Verdicts(tmp_path).add("a", "judge", {"quality": 6}, "one\u2028two\x85three\n")
+    assert Verdicts(tmp_path).found == {"a": {"quality": 6}}
+
+
 def test_a_judge_that_is_down_loses_nothing(
     tmp_path: Path, data: Path, served: Callable[[Answer], Judge]
 ) -> None:

@@ -148,13 +148,16 @@ class Verdicts:
         self.found: dict[str, dict[str, int] | None] = {}
         self.models: dict[str, str] = {}  # who gave them
         if self.path.exists():
-            for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
-                try:
-                    verdict = json.loads(line)
-                    self.found[verdict["id"]] = verdict["scores"]
-                    self.models[verdict["id"]] = verdict["model"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise FileError(f"{self.path}, line {number}: damaged: {error}") from error
+            with self.path.open(
+                encoding="utf-8"
+            ) as file:  # `splitlines` also splits at signs that JSON may hold
+                for number, line in enumerate(file, start=1):
+                    try:
+                        verdict = json.loads(line)
+                        self.found[verdict["id"]] = verdict["scores"]
+                        self.models[verdict["id"]] = verdict["model"]
+                    except (ValueError, KeyError, TypeError) as error:
+                        raise FileError(f"{self.path}, line {number}: damaged: {error}") from error
 
     def add(self, id: str, model: str, scores: dict[str, int] | None, answer: str) -> None:
         """Keep a verdict."""

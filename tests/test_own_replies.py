@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_model
+from tiny import TEMPLATE, tiny_base, tiny_model, tiny_tokenizer
 
 from sonic_kv.cli.main import main
 from sonic_kv.compress.options import Budget
+from sonic_kv.model.model import SonicModel
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.session.own_replies import own_replies
 from sonic_kv.session.session import ChatSession
@@ -23,7 +24,7 @@ def told(*texts: str) -> list[dict[str, Any]]:
 
 
 DIALOGUES = [
-    told("user: hi", "assistant: given", "user: and then?", "assistant: given", "user: go on"),
+    told("user: hi\u2028there\x85", "assistant: given", "user: and then?", "assistant: given", "user: go on"),
     told("system: be brief", "user: what is the code?", "assistant: given"),
     told("assistant: welcome", "user: hello", "assistant: given", "assistant: more", "user: bye"),
     told("system: be brief"),
@@ -70,6 +71,18 @@ def test_a_dialogue_ends_where_it_is_long_enough_or_has_no_room() -> None:
     assert len(found) == 2
 
 
+def test_what_a_template_refuses_ends_its_dialogue_alone(caplog: pytest.LogCaptureFixture) -> None:
+    base = tiny_base()
+    refuses = "{% for m in messages if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endfor %}"
+    model = SonicModel(base, tiny_tokenizer(refuses + TEMPLATE))
+    late = told("user: hi", "assistant: given", "system: be brief", "user: bye", "assistant: given")
+    found = list(own_replies(model, [DIALOGUES[1], late, late[:2]], GREEDY, max_tokens=500))
+    assert [len(messages) for messages in found] == [0, 2, 2]
+    assert "dialogue 1 ends before message 1" in caplog.text
+    assert "dialogue 2 ends before message 3" in caplog.text
+    assert "dialogue 3" not in caplog.text
+
+
 def test_the_command_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,7 +102,7 @@ def test_the_command_goes_on_where_it_was(
     ]
     assert main([*command, str(out)]) == 0
     whole = out.read_text()
-    assert [len(json.loads(line)["messages"]) for line in whole.splitlines()] == [6, 3, 5]
+    assert [len(json.loads(line)["messages"]) for line in whole.rstrip("\n").split("\n")] == [6, 3, 5]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["given.jsonl", "own.jsonl"]
 
     def stop(*_: object) -> None:
@@ -103,11 +116,19 @@ def test_the_command_goes_on_where_it_was(
         file.write('{"mess')  # killed while it wrote
     assert main([*command, str(again), "--max-new-tokens", "9"]) == 2
     assert f"{part} is of another run: delete it, or choose another --out" in capsys.readouterr().err
+    given = source.read_text()
+    source.write_text(given.replace("what is the code", "what was the code"))
+    assert main([*command, str(again)]) == 2
+    source.write_text(given)
     assert main([*command, str(again)]) == 0
     assert again.read_text() == whole
     assert not part.exists()
 
 
-def test_the_command_needs_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "answer", "given.jsonl", "--model", "tiny"]) == 2
+def test_the_command_needs_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["data", "answer", "given.jsonl", "--model", "tiny"]
+    for out in (tmp_path, tmp_path / "no" / "own.jsonl"):
+        assert main([*command, "--out", str(out)]) == 1
+        assert f"cannot write {out}: " in capsys.readouterr().err
+    assert main(command) == 2
     assert "data answer needs --out FILE" in capsys.readouterr().err

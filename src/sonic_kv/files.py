@@ -89,11 +89,18 @@ def write_atomic(path: str | Path, data: bytes, *, private: bool = False) -> Non
 
 
 def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Add JSON lines to a file; they are on the disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
+    """Add JSON lines to a file; they are on the disk when this returns.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {reason(error)}") from error
 
 
 def drop_torn_line(path: Path) -> None:

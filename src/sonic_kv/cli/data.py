@@ -1,6 +1,7 @@
 """`sonic-kv data …`: dialogue files."""
 
 import gzip
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ from typing import Any
 from sonic_kv.cli.command import Call, Command, note
 from sonic_kv.cli.options import AnswerOptions, ConvertOptions, OutputOptions
 from sonic_kv.data.options import SynthConfig
-from sonic_kv.errors import ConfigError
+from sonic_kv.errors import ConfigError, FileError
 from sonic_kv.model.options import ModelOptions
 from sonic_kv.session.options import SamplingConfig
 from sonic_kv.text import Progress
@@ -44,11 +45,16 @@ def answer(call: Call) -> None:
     options, out = call.options(AnswerOptions), call.options(OutputOptions).out
     if out is None:
         raise ConfigError("data answer needs --out FILE, so that it can go on when it was stopped")
+    if Path(out).is_dir() or not Path(out).parent.is_dir():
+        raise FileError(
+            f"cannot write {out}: {'it is a folder' if Path(out).is_dir() else 'there is no such folder'}"
+        )
     found = (one["messages"] for target in call.targets for one in read_source(target, skip_malformed=True))
     dialogues = list(islice(found, options.limit or None))
     model, sampling = load_for_decoding(call.options(ModelOptions)), call.options(SamplingConfig)
     about = {
         "sources": list(call.targets),
+        "dialogues": hashlib.sha256(json.dumps(dialogues, default=str).encode()).hexdigest(),
         "model": model.fingerprint(),
         **asdict(sampling),
         **asdict(options),
@@ -69,7 +75,7 @@ def answer(call: Call) -> None:
             append_lines(part, done[-1:])
             progress.add()
     _write((one for one in done if one["messages"]), out)
-    part.unlink()
+    part.unlink(missing_ok=True)
 
 
 def _begun(part: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
@@ -84,7 +90,11 @@ def _begun(part: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
         append_lines(part, [about])
         return []
     drop_torn_line(part)
-    lines = [json.loads(line) for line in part.read_text(encoding="utf-8").splitlines()]
+    try:
+        with part.open(encoding="utf-8") as file:  # `splitlines` also splits at signs that JSON may hold
+            lines = [json.loads(line) for line in file]
+    except ValueError:
+        lines = []
     if lines[:1] != [about]:
         raise ConfigError(f"{part} is of another run: delete it, or choose another --out")
     return lines[1:]

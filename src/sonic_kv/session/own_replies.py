@@ -1,5 +1,6 @@
 """Dialogues whose replies a model writes anew: what its sessions hold is text of its own."""
 
+import logging
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,13 +9,14 @@ from typing import Any
 
 from sonic_kv.compress.compressor import Compressor
 from sonic_kv.compress.options import Budget
-from sonic_kv.errors import ContextLengthError
+from sonic_kv.errors import ContextLengthError, MessageError
 from sonic_kv.model.messages import Message
 from sonic_kv.model.model import SonicModel
 from sonic_kv.session.dialogue import Dialogue
 from sonic_kv.session.engine import Engine, Preparing, Turn
 from sonic_kv.session.options import SamplingConfig
 
+log = logging.getLogger(__name__)
 SLICE_TOKENS = 256
 
 
@@ -46,7 +48,7 @@ def own_replies(
     """What dialogues become if the model replies to their users, with full context.
 
     A dialogue is empty if nothing in it can be replied to: if no user speaks, or tools take part. One that has no
-    room for a reply ends before it.
+    room for a reply, or whose next message the chat template refuses, ends before it.
 
     Args:
         sampling: a seed is one for all; every reply has its own that follows from it.
@@ -82,7 +84,11 @@ def _go_on(one: _Rewriting, engine: Engine, sampling: SamplingConfig, max_tokens
         sampling = replace(sampling, seed=seed)
 
     def end(turn: Turn) -> None:
-        if turn.error is not None and not isinstance(turn.error, ContextLengthError):
+        if isinstance(turn.error, MessageError):
+            log.warning(
+                "dialogue %d ends before message %d: %s", one.number + 1, len(one.said) + 1, turn.error
+            )
+        elif turn.error is not None and not isinstance(turn.error, ContextLengthError):
             raise turn.error
         if turn.error is None:
             one.said += [*(dict(message) for message in asked), dict(turn.reply(turn.text, turn.reasoning))]

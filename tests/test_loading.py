@@ -325,6 +325,10 @@ def test_a_peft_folder_is_its_base_with_the_lora_in_its_weights(folder: Path, tm
     with pytest.raises(ConfigError, match="merge_and_unload"):
         SonicModel(tuned, tiny_tokenizer())  # type: ignore[arg-type]
     SonicModel(tuned.merge_and_unload(), tiny_tokenizer())
+    file = tmp_path / "peft" / "adapter_model.safetensors"
+    save_file(dict(sorted(load_file(file).items())[1:]), file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="has not all weights"):
+        SonicModel.from_pretrained(tmp_path / "peft")
 
 
 @pytest.mark.parametrize(

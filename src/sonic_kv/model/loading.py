@@ -1,5 +1,6 @@
 """Where a base model comes from: a folder, a hub id, a GGUF file, a PEFT folder, the default."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -185,7 +186,7 @@ def _one_line(source: Source) -> Iterator[None]:
 
 
 def _load_peft(source: Source, options: dict[str, Any]) -> tuple[Any, Any]:
-    """A base with the LoRA of a PEFT folder merged into its weights."""
+    """A base with the LoRA of a PEFT folder, all of it, merged into its weights."""
     from peft import PeftConfig, PeftModel
 
     if "quantization_config" in options:
@@ -205,7 +206,14 @@ def _load_peft(source: Source, options: dict[str, Any]) -> tuple[Any, Any]:
     own = (Path(source.place) / "tokenizer_config.json").is_file()
     words = source if own else below
     tokenizer = AutoTokenizer.from_pretrained(words.place, local_files_only=words.local)
-    return PeftModel.from_pretrained(base, source.place).merge_and_unload(), tokenizer
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")  # PEFT leaves it at that
+            tuned = PeftModel.from_pretrained(base, source.place)
+    except UserWarning as error:
+        why = f"it has not all weights that it needs for {below.name!r}"
+        raise ModelError(f"cannot load model {source.name!r}, a PEFT adapter: {why}") from error
+    return tuned.merge_and_unload(), tokenizer
 
 
 def _four_bits(kind: Quantization, dtype: torch.dtype | None, device_map: Any) -> dict[str, Any]:

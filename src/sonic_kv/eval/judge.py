@@ -148,9 +148,8 @@ class Verdicts:
         self.found: dict[str, dict[str, int] | None] = {}
         self.models: dict[str, str] = {}  # who gave them
         if self.path.exists():
-            with self.path.open(
-                encoding="utf-8"
-            ) as file:  # `splitlines` also splits at signs that JSON may hold
+            # `splitlines` also splits at signs that JSON may hold
+            with self.path.open(encoding="utf-8") as file:
                 for number, line in enumerate(file, start=1):
                     try:
                         verdict = json.loads(line)

@@ -25,7 +25,7 @@ def load_model(options: ModelOptions) -> "SonicModel":
 
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading weights
-    try:
+    try:  # torch raises each of these: an unknown name, a build without CUDA, a device that holds no data
         device = torch.device(options.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

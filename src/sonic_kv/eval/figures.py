@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ class Figures:
         """Share of the written answers that are right, per draw."""
         return self.share(cell, cases, "exact", _written)
 
-    @property
+    @cached_property
     def unchecked(self) -> str:
         """Why written answers tell no methods apart; empty: they do."""
         if not self._often(self.accuracy):

@@ -181,17 +181,16 @@ class OtherHistory(Closer):
         self, model: SonicModel, budget: Budget, config: SessionConfig, donor: Sequence[int]
     ) -> None:
         super().__init__(model, budget, config, donor)
-        self._other, self._size = Row(model.new_cache()), 0  # so much of the other dialogue has been read
+        self._other = Row(model.new_cache())  # reads the other dialogue, as far as it is needed
 
     def close(self, row: Row) -> Steps:
         lengths = row.cache.lengths.closing(row.cache.open_length)
         size = min(lengths.memory, len(self.donor))
-        more = self.donor[self._size : size]
-        if not self._other.cache.logical_length:
-            more = [*row.token_ids[: lengths.prefix], *more]
+        wanted = [*row.token_ids[: lengths.prefix], *self.donor[:size]]
+        more = wanted[self._other.cache.logical_length :]
         if more:
             yield Aside(self._other, more)
-        self._size, row.cache = size, self._other.cache.fork()
+        row.cache = self._other.cache.fork()
         row.cache.keep(_as_memory(row.cache, lengths.prefix, torch.zeros(size)), lengths)
 
 

@@ -45,7 +45,7 @@ LOOK_SECONDS = 0.25  # between looks at what has become idle, while there is not
 
 
 class _ShareTakenError(Exception):
-    """The key's own dialogues take all that one key may have, for now."""
+    """The key's own dialogues take all that one key may have: its request waits until others of it end."""
 
 
 class Worker:

@@ -84,14 +84,14 @@ def _go_on(one: _Rewriting, engine: Engine, sampling: SamplingConfig, max_tokens
         sampling = replace(sampling, seed=seed)
 
     def end(turn: Turn) -> None:
-        if isinstance(turn.error, MessageError):
+        if turn.error is None:
+            one.said += [*(dict(message) for message in asked), dict(turn.reply(turn.text, turn.reasoning))]
+        elif isinstance(turn.error, MessageError):
             log.warning(
                 "dialogue %d ends before message %d: %s", one.number + 1, len(one.said) + 1, turn.error
             )
-        elif turn.error is not None and not isinstance(turn.error, ContextLengthError):
+        elif not isinstance(turn.error, ContextLengthError):
             raise turn.error
-        if turn.error is None:
-            one.said += [*(dict(message) for message in asked), dict(turn.reply(turn.text, turn.reasoning))]
         if turn.error or turn.session is None or turn.session.cache.logical_length >= max_tokens:
             one.waiting.clear()
         _go_on(one, engine, of_all, max_tokens)
